@@ -1,0 +1,1 @@
+"""The services of Nexus COS and the chassis they stand on."""

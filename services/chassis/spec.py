@@ -1,0 +1,117 @@
+"""What a service says of itself, and how specs are found.
+
+A spec is light: importing it imports neither the service's code nor its libraries, so the mesh, the edge and
+the command line can read all of them at once.
+"""
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+
+from pydantic import BaseModel
+
+SERVICES = Path(__file__).resolve().parents[1]
+
+
+class NoConfig(BaseModel):
+    """The configuration of a service that needs none."""
+
+
+@dataclass(frozen=True)
+class ServiceSpec:
+    """One service: `SERVICE = ServiceSpec(…)` in its `spec.py`.
+
+    Everything else follows from the folder `services/<domain>/<service>/`: the contract is
+    `proto/nexus/<domain>/<service>/v1`, and `servicer.py` has a class for each gRPC service in it, of the
+    same name.
+    """
+
+    id: str
+    """As in the catalogue: "user-auth"."""
+    port: int
+    """The well-known port."""
+    calls: Sequence[str] = ()
+    """Ids of the services that this one may call. Anything else is refused on both sides."""
+    config: type[BaseModel] = NoConfig
+    """Its own settings, `NEXUS_<SERVICE>_…`."""
+    module: str = field(default="", compare=False)
+    """The Python package it lives in; filled in by `discover`."""
+
+    @property
+    def domain(self) -> str:
+        return self.module.split(".")[1]
+
+    @property
+    def package_name(self) -> str:
+        """Its id as a Python name, schema name and proto package part: "user_auth"."""
+        return self.module.split(".")[2]
+
+    @property
+    def proto_package(self) -> str:
+        return f"nexus.{self.domain}.{self.package_name}.v1"
+
+    @property
+    def schema(self) -> str:
+        """Its schema in the database."""
+        return self.package_name
+
+    @property
+    def role(self) -> str:
+        """Its role in the database."""
+        return f"nexus_{self.package_name}"
+
+    @cached_property
+    def folder(self) -> Path:
+        return SERVICES / self.domain / self.package_name
+
+
+@cache
+def discover() -> dict[str, ServiceSpec]:
+    """Every service there is, by id, in the order of ports."""
+    specs = [load(path.parent) for path in SERVICES.glob("*/*/spec.py") if path.parts[-3] != "chassis"]
+    by_id = {spec.id: spec for spec in sorted(specs, key=lambda spec: spec.port)}
+    by_port: dict[int, str] = {}
+    for spec in specs:
+        if by_id[spec.id] is not spec:
+            raise ValueError(f"two services have the id {spec.id}")
+        if spec.port in by_port:
+            raise ValueError(f"{spec.id} and {by_port[spec.port]} both have port {spec.port}")
+        by_port[spec.port] = spec.id
+        for callee in spec.calls:
+            if callee not in by_id:
+                raise ValueError(f"{spec.id} calls {callee}, which does not exist")
+    return by_id
+
+
+def load(folder: Path) -> ServiceSpec:
+    """The spec in one service folder."""
+    module = f"services.{folder.parent.name}.{folder.name}"
+    spec: ServiceSpec = importlib.import_module(f"{module}.spec").SERVICE
+    object.__setattr__(spec, "module", module)
+    if spec.id.replace("-", "_") != folder.name:
+        raise ValueError(f"{module} has the id {spec.id}; the folder must be named after it")
+    return spec
+
+
+def callers_of(service: str) -> frozenset[str]:
+    """The services that declare this one among their calls."""
+    return frozenset(spec.id for spec in discover().values() if service in spec.calls)
+
+
+def select(names: Sequence[str]) -> list[ServiceSpec]:
+    """The services meant by ids or domains; all of them when there are no names.
+
+    Raises KeyError with the unknown name.
+    """
+    specs = discover()
+    if not names:
+        return list(specs.values())
+    chosen: dict[str, ServiceSpec] = {}
+    for name in names:
+        matching = [spec for spec in specs.values() if name in (spec.id, spec.domain)]
+        if not matching:
+            raise KeyError(name)
+        chosen.update({spec.id: spec for spec in matching})
+    return list(chosen.values())

@@ -1,0 +1,17 @@
+from datetime import timedelta
+
+from pydantic import BaseModel
+
+from services.chassis.spec import ServiceSpec
+
+
+class Config(BaseModel):
+    access_lifetime: timedelta = timedelta(minutes=10)
+    refresh_lifetime: timedelta = timedelta(days=30)
+    refresh_grace: timedelta = timedelta(seconds=10)
+    """How long an exchanged refresh token is still taken, for clients that refresh in parallel."""
+    key_propagation: timedelta = timedelta(seconds=30)
+    """How long a key is published before it may sign: longer than any verifier caches the key set."""
+
+
+SERVICE = ServiceSpec(id="token-mgr", port=3005, config=Config)
