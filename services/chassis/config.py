@@ -31,6 +31,9 @@ def _absolute(value: object) -> object:
 
 AbsolutePath = Annotated[Path, BeforeValidator(_absolute)]
 
+Rate = Annotated[str, Field(pattern=r"^[1-9][0-9]*/(second|minute|hour)$")]
+_SECONDS = {"second": 1, "minute": 60, "hour": 3600}
+
 
 class Settings(BaseModel):
     """What every process of the platform knows. Each field is the variable `NEXUS_<NAME>`."""
@@ -74,8 +77,17 @@ class Settings(BaseModel):
     max_concurrent_calls: int = Field(default=2000, gt=0)
     """Calls that one service works on at once; more are refused at once with RESOURCE_EXHAUSTED."""
 
-    token_issuer: str = "https://nexus.local"  # noqa: S105
-    token_audience: str = "nexus"  # noqa: S105
+    rate_read: Rate = "1200/minute"
+    """How often one user, and one address, may call the methods of a rate class: "<calls>/<second|minute|hour>"."""
+    rate_write: Rate = "600/minute"
+    rate_credentials: Rate = "30/minute"
+    rate_costly: Rate = "60/minute"
+
+    token_issuer: str = "https://nexus.local"
+    token_audience: str = "nexus"
+
+    access_token_seconds: int = Field(default=600, ge=30, le=3600)
+    """How long an access token lives."""
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     trace_ratio: float = Field(default=0.1, ge=0, le=1)
@@ -90,6 +102,11 @@ class Settings(BaseModel):
     mail_sender: str = "Nexus COS <no-reply@nexus.local>"
     public_url: str = "https://127.0.0.1:8443"
     """Where people reach the edge, for links in mails and documents."""
+
+    def rate(self, rate_class: str) -> tuple[int, int]:
+        """The limit of a rate class ("READ", …) as (calls, seconds)."""
+        amount, _, unit = getattr(self, f"rate_{rate_class.lower()}").partition("/")
+        return int(amount), _SECONDS[unit]
 
     @cached_property
     def run_dir(self) -> Path:

@@ -15,11 +15,12 @@ from google.api import annotations_pb2, http_pb2
 from google.protobuf import descriptor_pb2
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.descriptor_pool import DescriptorPool
-
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 from nexus.options.v1 import policy_pb2
 from nexus.options.v1.policy_pb2 import MethodPolicy
 
-IMAGE = Path(list(nexus.__path__)[0]).parent / "descriptors" / "nexus.binpb"
+IMAGE = Path(next(iter(nexus.__path__))).parent / "descriptors" / "nexus.binpb"
 """The descriptor set of all contracts, written by `make gen`."""
 
 NO_SIDE_EFFECTS = policy_pb2.IDEMPOTENCY_NO_SIDE_EFFECTS
@@ -72,8 +73,16 @@ class Method:
         return self.descriptor.name
 
     @cached_property
+    def input(self) -> type[Message]:
+        return GetMessageClass(self.descriptor.input_type)
+
+    @cached_property
+    def output(self) -> type[Message]:
+        return GetMessageClass(self.descriptor.output_type)
+
+    @cached_property
     def full_name(self) -> str:
-        """"nexus.identity.user_auth.v1.UserService/Register"."""
+        """ "nexus.identity.user_auth.v1.UserService/Register"."""
         return f"{self.descriptor.containing_service.full_name}/{self.descriptor.name}"
 
     @cached_property
@@ -83,12 +92,12 @@ class Method:
 
     @cached_property
     def service_id(self) -> str:
-        """"user-auth"."""
+        """ "user-auth"."""
         return self.descriptor.containing_service.full_name.split(".")[2].replace("_", "-")
 
     @cached_property
     def access(self) -> str:
-        """"public", "signed_in", "service_only" or "permission"."""
+        """ "public", "signed_in", "service_only" or "permission"."""
         return self.policy.WhichOneof("access") or ""
 
     @cached_property
@@ -106,7 +115,7 @@ class Method:
 
     @cached_property
     def rate_class(self) -> str:
-        """"READ", "WRITE", "CREDENTIALS" or "COSTLY"."""
+        """ "READ", "WRITE", "CREDENTIALS" or "COSTLY"."""
         if self.policy.rate_class:
             return policy_pb2.RateClass.Name(self.policy.rate_class).removeprefix("RATE_CLASS_")
         return "READ" if self.policy.idempotency == NO_SIDE_EFFECTS else "WRITE"
@@ -136,7 +145,7 @@ def method_of(descriptor: MethodDescriptor) -> Method:
     method = Method(
         descriptor=descriptor,
         policy=options.Extensions[policy_pb2.method],
-        routes=_routes(options.Extensions[annotations_pb2.http]),
+        routes=_routes(options.Extensions[annotations_pb2.http]),,
     )
     problem = _problem(method)
     if problem:
@@ -160,9 +169,7 @@ def _problem(method: Method) -> str | None:
         return "is for services only and has an HTTP route"
     if method.access != "service_only" and not method.routes:
         return "has no HTTP route, so nobody outside can call it: add one or make it service_only"
-    if policy.HasField("cache_lifetime") and (
-        method.access != "public" or policy.idempotency != NO_SIDE_EFFECTS
-    ):
+    if policy.HasField("cache_lifetime") and (method.access != "public" or policy.idempotency != NO_SIDE_EFFECTS):
         return "may be cached only if it is public and without side effects"
     return None
 
@@ -209,9 +216,7 @@ def services() -> dict[str, ServiceDescriptor]:
 @cache
 def methods() -> dict[str, Method]:
     """Every method of the platform by its gRPC path."""
-    return {
-        method.path: method for service in services().values() for method in methods_of(service)
-    }
+    return {method.path: method for service in services().values() for method in methods_of(service)}
 
 
 @cache

@@ -36,6 +36,8 @@ class ServiceSpec:
     """Ids of the services that this one may call. Anything else is refused on both sides."""
     config: type[BaseModel] = NoConfig
     """Its own settings, `NEXUS_<SERVICE>_…`."""
+    reflects_platform: bool = False
+    """Whether its gRPC reflection describes all services, not only its own."""
     module: str = field(default="", compare=False)
     """The Python package it lives in; filled in by `discover`."""
 

@@ -112,9 +112,7 @@ def includes(proto: Path, scratch: Path) -> list[str]:
         for name in ("descriptor", "duration", "field_mask", "timestamp"):
             module = __import__(f"google.protobuf.{name}_pb2", fromlist=["DESCRIPTOR"])
             module.DESCRIPTOR.CopyToProto(files.file.add())
-        files.file.append(
-            descriptor_pb2.FileDescriptorProto.FromString(validate_pb.desc().proto.to_binary())
-        )
+        files.file.append(descriptor_pb2.FileDescriptorProto.FromString(validate_pb.desc().proto.to_binary()))
         base.write_bytes(files.SerializeToString())
     common_protos = Path(annotations_pb2.__file__).parents[2]
     well_known = Path(grpc_tools.__file__).parent / "_proto"

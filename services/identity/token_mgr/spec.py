@@ -6,7 +6,6 @@ from services.chassis.spec import ServiceSpec
 
 
 class Config(BaseModel):
-    access_lifetime: timedelta = timedelta(minutes=10)
     refresh_lifetime: timedelta = timedelta(days=30)
     refresh_grace: timedelta = timedelta(seconds=10)
     """How long an exchanged refresh token is still taken, for clients that refresh in parallel."""

@@ -101,12 +101,12 @@ class RateLimited(Fault):
     template = "Too many calls; try again in {seconds} s."
 
 class DependencyUnavailable(Fault):
-    """Something the service needs is away; nothing was done. Safe to try again."""
+    """Something the service needs is away. Try again, with the same request_id where the method takes one."""
 
     domain = "nexus"
     reason = "DEPENDENCY_UNAVAILABLE"
     code = StatusCode.UNAVAILABLE
-    template = "The {dependency} is not available at the moment; nothing was changed."
+    template = "The {dependency} is not available at the moment; try again."
 
 class DeadlineExceeded(Fault):
     """The call was cut off at its deadline."""

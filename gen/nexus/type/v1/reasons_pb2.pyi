@@ -48,7 +48,7 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_RATE_LIMITED: _Reason.ValueType  # 12
     """The caller is over a limit; `google.rpc.RetryInfo` says when to come back."""
     REASON_DEPENDENCY_UNAVAILABLE: _Reason.ValueType  # 13
-    """Something the service needs is away; nothing was done. Safe to try again."""
+    """Something the service needs is away. Try again, with the same request_id where the method takes one."""
     REASON_DEADLINE_EXCEEDED: _Reason.ValueType  # 14
     """The call was cut off at its deadline."""
     REASON_CONFLICT: _Reason.ValueType  # 15
@@ -97,7 +97,7 @@ REASON_IDEMPOTENCY_KEY_REUSED: Reason.ValueType  # 11
 REASON_RATE_LIMITED: Reason.ValueType  # 12
 """The caller is over a limit; `google.rpc.RetryInfo` says when to come back."""
 REASON_DEPENDENCY_UNAVAILABLE: Reason.ValueType  # 13
-"""Something the service needs is away; nothing was done. Safe to try again."""
+"""Something the service needs is away. Try again, with the same request_id where the method takes one."""
 REASON_DEADLINE_EXCEEDED: Reason.ValueType  # 14
 """The call was cut off at its deadline."""
 REASON_CONFLICT: Reason.ValueType  # 15

@@ -28,7 +28,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from nexus.options.v1 import policy_pb2 as nexus_dot_options_dot_v1_dot_policy__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n/nexus/identity/session_mgr/v1/session_mgr.proto\x12\x1dnexus.identity.session_mgr.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dnexus/options/v1/policy.proto\"\x89\x02\n\x07Session\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x18\n\nuser_agent\x18\x03 \x01(\tB\x04\xc8\xf3\x18\x01\x12\x18\n\nip_address\x18\x04 \x01(\tB\x04\xc8\xf3\x18\x01\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0elast_used_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63urrent\x18\x08 \x01(\x08\"\x95\x01\n\x14\x43reateSessionRequest\x12\x1c\n\x07user_id\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xc8\x01\x01\x12 \n\nuser_agent\x18\x02 \x01(\tB\x0c\xbaH\x05r\x03\x18\x80\x04\xc8\xf3\x18\x01\x12\x1f\n\nip_address\x18\x03 \x01(\tB\x0b\xbaH\x04r\x02\x18@\xc8\xf3\x18\x01\x12\x1c\n\nrequest_id\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"m\n\x15\x43reateSessionResponse\x12\x37\n\x07session\x18\x01 \x01(\x0b\x32&.nexus.identity.session_mgr.v1.Session\x12\x1b\n\rsession_token\x18\x02 \x01(\tB\x04\xc0\xf3\x18\x01\";\n\x11GetSessionRequest\x12&\n\rsession_token\x18\x01 \x01(\tB\x0f\xbaH\x08r\x03\x18\x80\x01\xc8\x01\x01\xc0\xf3\x18\x01\"M\n\x12GetSessionResponse\x12\x37\n\x07session\x18\x01 \x01(\x0b\x32&.nexus.identity.session_mgr.v1.Session\"\x17\n\x15ListMySessionsRequest\"R\n\x16ListMySessionsResponse\x12\x38\n\x08sessions\x18\x01 \x03(\x0b\x32&.nexus.identity.session_mgr.v1.Session\"7\n\x14RevokeSessionRequest\x12\x1f\n\nsession_id\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xc8\x01\x01\"\x17\n\x15RevokeSessionResponse\"\x1a\n\x18RevokeAllSessionsRequest\"3\n\x19RevokeAllSessionsResponse\x12\x16\n\x0e\x65nded_sessions\x18\x01 \x01(\x05\"6\n\x16\x45ndUserSessionsRequest\x12\x1c\n\x07user_id\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xc8\x01\x01\"1\n\x17\x45ndUserSessionsResponse\x12\x16\n\x0e\x65nded_sessions\x18\x01 \x01(\x05\x32\x9a\x07\n\x0eSessionService\x12\x84\x01\n\rCreateSession\x12\x33.nexus.identity.session_mgr.v1.CreateSessionRequest\x1a\x34.nexus.identity.session_mgr.v1.CreateSessionResponse\"\x08\xc2\xf3\x18\x04\x18\x01(\x03\x12{\n\nGetSession\x12\x30.nexus.identity.session_mgr.v1.GetSessionRequest\x1a\x31.nexus.identity.session_mgr.v1.GetSessionResponse\"\x08\xc2\xf3\x18\x04\x18\x01(\x02\x12\x9f\x01\n\x0eListMySessions\x12\x34.nexus.identity.session_mgr.v1.ListMySessionsRequest\x1a\x35.nexus.identity.session_mgr.v1.ListMySessionsResponse\" \xc2\xf3\x18\x04\x10\x01(\x01\x82\xd3\xe4\x93\x02\x12\x12\x10/api/v1/sessions\x12\xa9\x01\n\rRevokeSession\x12\x33.nexus.identity.session_mgr.v1.RevokeSessionRequest\x1a\x34.nexus.identity.session_mgr.v1.RevokeSessionResponse\"-\xc2\xf3\x18\x04\x10\x01(\x04\x82\xd3\xe4\x93\x02\x1f*\x1d/api/v1/sessions/{session_id}\x12\xa8\x01\n\x11RevokeAllSessions\x12\x37.nexus.identity.session_mgr.v1.RevokeAllSessionsRequest\x1a\x38.nexus.identity.session_mgr.v1.RevokeAllSessionsResponse\" \xc2\xf3\x18\x04\x10\x01(\x02\x82\xd3\xe4\x93\x02\x12*\x10/api/v1/sessions\x12\x8a\x01\n\x0f\x45ndUserSessions\x12\x35.nexus.identity.session_mgr.v1.EndUserSessionsRequest\x1a\x36.nexus.identity.session_mgr.v1.EndUserSessionsResponse\"\x08\xc2\xf3\x18\x04\x18\x01(\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n/nexus/identity/session_mgr/v1/session_mgr.proto\x12\x1dnexus.identity.session_mgr.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dnexus/options/v1/policy.proto\"\x89\x02\n\x07Session\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x18\n\nuser_agent\x18\x03 \x01(\tB\x04\xc8\xf3\x18\x01\x12\x18\n\nip_address\x18\x04 \x01(\tB\x04\xc8\xf3\x18\x01\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0elast_used_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63urrent\x18\x08 \x01(\x08\"\x95\x01\n\x14\x43reateSessionRequest\x12\x1c\n\x07user_id\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xc8\x01\x01\x12 \n\nuser_agent\x18\x02 \x01(\tB\x0c\xbaH\x05r\x03\x18\x80\x04\xc8\xf3\x18\x01\x12\x1f\n\nip_address\x18\x03 \x01(\tB\x0b\xbaH\x04r\x02\x18@\xc8\xf3\x18\x01\x12\x1c\n\nrequest_id\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"m\n\x15\x43reateSessionResponse\x12\x37\n\x07session\x18\x01 \x01(\x0b\x32&.nexus.identity.session_mgr.v1.Session\x12\x1b\n\rsession_token\x18\x02 \x01(\tB\x04\xc0\xf3\x18\x01\";\n\x11GetSessionRequest\x12&\n\rsession_token\x18\x01 \x01(\tB\x0f\xbaH\x08r\x03\x18\x80\x01\xc8\x01\x01\xc0\xf3\x18\x01\"M\n\x12GetSessionResponse\x12\x37\n\x07session\x18\x01 \x01(\x0b\x32&.nexus.identity.session_mgr.v1.Session\"6\n\x13TouchSessionRequest\x12\x1f\n\nsession_id\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xc8\x01\x01\"O\n\x14TouchSessionResponse\x12\x37\n\x07session\x18\x01 \x01(\x0b\x32&.nexus.identity.session_mgr.v1.Session\"\x17\n\x15ListMySessionsRequest\"R\n\x16ListMySessionsResponse\x12\x38\n\x08sessions\x18\x01 \x03(\x0b\x32&.nexus.identity.session_mgr.v1.Session\"7\n\x14RevokeSessionRequest\x12\x1f\n\nsession_id\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xc8\x01\x01\"\x17\n\x15RevokeSessionResponse\"\x1a\n\x18RevokeAllSessionsRequest\"3\n\x19RevokeAllSessionsResponse\x12\x16\n\x0e\x65nded_sessions\x18\x01 \x01(\x05\"W\n\x16\x45ndUserSessionsRequest\x12\x1c\n\x07user_id\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xc8\x01\x01\x12\x1f\n\nsession_id\x18\x02 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\"1\n\x17\x45ndUserSessionsResponse\x12\x16\n\x0e\x65nded_sessions\x18\x01 \x01(\x05\x32\x9e\x08\n\x0eSessionService\x12\x84\x01\n\rCreateSession\x12\x33.nexus.identity.session_mgr.v1.CreateSessionRequest\x1a\x34.nexus.identity.session_mgr.v1.CreateSessionResponse\"\x08\xc2\xf3\x18\x04\x18\x01(\x03\x12{\n\nGetSession\x12\x30.nexus.identity.session_mgr.v1.GetSessionRequest\x1a\x31.nexus.identity.session_mgr.v1.GetSessionResponse\"\x08\xc2\xf3\x18\x04\x18\x01(\x02\x12\x81\x01\n\x0cTouchSession\x12\x32.nexus.identity.session_mgr.v1.TouchSessionRequest\x1a\x33.nexus.identity.session_mgr.v1.TouchSessionResponse\"\x08\xc2\xf3\x18\x04\x18\x01(\x02\x12\x9f\x01\n\x0eListMySessions\x12\x34.nexus.identity.session_mgr.v1.ListMySessionsRequest\x1a\x35.nexus.identity.session_mgr.v1.ListMySessionsResponse\" \xc2\xf3\x18\x04\x10\x01(\x01\x82\xd3\xe4\x93\x02\x12\x12\x10/api/v1/sessions\x12\xa9\x01\n\rRevokeSession\x12\x33.nexus.identity.session_mgr.v1.RevokeSessionRequest\x1a\x34.nexus.identity.session_mgr.v1.RevokeSessionResponse\"-\xc2\xf3\x18\x04\x10\x01(\x04\x82\xd3\xe4\x93\x02\x1f*\x1d/api/v1/sessions/{session_id}\x12\xa8\x01\n\x11RevokeAllSessions\x12\x37.nexus.identity.session_mgr.v1.RevokeAllSessionsRequest\x1a\x38.nexus.identity.session_mgr.v1.RevokeAllSessionsResponse\" \xc2\xf3\x18\x04\x10\x01(\x02\x82\xd3\xe4\x93\x02\x12*\x10/api/v1/sessions\x12\x8a\x01\n\x0f\x45ndUserSessions\x12\x35.nexus.identity.session_mgr.v1.EndUserSessionsRequest\x1a\x36.nexus.identity.session_mgr.v1.EndUserSessionsResponse\"\x08\xc2\xf3\x18\x04\x18\x01(\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -51,14 +51,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATESESSIONRESPONSE'].fields_by_name['session_token']._serialized_options = b'\300\363\030\001'
   _globals['_GETSESSIONREQUEST'].fields_by_name['session_token']._loaded_options = None
   _globals['_GETSESSIONREQUEST'].fields_by_name['session_token']._serialized_options = b'\272H\010r\003\030\200\001\310\001\001\300\363\030\001'
+  _globals['_TOUCHSESSIONREQUEST'].fields_by_name['session_id']._loaded_options = None
+  _globals['_TOUCHSESSIONREQUEST'].fields_by_name['session_id']._serialized_options = b'\272H\010r\003\260\001\001\310\001\001'
   _globals['_REVOKESESSIONREQUEST'].fields_by_name['session_id']._loaded_options = None
   _globals['_REVOKESESSIONREQUEST'].fields_by_name['session_id']._serialized_options = b'\272H\010r\003\260\001\001\310\001\001'
   _globals['_ENDUSERSESSIONSREQUEST'].fields_by_name['user_id']._loaded_options = None
   _globals['_ENDUSERSESSIONSREQUEST'].fields_by_name['user_id']._serialized_options = b'\272H\010r\003\260\001\001\310\001\001'
+  _globals['_ENDUSERSESSIONSREQUEST'].fields_by_name['session_id']._loaded_options = None
+  _globals['_ENDUSERSESSIONSREQUEST'].fields_by_name['session_id']._serialized_options = b'\272H\010r\003\260\001\001\330\001\001'
   _globals['_SESSIONSERVICE'].methods_by_name['CreateSession']._loaded_options = None
   _globals['_SESSIONSERVICE'].methods_by_name['CreateSession']._serialized_options = b'\302\363\030\004\030\001(\003'
   _globals['_SESSIONSERVICE'].methods_by_name['GetSession']._loaded_options = None
   _globals['_SESSIONSERVICE'].methods_by_name['GetSession']._serialized_options = b'\302\363\030\004\030\001(\002'
+  _globals['_SESSIONSERVICE'].methods_by_name['TouchSession']._loaded_options = None
+  _globals['_SESSIONSERVICE'].methods_by_name['TouchSession']._serialized_options = b'\302\363\030\004\030\001(\002'
   _globals['_SESSIONSERVICE'].methods_by_name['ListMySessions']._loaded_options = None
   _globals['_SESSIONSERVICE'].methods_by_name['ListMySessions']._serialized_options = b'\302\363\030\004\020\001(\001\202\323\344\223\002\022\022\020/api/v1/sessions'
   _globals['_SESSIONSERVICE'].methods_by_name['RevokeSession']._loaded_options = None
@@ -77,22 +83,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSESSIONREQUEST']._serialized_end=795
   _globals['_GETSESSIONRESPONSE']._serialized_start=797
   _globals['_GETSESSIONRESPONSE']._serialized_end=874
-  _globals['_LISTMYSESSIONSREQUEST']._serialized_start=876
-  _globals['_LISTMYSESSIONSREQUEST']._serialized_end=899
-  _globals['_LISTMYSESSIONSRESPONSE']._serialized_start=901
-  _globals['_LISTMYSESSIONSRESPONSE']._serialized_end=983
-  _globals['_REVOKESESSIONREQUEST']._serialized_start=985
-  _globals['_REVOKESESSIONREQUEST']._serialized_end=1040
-  _globals['_REVOKESESSIONRESPONSE']._serialized_start=1042
-  _globals['_REVOKESESSIONRESPONSE']._serialized_end=1065
-  _globals['_REVOKEALLSESSIONSREQUEST']._serialized_start=1067
-  _globals['_REVOKEALLSESSIONSREQUEST']._serialized_end=1093
-  _globals['_REVOKEALLSESSIONSRESPONSE']._serialized_start=1095
-  _globals['_REVOKEALLSESSIONSRESPONSE']._serialized_end=1146
-  _globals['_ENDUSERSESSIONSREQUEST']._serialized_start=1148
-  _globals['_ENDUSERSESSIONSREQUEST']._serialized_end=1202
-  _globals['_ENDUSERSESSIONSRESPONSE']._serialized_start=1204
-  _globals['_ENDUSERSESSIONSRESPONSE']._serialized_end=1253
-  _globals['_SESSIONSERVICE']._serialized_start=1256
-  _globals['_SESSIONSERVICE']._serialized_end=2178
+  _globals['_TOUCHSESSIONREQUEST']._serialized_start=876
+  _globals['_TOUCHSESSIONREQUEST']._serialized_end=930
+  _globals['_TOUCHSESSIONRESPONSE']._serialized_start=932
+  _globals['_TOUCHSESSIONRESPONSE']._serialized_end=1011
+  _globals['_LISTMYSESSIONSREQUEST']._serialized_start=1013
+  _globals['_LISTMYSESSIONSREQUEST']._serialized_end=1036
+  _globals['_LISTMYSESSIONSRESPONSE']._serialized_start=1038
+  _globals['_LISTMYSESSIONSRESPONSE']._serialized_end=1120
+  _globals['_REVOKESESSIONREQUEST']._serialized_start=1122
+  _globals['_REVOKESESSIONREQUEST']._serialized_end=1177
+  _globals['_REVOKESESSIONRESPONSE']._serialized_start=1179
+  _globals['_REVOKESESSIONRESPONSE']._serialized_end=1202
+  _globals['_REVOKEALLSESSIONSREQUEST']._serialized_start=1204
+  _globals['_REVOKEALLSESSIONSREQUEST']._serialized_end=1230
+  _globals['_REVOKEALLSESSIONSRESPONSE']._serialized_start=1232
+  _globals['_REVOKEALLSESSIONSRESPONSE']._serialized_end=1283
+  _globals['_ENDUSERSESSIONSREQUEST']._serialized_start=1285
+  _globals['_ENDUSERSESSIONSREQUEST']._serialized_end=1372
+  _globals['_ENDUSERSESSIONSRESPONSE']._serialized_start=1374
+  _globals['_ENDUSERSESSIONSRESPONSE']._serialized_end=1423
+  _globals['_SESSIONSERVICE']._serialized_start=1426
+  _globals['_SESSIONSERVICE']._serialized_end=2480
 # @@protoc_insertion_point(module_scope)

@@ -45,6 +45,11 @@ class SessionServiceStub:
                 request_serializer=nexus_dot_identity_dot_session__mgr_dot_v1_dot_session__mgr__pb2.GetSessionRequest.SerializeToString,
                 response_deserializer=nexus_dot_identity_dot_session__mgr_dot_v1_dot_session__mgr__pb2.GetSessionResponse.FromString,
                 _registered_method=True)
+        self.TouchSession = channel.unary_unary(
+                '/nexus.identity.session_mgr.v1.SessionService/TouchSession',
+                request_serializer=nexus_dot_identity_dot_session__mgr_dot_v1_dot_session__mgr__pb2.TouchSessionRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_session__mgr_dot_v1_dot_session__mgr__pb2.TouchSessionResponse.FromString,
+                _registered_method=True)
         self.ListMySessions = channel.unary_unary(
                 '/nexus.identity.session_mgr.v1.SessionService/ListMySessions',
                 request_serializer=nexus_dot_identity_dot_session__mgr_dot_v1_dot_session__mgr__pb2.ListMySessionsRequest.SerializeToString,
@@ -87,6 +92,15 @@ class SessionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TouchSession(self, request, context):
+        """Counts a session as used now, for a service that renews its tokens.
+
+        Errors: SESSION_NOT_FOUND, also when it has timed out.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListMySessions(self, request, context):
         """Lists the caller's live sessions, the latest used first. There are at most five, so there are no pages.
         """
@@ -111,7 +125,8 @@ class SessionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def EndUserSessions(self, request, context):
-        """Ends all sessions of a user, for a service that must lock them out: a changed password, a stolen token.
+        """Ends all sessions of a user, or one, for a service that must lock them out: a changed password, a stolen
+        token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -129,6 +144,11 @@ def add_SessionServiceServicer_to_server(servicer, server):
                     servicer.GetSession,
                     request_deserializer=nexus_dot_identity_dot_session__mgr_dot_v1_dot_session__mgr__pb2.GetSessionRequest.FromString,
                     response_serializer=nexus_dot_identity_dot_session__mgr_dot_v1_dot_session__mgr__pb2.GetSessionResponse.SerializeToString,
+            ),
+            'TouchSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.TouchSession,
+                    request_deserializer=nexus_dot_identity_dot_session__mgr_dot_v1_dot_session__mgr__pb2.TouchSessionRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_session__mgr_dot_v1_dot_session__mgr__pb2.TouchSessionResponse.SerializeToString,
             ),
             'ListMySessions': grpc.unary_unary_rpc_method_handler(
                     servicer.ListMySessions,
@@ -206,6 +226,33 @@ class SessionService:
             '/nexus.identity.session_mgr.v1.SessionService/GetSession',
             nexus_dot_identity_dot_session__mgr_dot_v1_dot_session__mgr__pb2.GetSessionRequest.SerializeToString,
             nexus_dot_identity_dot_session__mgr_dot_v1_dot_session__mgr__pb2.GetSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TouchSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.session_mgr.v1.SessionService/TouchSession',
+            nexus_dot_identity_dot_session__mgr_dot_v1_dot_session__mgr__pb2.TouchSessionRequest.SerializeToString,
+            nexus_dot_identity_dot_session__mgr_dot_v1_dot_session__mgr__pb2.TouchSessionResponse.FromString,
             options,
             channel_credentials,
             insecure,

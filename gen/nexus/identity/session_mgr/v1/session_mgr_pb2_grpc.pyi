@@ -40,6 +40,11 @@ class SessionServiceStub:
 
     Errors: SESSION_NOT_FOUND.
     """
+    TouchSession: _grpc.UnaryUnaryMultiCallable[_session_mgr_pb2.TouchSessionRequest, _session_mgr_pb2.TouchSessionResponse]
+    """Counts a session as used now, for a service that renews its tokens.
+
+    Errors: SESSION_NOT_FOUND, also when it has timed out.
+    """
     ListMySessions: _grpc.UnaryUnaryMultiCallable[_session_mgr_pb2.ListMySessionsRequest, _session_mgr_pb2.ListMySessionsResponse]
     """Lists the caller's live sessions, the latest used first. There are at most five, so there are no pages."""
     RevokeSession: _grpc.UnaryUnaryMultiCallable[_session_mgr_pb2.RevokeSessionRequest, _session_mgr_pb2.RevokeSessionResponse]
@@ -50,7 +55,9 @@ class SessionServiceStub:
     RevokeAllSessions: _grpc.UnaryUnaryMultiCallable[_session_mgr_pb2.RevokeAllSessionsRequest, _session_mgr_pb2.RevokeAllSessionsResponse]
     """Ends all of the caller's sessions, this one included."""
     EndUserSessions: _grpc.UnaryUnaryMultiCallable[_session_mgr_pb2.EndUserSessionsRequest, _session_mgr_pb2.EndUserSessionsResponse]
-    """Ends all sessions of a user, for a service that must lock them out: a changed password, a stolen token."""
+    """Ends all sessions of a user, or one, for a service that must lock them out: a changed password, a stolen
+    token.
+    """
 
 @_typing.type_check_only
 class SessionServiceAsyncStub(SessionServiceStub):
@@ -64,6 +71,11 @@ class SessionServiceAsyncStub(SessionServiceStub):
 
     Errors: SESSION_NOT_FOUND.
     """
+    TouchSession: _aio.UnaryUnaryMultiCallable[_session_mgr_pb2.TouchSessionRequest, _session_mgr_pb2.TouchSessionResponse]  # type: ignore[assignment]
+    """Counts a session as used now, for a service that renews its tokens.
+
+    Errors: SESSION_NOT_FOUND, also when it has timed out.
+    """
     ListMySessions: _aio.UnaryUnaryMultiCallable[_session_mgr_pb2.ListMySessionsRequest, _session_mgr_pb2.ListMySessionsResponse]  # type: ignore[assignment]
     """Lists the caller's live sessions, the latest used first. There are at most five, so there are no pages."""
     RevokeSession: _aio.UnaryUnaryMultiCallable[_session_mgr_pb2.RevokeSessionRequest, _session_mgr_pb2.RevokeSessionResponse]  # type: ignore[assignment]
@@ -74,7 +86,9 @@ class SessionServiceAsyncStub(SessionServiceStub):
     RevokeAllSessions: _aio.UnaryUnaryMultiCallable[_session_mgr_pb2.RevokeAllSessionsRequest, _session_mgr_pb2.RevokeAllSessionsResponse]  # type: ignore[assignment]
     """Ends all of the caller's sessions, this one included."""
     EndUserSessions: _aio.UnaryUnaryMultiCallable[_session_mgr_pb2.EndUserSessionsRequest, _session_mgr_pb2.EndUserSessionsResponse]  # type: ignore[assignment]
-    """Ends all sessions of a user, for a service that must lock them out: a changed password, a stolen token."""
+    """Ends all sessions of a user, or one, for a service that must lock them out: a changed password, a stolen
+    token.
+    """
 
 class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
     """Where users are signed in. A user has at most five live sessions; a sixth ends the one used longest ago."""
@@ -96,6 +110,17 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns the live session that a session token opens, and counts it as used now.
 
         Errors: SESSION_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def TouchSession(
+        self,
+        request: _session_mgr_pb2.TouchSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_session_mgr_pb2.TouchSessionResponse, _abc.Awaitable[_session_mgr_pb2.TouchSessionResponse]]:
+        """Counts a session as used now, for a service that renews its tokens.
+
+        Errors: SESSION_NOT_FOUND, also when it has timed out.
         """
 
     @_abc_1.abstractmethod
@@ -131,6 +156,8 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _session_mgr_pb2.EndUserSessionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_session_mgr_pb2.EndUserSessionsResponse, _abc.Awaitable[_session_mgr_pb2.EndUserSessionsResponse]]:
-        """Ends all sessions of a user, for a service that must lock them out: a changed password, a stolen token."""
+        """Ends all sessions of a user, or one, for a service that must lock them out: a changed password, a stolen
+        token.
+        """
 
 def add_SessionServiceServicer_to_server(servicer: SessionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

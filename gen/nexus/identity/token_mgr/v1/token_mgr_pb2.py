@@ -28,7 +28,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from nexus.options.v1 import policy_pb2 as nexus_dot_options_dot_v1_dot_policy__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+nexus/identity/token_mgr/v1/token_mgr.proto\x12\x1bnexus.identity.token_mgr.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dnexus/options/v1/policy.proto\"\xb5\x01\n\tTokenPair\x12\x1a\n\x0c\x61\x63\x63\x65ss_token\x18\x01 \x01(\tB\x04\xc0\xf3\x18\x01\x12\x1b\n\rrefresh_token\x18\x02 \x01(\tB\x04\xc0\xf3\x18\x01\x12\x36\n\x12\x61\x63\x63\x65ss_expire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x37\n\x13refresh_expire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\\\n\x03Jwk\x12\x0b\n\x03kid\x18\x01 \x01(\t\x12\x0b\n\x03kty\x18\x02 \x01(\t\x12\x0b\n\x03\x63rv\x18\x03 \x01(\t\x12\t\n\x01x\x18\x04 \x01(\t\x12\t\n\x01y\x18\x05 \x01(\t\x12\x0b\n\x03\x61lg\x18\x06 \x01(\t\x12\x0b\n\x03use\x18\x07 \x01(\t\"\xb4\x01\n\x12IssueTokensRequest\x12\x1c\n\x07user_id\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xc8\x01\x01\x12\x1f\n\nsession_id\x18\x02 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xc8\x01\x01\x12\x1e\n\x0bpermissions\x18\x03 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\xf4\x03\x12?\n\x13session_expire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\"M\n\x13IssueTokensResponse\x12\x36\n\x06tokens\x18\x01 \x01(\x0b\x32&.nexus.identity.token_mgr.v1.TokenPair\">\n\x14RefreshTokensRequest\x12&\n\rrefresh_token\x18\x01 \x01(\tB\x0f\xbaH\x08r\x03\x18\x80\x01\xc8\x01\x01\xc0\xf3\x18\x01\"O\n\x15RefreshTokensResponse\x12\x36\n\x06tokens\x18\x01 \x01(\x0b\x32&.nexus.identity.token_mgr.v1.TokenPair\"<\n\x12VerifyTokenRequest\x12&\n\x0c\x61\x63\x63\x65ss_token\x18\x01 \x01(\tB\x10\xbaH\tr\x04\x18\x80\x80\x01\xc8\x01\x01\xc0\xf3\x18\x01\"\xa3\x01\n\x13VerifyTokenResponse\x12\x0e\n\x06\x61\x63tive\x18\x01 \x01(\x08\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x12\n\nsession_id\x18\x04 \x01(\t\x12\x13\n\x0bpermissions\x18\x05 \x03(\t\x12/\n\x0b\x65xpire_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"?\n\x15RevokeFamiliesRequest\x12&\n\x0bsession_ids\x18\x01 \x03(\tB\x11\xbaH\x0e\x92\x01\x0b\x08\x01\x10\x64\"\x05r\x03\xb0\x01\x01\"2\n\x16RevokeFamiliesResponse\x12\x18\n\x10revoked_families\x18\x01 \x01(\x05\"\x13\n\x11RotateKeysRequest\";\n\x12RotateKeysResponse\x12\x13\n\x0b\x63urrent_kid\x18\x01 \x01(\t\x12\x10\n\x08next_kid\x18\x02 \x01(\t\"\x10\n\x0eGetJwksRequest\"A\n\x0fGetJwksResponse\x12.\n\x04keys\x18\x01 \x03(\x0b\x32 .nexus.identity.token_mgr.v1.Jwk2\xd3\x06\n\x0cTokenService\x12z\n\x0bIssueTokens\x12/.nexus.identity.token_mgr.v1.IssueTokensRequest\x1a\x30.nexus.identity.token_mgr.v1.IssueTokensResponse\"\x08\xc2\xf3\x18\x04\x18\x01(\x04\x12\x80\x01\n\rRefreshTokens\x12\x31.nexus.identity.token_mgr.v1.RefreshTokensRequest\x1a\x32.nexus.identity.token_mgr.v1.RefreshTokensResponse\"\x08\xc2\xf3\x18\x04\x18\x01(\x04\x12|\n\x0bVerifyToken\x12/.nexus.identity.token_mgr.v1.VerifyTokenRequest\x1a\x30.nexus.identity.token_mgr.v1.VerifyTokenResponse\"\n\xc2\xf3\x18\x06\x18\x01(\x01@\x02\x12\x83\x01\n\x0eRevokeFamilies\x12\x32.nexus.identity.token_mgr.v1.RevokeFamiliesRequest\x1a\x33.nexus.identity.token_mgr.v1.RevokeFamiliesResponse\"\x08\xc2\xf3\x18\x04\x18\x01(\x02\x12\xae\x01\n\nRotateKeys\x12..nexus.identity.token_mgr.v1.RotateKeysRequest\x1a/.nexus.identity.token_mgr.v1.RotateKeysResponse\"?\xc2\xf3\x18\x17\"\x11token_keys.rotate(\x04@\x02\x82\xd3\xe4\x93\x02\x1e\"\x19/api/v1/token-keys:rotate:\x01*\x12\x8e\x01\n\x07GetJwks\x12+.nexus.identity.token_mgr.v1.GetJwksRequest\x1a,.nexus.identity.token_mgr.v1.GetJwksResponse\"(\xc2\xf3\x18\x06\x08\x01(\x01@\x02\x82\xd3\xe4\x93\x02\x18\x12\x16/.well-known/jwks.jsonb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+nexus/identity/token_mgr/v1/token_mgr.proto\x12\x1bnexus.identity.token_mgr.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dnexus/options/v1/policy.proto\"\xb5\x01\n\tTokenPair\x12\x1a\n\x0c\x61\x63\x63\x65ss_token\x18\x01 \x01(\tB\x04\xc0\xf3\x18\x01\x12\x1b\n\rrefresh_token\x18\x02 \x01(\tB\x04\xc0\xf3\x18\x01\x12\x36\n\x12\x61\x63\x63\x65ss_expire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x37\n\x13refresh_expire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\\\n\x03Jwk\x12\x0b\n\x03kid\x18\x01 \x01(\t\x12\x0b\n\x03kty\x18\x02 \x01(\t\x12\x0b\n\x03\x63rv\x18\x03 \x01(\t\x12\t\n\x01x\x18\x04 \x01(\t\x12\t\n\x01y\x18\x05 \x01(\t\x12\x0b\n\x03\x61lg\x18\x06 \x01(\t\x12\x0b\n\x03use\x18\x07 \x01(\t\"\xb4\x01\n\x12IssueTokensRequest\x12\x1c\n\x07user_id\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xc8\x01\x01\x12\x1f\n\nsession_id\x18\x02 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xc8\x01\x01\x12\x1e\n\x0bpermissions\x18\x03 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\xf4\x03\x12?\n\x13session_expire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\"M\n\x13IssueTokensResponse\x12\x36\n\x06tokens\x18\x01 \x01(\x0b\x32&.nexus.identity.token_mgr.v1.TokenPair\"D\n\x1aInspectRefreshTokenRequest\x12&\n\rrefresh_token\x18\x01 \x01(\tB\x0f\xbaH\x08r\x03\x18\x80\x01\xc8\x01\x01\xc0\xf3\x18\x01\"B\n\x1bInspectRefreshTokenResponse\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\"^\n\x14RefreshTokensRequest\x12&\n\rrefresh_token\x18\x01 \x01(\tB\x0f\xbaH\x08r\x03\x18\x80\x01\xc8\x01\x01\xc0\xf3\x18\x01\x12\x1e\n\x0bpermissions\x18\x02 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\xf4\x03\"O\n\x15RefreshTokensResponse\x12\x36\n\x06tokens\x18\x01 \x01(\x0b\x32&.nexus.identity.token_mgr.v1.TokenPair\"<\n\x12VerifyTokenRequest\x12&\n\x0c\x61\x63\x63\x65ss_token\x18\x01 \x01(\tB\x10\xbaH\tr\x04\x18\x80\x80\x01\xc8\x01\x01\xc0\xf3\x18\x01\"\xa3\x01\n\x13VerifyTokenResponse\x12\x0e\n\x06\x61\x63tive\x18\x01 \x01(\x08\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x12\n\nsession_id\x18\x04 \x01(\t\x12\x13\n\x0bpermissions\x18\x05 \x03(\t\x12/\n\x0b\x65xpire_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"?\n\x15RevokeFamiliesRequest\x12&\n\x0bsession_ids\x18\x01 \x03(\tB\x11\xbaH\x0e\x92\x01\x0b\x08\x01\x10\x64\"\x05r\x03\xb0\x01\x01\"2\n\x16RevokeFamiliesResponse\x12\x18\n\x10revoked_families\x18\x01 \x01(\x05\"\x13\n\x11RotateKeysRequest\";\n\x12RotateKeysResponse\x12\x13\n\x0b\x63urrent_kid\x18\x01 \x01(\t\x12\x10\n\x08next_kid\x18\x02 \x01(\t\"\x10\n\x0eGetJwksRequest\"A\n\x0fGetJwksResponse\x12.\n\x04keys\x18\x01 \x03(\x0b\x32 .nexus.identity.token_mgr.v1.Jwk2\xe8\x07\n\x0cTokenService\x12z\n\x0bIssueTokens\x12/.nexus.identity.token_mgr.v1.IssueTokensRequest\x1a\x30.nexus.identity.token_mgr.v1.IssueTokensResponse\"\x08\xc2\xf3\x18\x04\x18\x01(\x04\x12\x92\x01\n\x13InspectRefreshToken\x12\x37.nexus.identity.token_mgr.v1.InspectRefreshTokenRequest\x1a\x38.nexus.identity.token_mgr.v1.InspectRefreshTokenResponse\"\x08\xc2\xf3\x18\x04\x18\x01(\x01\x12\x80\x01\n\rRefreshTokens\x12\x31.nexus.identity.token_mgr.v1.RefreshTokensRequest\x1a\x32.nexus.identity.token_mgr.v1.RefreshTokensResponse\"\x08\xc2\xf3\x18\x04\x18\x01(\x04\x12|\n\x0bVerifyToken\x12/.nexus.identity.token_mgr.v1.VerifyTokenRequest\x1a\x30.nexus.identity.token_mgr.v1.VerifyTokenResponse\"\n\xc2\xf3\x18\x06\x18\x01(\x01@\x02\x12\x83\x01\n\x0eRevokeFamilies\x12\x32.nexus.identity.token_mgr.v1.RevokeFamiliesRequest\x1a\x33.nexus.identity.token_mgr.v1.RevokeFamiliesResponse\"\x08\xc2\xf3\x18\x04\x18\x01(\x02\x12\xae\x01\n\nRotateKeys\x12..nexus.identity.token_mgr.v1.RotateKeysRequest\x1a/.nexus.identity.token_mgr.v1.RotateKeysResponse\"?\xc2\xf3\x18\x17\"\x11token_keys.rotate(\x04@\x02\x82\xd3\xe4\x93\x02\x1e\"\x19/api/v1/token-keys:rotate:\x01*\x12\x8e\x01\n\x07GetJwks\x12+.nexus.identity.token_mgr.v1.GetJwksRequest\x1a,.nexus.identity.token_mgr.v1.GetJwksResponse\"(\xc2\xf3\x18\x06\x08\x01(\x01@\x02\x82\xd3\xe4\x93\x02\x18\x12\x16/.well-known/jwks.jsonb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,14 +47,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ISSUETOKENSREQUEST'].fields_by_name['permissions']._serialized_options = b'\272H\006\222\001\003\020\364\003'
   _globals['_ISSUETOKENSREQUEST'].fields_by_name['session_expire_time']._loaded_options = None
   _globals['_ISSUETOKENSREQUEST'].fields_by_name['session_expire_time']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_INSPECTREFRESHTOKENREQUEST'].fields_by_name['refresh_token']._loaded_options = None
+  _globals['_INSPECTREFRESHTOKENREQUEST'].fields_by_name['refresh_token']._serialized_options = b'\272H\010r\003\030\200\001\310\001\001\300\363\030\001'
   _globals['_REFRESHTOKENSREQUEST'].fields_by_name['refresh_token']._loaded_options = None
   _globals['_REFRESHTOKENSREQUEST'].fields_by_name['refresh_token']._serialized_options = b'\272H\010r\003\030\200\001\310\001\001\300\363\030\001'
+  _globals['_REFRESHTOKENSREQUEST'].fields_by_name['permissions']._loaded_options = None
+  _globals['_REFRESHTOKENSREQUEST'].fields_by_name['permissions']._serialized_options = b'\272H\006\222\001\003\020\364\003'
   _globals['_VERIFYTOKENREQUEST'].fields_by_name['access_token']._loaded_options = None
   _globals['_VERIFYTOKENREQUEST'].fields_by_name['access_token']._serialized_options = b'\272H\tr\004\030\200\200\001\310\001\001\300\363\030\001'
   _globals['_REVOKEFAMILIESREQUEST'].fields_by_name['session_ids']._loaded_options = None
   _globals['_REVOKEFAMILIESREQUEST'].fields_by_name['session_ids']._serialized_options = b'\272H\016\222\001\013\010\001\020d\"\005r\003\260\001\001'
   _globals['_TOKENSERVICE'].methods_by_name['IssueTokens']._loaded_options = None
   _globals['_TOKENSERVICE'].methods_by_name['IssueTokens']._serialized_options = b'\302\363\030\004\030\001(\004'
+  _globals['_TOKENSERVICE'].methods_by_name['InspectRefreshToken']._loaded_options = None
+  _globals['_TOKENSERVICE'].methods_by_name['InspectRefreshToken']._serialized_options = b'\302\363\030\004\030\001(\001'
   _globals['_TOKENSERVICE'].methods_by_name['RefreshTokens']._loaded_options = None
   _globals['_TOKENSERVICE'].methods_by_name['RefreshTokens']._serialized_options = b'\302\363\030\004\030\001(\004'
   _globals['_TOKENSERVICE'].methods_by_name['VerifyToken']._loaded_options = None
@@ -73,26 +79,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ISSUETOKENSREQUEST']._serialized_end=658
   _globals['_ISSUETOKENSRESPONSE']._serialized_start=660
   _globals['_ISSUETOKENSRESPONSE']._serialized_end=737
-  _globals['_REFRESHTOKENSREQUEST']._serialized_start=739
-  _globals['_REFRESHTOKENSREQUEST']._serialized_end=801
-  _globals['_REFRESHTOKENSRESPONSE']._serialized_start=803
-  _globals['_REFRESHTOKENSRESPONSE']._serialized_end=882
-  _globals['_VERIFYTOKENREQUEST']._serialized_start=884
-  _globals['_VERIFYTOKENREQUEST']._serialized_end=944
-  _globals['_VERIFYTOKENRESPONSE']._serialized_start=947
-  _globals['_VERIFYTOKENRESPONSE']._serialized_end=1110
-  _globals['_REVOKEFAMILIESREQUEST']._serialized_start=1112
-  _globals['_REVOKEFAMILIESREQUEST']._serialized_end=1175
-  _globals['_REVOKEFAMILIESRESPONSE']._serialized_start=1177
-  _globals['_REVOKEFAMILIESRESPONSE']._serialized_end=1227
-  _globals['_ROTATEKEYSREQUEST']._serialized_start=1229
-  _globals['_ROTATEKEYSREQUEST']._serialized_end=1248
-  _globals['_ROTATEKEYSRESPONSE']._serialized_start=1250
-  _globals['_ROTATEKEYSRESPONSE']._serialized_end=1309
-  _globals['_GETJWKSREQUEST']._serialized_start=1311
-  _globals['_GETJWKSREQUEST']._serialized_end=1327
-  _globals['_GETJWKSRESPONSE']._serialized_start=1329
-  _globals['_GETJWKSRESPONSE']._serialized_end=1394
-  _globals['_TOKENSERVICE']._serialized_start=1397
-  _globals['_TOKENSERVICE']._serialized_end=2248
+  _globals['_INSPECTREFRESHTOKENREQUEST']._serialized_start=739
+  _globals['_INSPECTREFRESHTOKENREQUEST']._serialized_end=807
+  _globals['_INSPECTREFRESHTOKENRESPONSE']._serialized_start=809
+  _globals['_INSPECTREFRESHTOKENRESPONSE']._serialized_end=875
+  _globals['_REFRESHTOKENSREQUEST']._serialized_start=877
+  _globals['_REFRESHTOKENSREQUEST']._serialized_end=971
+  _globals['_REFRESHTOKENSRESPONSE']._serialized_start=973
+  _globals['_REFRESHTOKENSRESPONSE']._serialized_end=1052
+  _globals['_VERIFYTOKENREQUEST']._serialized_start=1054
+  _globals['_VERIFYTOKENREQUEST']._serialized_end=1114
+  _globals['_VERIFYTOKENRESPONSE']._serialized_start=1117
+  _globals['_VERIFYTOKENRESPONSE']._serialized_end=1280
+  _globals['_REVOKEFAMILIESREQUEST']._serialized_start=1282
+  _globals['_REVOKEFAMILIESREQUEST']._serialized_end=1345
+  _globals['_REVOKEFAMILIESRESPONSE']._serialized_start=1347
+  _globals['_REVOKEFAMILIESRESPONSE']._serialized_end=1397
+  _globals['_ROTATEKEYSREQUEST']._serialized_start=1399
+  _globals['_ROTATEKEYSREQUEST']._serialized_end=1418
+  _globals['_ROTATEKEYSRESPONSE']._serialized_start=1420
+  _globals['_ROTATEKEYSRESPONSE']._serialized_end=1479
+  _globals['_GETJWKSREQUEST']._serialized_start=1481
+  _globals['_GETJWKSREQUEST']._serialized_end=1497
+  _globals['_GETJWKSRESPONSE']._serialized_start=1499
+  _globals['_GETJWKSRESPONSE']._serialized_end=1564
+  _globals['_TOKENSERVICE']._serialized_start=1567
+  _globals['_TOKENSERVICE']._serialized_end=2567
 # @@protoc_insertion_point(module_scope)

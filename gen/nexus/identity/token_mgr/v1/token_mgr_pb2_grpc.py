@@ -40,6 +40,11 @@ class TokenServiceStub:
                 request_serializer=nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.IssueTokensRequest.SerializeToString,
                 response_deserializer=nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.IssueTokensResponse.FromString,
                 _registered_method=True)
+        self.InspectRefreshToken = channel.unary_unary(
+                '/nexus.identity.token_mgr.v1.TokenService/InspectRefreshToken',
+                request_serializer=nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.InspectRefreshTokenRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.InspectRefreshTokenResponse.FromString,
+                _registered_method=True)
         self.RefreshTokens = channel.unary_unary(
                 '/nexus.identity.token_mgr.v1.TokenService/RefreshTokens',
                 request_serializer=nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.RefreshTokensRequest.SerializeToString,
@@ -73,6 +78,15 @@ class TokenServiceServicer:
 
     def IssueTokens(self, request, context):
         """Issues the first access and refresh token of a session: a new family.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def InspectRefreshToken(self, request, context):
+        """Says whose a refresh token is, without spending it.
+
+        Errors: REFRESH_TOKEN_INVALID. A token that has been spent is still found, so that its reuse is noticed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -129,6 +143,11 @@ def add_TokenServiceServicer_to_server(servicer, server):
                     request_deserializer=nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.IssueTokensRequest.FromString,
                     response_serializer=nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.IssueTokensResponse.SerializeToString,
             ),
+            'InspectRefreshToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.InspectRefreshToken,
+                    request_deserializer=nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.InspectRefreshTokenRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.InspectRefreshTokenResponse.SerializeToString,
+            ),
             'RefreshTokens': grpc.unary_unary_rpc_method_handler(
                     servicer.RefreshTokens,
                     request_deserializer=nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.RefreshTokensRequest.FromString,
@@ -183,6 +202,33 @@ class TokenService:
             '/nexus.identity.token_mgr.v1.TokenService/IssueTokens',
             nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.IssueTokensRequest.SerializeToString,
             nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.IssueTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def InspectRefreshToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.token_mgr.v1.TokenService/InspectRefreshToken',
+            nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.InspectRefreshTokenRequest.SerializeToString,
+            nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.InspectRefreshTokenResponse.FromString,
             options,
             channel_credentials,
             insecure,

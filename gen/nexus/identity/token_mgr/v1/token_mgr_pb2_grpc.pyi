@@ -35,6 +35,11 @@ class TokenServiceStub:
     def __new__(cls, channel: _aio.Channel) -> TokenServiceAsyncStub: ...
     IssueTokens: _grpc.UnaryUnaryMultiCallable[_token_mgr_pb2.IssueTokensRequest, _token_mgr_pb2.IssueTokensResponse]
     """Issues the first access and refresh token of a session: a new family."""
+    InspectRefreshToken: _grpc.UnaryUnaryMultiCallable[_token_mgr_pb2.InspectRefreshTokenRequest, _token_mgr_pb2.InspectRefreshTokenResponse]
+    """Says whose a refresh token is, without spending it.
+
+    Errors: REFRESH_TOKEN_INVALID. A token that has been spent is still found, so that its reuse is noticed.
+    """
     RefreshTokens: _grpc.UnaryUnaryMultiCallable[_token_mgr_pb2.RefreshTokensRequest, _token_mgr_pb2.RefreshTokensResponse]
     """Exchanges a refresh token for new tokens (RFC 9700, section 4.14: rotation). Within a few seconds of the
     exchange the old one is taken once more, for clients that refresh in parallel; later it counts as stolen
@@ -64,6 +69,11 @@ class TokenServiceAsyncStub(TokenServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     IssueTokens: _aio.UnaryUnaryMultiCallable[_token_mgr_pb2.IssueTokensRequest, _token_mgr_pb2.IssueTokensResponse]  # type: ignore[assignment]
     """Issues the first access and refresh token of a session: a new family."""
+    InspectRefreshToken: _aio.UnaryUnaryMultiCallable[_token_mgr_pb2.InspectRefreshTokenRequest, _token_mgr_pb2.InspectRefreshTokenResponse]  # type: ignore[assignment]
+    """Says whose a refresh token is, without spending it.
+
+    Errors: REFRESH_TOKEN_INVALID. A token that has been spent is still found, so that its reuse is noticed.
+    """
     RefreshTokens: _aio.UnaryUnaryMultiCallable[_token_mgr_pb2.RefreshTokensRequest, _token_mgr_pb2.RefreshTokensResponse]  # type: ignore[assignment]
     """Exchanges a refresh token for new tokens (RFC 9700, section 4.14: rotation). Within a few seconds of the
     exchange the old one is taken once more, for clients that refresh in parallel; later it counts as stolen
@@ -96,6 +106,17 @@ class TokenServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_token_mgr_pb2.IssueTokensResponse, _abc.Awaitable[_token_mgr_pb2.IssueTokensResponse]]:
         """Issues the first access and refresh token of a session: a new family."""
+
+    @_abc_1.abstractmethod
+    def InspectRefreshToken(
+        self,
+        request: _token_mgr_pb2.InspectRefreshTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_token_mgr_pb2.InspectRefreshTokenResponse, _abc.Awaitable[_token_mgr_pb2.InspectRefreshTokenResponse]]:
+        """Says whose a refresh token is, without spending it.
+
+        Errors: REFRESH_TOKEN_INVALID. A token that has been spent is still found, so that its reuse is noticed.
+        """
 
     @_abc_1.abstractmethod
     def RefreshTokens(

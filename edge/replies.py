@@ -1,0 +1,114 @@
+"""Errors that Envoy itself raises, in the platform's one shape: a `google.rpc.Status` as JSON."""
+
+from typing import Any as AnyValue
+
+from envoy_data_plane.envoy.config.accesslog.v3 import (
+    AccessLogFilter,
+    AndFilter,
+    ComparisonFilter,
+    ComparisonFilterOp,
+    ExtensionFilter,
+    StatusCodeFilter,
+)
+from envoy_data_plane.envoy.config.core.v3 import (
+    HeaderValue,
+    HeaderValueOption,
+    RuntimeUInt32,
+    SubstitutionFormatString,
+)
+from envoy_data_plane.envoy.extensions.access_loggers.filters.cel.v3 import ExpressionFilter
+from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import (
+    LocalReplyConfig,
+    ResponseMapper,
+)
+from envoy_data_plane.google.protobuf import Any, Struct
+from nexus.type.v1 import faults
+
+from services.chassis.errors import Fault
+
+_BODY = "%LOCAL_REPLY_BODY%"
+_OWN_ANSWERS = ("lua_response", "direct_response")
+RETRY_SECONDS = 1
+
+
+def error(fault: type[Fault], message: str | None = None, retry_seconds: int | None = None) -> dict[str, AnyValue]:
+    """The body of an error. `message` may hold Envoy's %COMMANDS%."""
+    details: list[dict[str, AnyValue]] = [
+        {
+            "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+            "reason": fault.reason,
+            "domain": fault.domain,
+            "metadata": {},
+        }
+    ]
+    if retry_seconds is not None:
+        details.append({"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": f"{retry_seconds}s"})
+    return {"code": fault.code.value[0], "message": message or fault.template, "details": details}
+
+
+def local_replies() -> LocalReplyConfig:
+    unreadable = error(faults.MalformedRequest, f"The request cannot be read: {_BODY}")
+    away = error(faults.DependencyUnavailable, "The service is not available at the moment; try again.", RETRY_SECONDS)
+    limited = error(faults.RateLimited, "Too many calls; try again in a moment.", RETRY_SECONDS)
+    return LocalReplyConfig(
+        mappers=[
+            _when(401, error(faults.TokenExpired), detail="Jwt_is_expired"),
+            _when(401, error(faults.TokenInvalid, f"The access token is not valid: {_BODY}.")),
+            _when(400, unreadable),
+            _when(403, error(faults.CallerNotAllowed, f"Refused: {_BODY}")),
+            _when(404, error(faults.RouteUnknown)),
+            _when(413, error(faults.RequestTooLarge)),
+            _when(429, limited, retry=True),
+            _when(
+                431,
+                error(faults.RequestTooLarge, "The request's headers are larger than this platform takes."),
+            ),
+            _when(503, away, retry=True),
+            _when(504, error(faults.DeadlineExceeded, "The call took longer than its contract gives it.")),
+            # Last, for any that has no mapper of its own.
+            _when(500, error(faults.Internal, "Something went wrong on our side."), at_least=True),
+            _when(402, unreadable, at_least=True, at_most=499),
+        ],
+    )
+
+
+def _when(
+    status: int,
+    body: dict[str, AnyValue],
+    *,
+    detail: str = "",
+    at_least: bool = False,
+    at_most: int | None = None,
+    retry: bool = False,
+) -> ResponseMapper:
+    """Answer with `body` to local replies of this status."""
+    conditions = [_status(ComparisonFilterOp.GE if at_least else ComparisonFilterOp.EQ, status)]
+    if at_most is not None:
+        conditions.append(_status(ComparisonFilterOp.LE, at_most))
+    if detail:
+        conditions.append(_expression(f"response.code_details.contains('{detail}')"))
+    # Answers of our own routes and filters have the right body already.
+    conditions += [
+        _expression(f"!response.code_details.contains('{own}')") for own in ("lua_response", "direct_response")
+    ]
+    return ResponseMapper(
+        filter=AccessLogFilter(and_filter=AndFilter(filters=conditions)),
+        body_format_override=SubstitutionFormatString(json_format=Struct.from_dict(body)),
+        headers_to_add=[HeaderValueOption(header=HeaderValue(key="retry-after", value=str(RETRY_SECONDS)))]
+        if retry
+        else [],
+    )
+
+
+def _status(operation: ComparisonFilterOp, value: int) -> AccessLogFilter:
+    comparison = ComparisonFilter(op=operation, value=RuntimeUInt32(default_value=value, runtime_key="nexus.unused"))
+    return AccessLogFilter(status_code_filter=StatusCodeFilter(comparison=comparison))
+
+
+def _expression(cel: str) -> AccessLogFilter:
+    return AccessLogFilter(
+        extension_filter=ExtensionFilter(
+            name="envoy.access_loggers.extension_filters.cel",
+            typed_config=Any.pack(ExpressionFilter(expression=cel)),
+        )
+    )

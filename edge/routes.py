@@ -1,0 +1,227 @@
+"""Routes, one set for each method that has an HTTP rule.
+
+A JSON request first matches the method's HTTP route, which tells the strict-JSON filter what the body may hold;
+once transcoded it matches, like any gRPC request, the method's gRPC route, which carries its policy.
+"""
+
+import json
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any as AnyValue
+
+from envoy_data_plane.envoy.config.core.v3 import (
+    DataSource,
+    HeaderValue,
+    HeaderValueOption,
+    HeaderValueOptionHeaderAppendAction,
+    Metadata,
+)
+from envoy_data_plane.envoy.config.route.v3 import (
+    DirectResponseAction,
+    HeaderMatcher,
+    RetryPolicy,
+    RetryPolicyRetryBackOff,
+    Route,
+    RouteAction,
+    RouteConfiguration,
+    RouteMatch,
+    RouteMatchGrpcRouteMatchOptions,
+    VirtualHost,
+)
+from envoy_data_plane.envoy.extensions.filters.http.cors.v3 import CorsPolicy
+from envoy_data_plane.envoy.extensions.filters.http.jwt_authn.v3 import PerRouteConfig
+from envoy_data_plane.envoy.type.matcher.v3 import RegexMatcher, StringMatcher
+from envoy_data_plane.google.protobuf import Any, Struct
+from google.protobuf.descriptor import Descriptor
+from nexus.type.v1 import faults
+
+from edge import openapi, reference, replies, schemas
+from services.chassis import contract
+from services.chassis.config import Settings
+from services.chassis.context import EDGE
+from services.chassis.contract import HttpRoute, Method
+from services.chassis.peers import XFCC
+
+METADATA = "nexus"
+JWKS_METHOD = "/nexus.identity.token_mgr.v1.TokenService/GetJwks"
+DOCS_METHOD = "/nexus.platform.backend_api.v1.PlatformService/GetReference"
+REFLECTION = ("/grpc.reflection.v1.ServerReflection/", "/grpc.reflection.v1alpha.ServerReflection/")
+REFLECTION_SERVICE = "backend-api"
+TIMEOUT_MARGIN = 0.5
+"""Seconds the edge waits beyond the contract's time, so that the service's own answer arrives."""
+_OVERWRITE = HeaderValueOptionHeaderAppendAction.OVERWRITE_IF_EXISTS_OR_ADD
+
+
+def table(settings: Settings, *, secure: bool) -> RouteConfiguration:
+    """All routes of a listener; what matches none of them is a 404 in the platform's shape."""
+    external = [method for method in contract.methods().values() if method.external]
+    return RouteConfiguration(
+        name="https" if secure else "http",
+        max_direct_response_body_size_bytes=8192,
+        virtual_hosts=[
+            VirtualHost(
+                name="everyone",
+                domains=["*"],
+                routes=[
+                    *(_grpc_route(settings, method) for method in external),
+                    *(_reflection_route(settings, prefix) for prefix in REFLECTION),
+                    _answer(RouteMatch(path="/healthz"), 200, {"status": "ok"}),
+                    *_http_routes(external),
+                    # Everything else counts as a read, so that probing for paths is limited too.
+                    _answer(RouteMatch(prefix="/"), 404, replies.error(faults.RouteUnknown)),
+                ],
+                typed_per_filter_config={"envoy.filters.http.cors": Any.pack(_cors())},
+            )
+        ],
+    )
+
+
+def keys_table(settings: Settings) -> RouteConfiguration:
+    """The routes of the edge's private listener: token-mgr's keys, nothing else."""
+    keys = _grpc_route(settings, contract.methods()[JWKS_METHOD])
+    return RouteConfiguration(
+        name="keys",
+        virtual_hosts=[VirtualHost(name="keys", domains=["*"], routes=[keys])],
+    )
+
+
+def _grpc_route(settings: Settings, method: Method) -> Route:
+    limit = method.timeout(settings.default_timeout)
+    wait = timedelta(seconds=limit + TIMEOUT_MARGIN) if limit is not None else timedelta(0)
+    return Route(
+        name=method.full_name,
+        match=RouteMatch(path=method.path, grpc=RouteMatchGrpcRouteMatchOptions()),
+        route=RouteAction(
+            cluster=method.service_id,
+            timeout=wait,
+            idle_timeout=timedelta(minutes=5) if method.streams else wait,
+            retry_policy=_retries(method),
+        ),
+        request_headers_to_add=[_identity(settings)],
+        response_headers_to_add=_page_headers(settings) if method.path == DOCS_METHOD else [],
+        metadata=_rate_class(method.rate_class),
+        typed_per_filter_config={
+            "envoy.filters.http.jwt_authn": Any.pack(
+                PerRouteConfig(requirement_name="signed_in") if method.needs_user else PerRouteConfig(disabled=True)
+            )
+        },
+    )
+
+
+def _page_headers(settings: Settings) -> list[HeaderValueOption]:
+    """The reference page may run its own script and style, and call its own origin; nothing else."""
+    page = reference.page(openapi.document(server_url=settings.public_url))
+    return [_header("content-security-policy", reference.content_security_policy(page))]
+
+
+def _reflection_route(settings: Settings, prefix: str) -> Route:
+    return Route(
+        name="reflection",
+        match=RouteMatch(prefix=prefix, grpc=RouteMatchGrpcRouteMatchOptions()),
+        route=RouteAction(cluster=REFLECTION_SERVICE, timeout=timedelta(0)),
+        request_headers_to_add=[_identity(settings)],
+        metadata=_rate_class("READ"),
+        typed_per_filter_config={"envoy.filters.http.jwt_authn": Any.pack(PerRouteConfig(disabled=True))},
+    )
+
+
+def _retries(method: Method) -> RetryPolicy:
+    """A request that never reached a service may be sent again; more only where the contract allows it."""
+    conditions = "connect-failure,refused-stream"
+    if method.retryable and not method.streams:
+        conditions += ",reset-before-request,unavailable"
+    return RetryPolicy(
+        retry_on=conditions,
+        num_retries=3,
+        retry_back_off=RetryPolicyRetryBackOff(
+            base_interval=timedelta(milliseconds=25), max_interval=timedelta(milliseconds=250)
+        ),
+    )
+
+
+def _identity(settings: Settings) -> HeaderValueOption:
+    """Tells the service that the edge is calling; only its socket's own proxy is believed."""
+    return _header(XFCC, f"URI={settings.spiffe_id(EDGE)}")
+
+
+def _header(key: str, value: str) -> HeaderValueOption:
+    return HeaderValueOption(header=HeaderValue(key=key, value=value), append_action=_OVERWRITE)
+
+
+def _rate_class(rate_class: str) -> Metadata:
+    return Metadata(filter_metadata={METADATA: Struct.from_dict({"rate_class": rate_class})})
+
+
+def _http_routes(methods: Sequence[Method]) -> list[Route]:
+    """For every path: its HTTP methods, then 405 for all others. Paths without variables first."""
+    by_path: dict[str, list[tuple[HttpRoute, Method]]] = {}
+    for method in methods:
+        for route in method.routes:
+            by_path.setdefault(route.regex, []).append((route, method))
+    result = []
+    for regex, bindings in sorted(by_path.items(), key=lambda item: ("{" in item[1][0][0].path, item[0])):
+        path = bindings[0][0].path
+        for binding, method in bindings:
+            match = _path_match(path, regex)
+            match.headers = [HeaderMatcher(name=":method", string_match=StringMatcher(exact=binding.verb))]
+            result.append(
+                Route(
+                    name=method.full_name,
+                    match=match,
+                    # Never taken: transcoding moves the request to the method's gRPC route.
+                    direct_response=_json_body(500, replies.error(faults.Internal, "The request was not transcoded.")),
+                    metadata=Metadata(
+                        filter_metadata={"envoy.filters.http.lua": Struct.from_dict(_form(binding, method))}
+                    ),
+                )
+            )
+        allowed = ", ".join(sorted({binding.verb for binding, _ in bindings}))
+        refusal = _answer(_path_match(path, regex), 405, replies.error(faults.MethodNotAllowed))
+        refusal.response_headers_to_add.append(_header("allow", allowed))
+        result.append(refusal)
+    return result
+
+
+def _form(binding: HttpRoute, method: Method) -> dict[str, AnyValue]:
+    """What the strict-JSON filter needs to know of a request to this route."""
+    message: Descriptor | None = method.descriptor.input_type
+    if binding.body and binding.body != "*":
+        message = method.descriptor.input_type.fields_by_name[binding.body].message_type
+    if not binding.body or message is None:
+        return {"body": "none"}
+    if schemas.is_opaque(message):
+        return {"body": "any"}
+    return {"body": "json", "message": message.full_name}
+
+
+def _path_match(path: str, regex: str) -> RouteMatch:
+    if "{" in path:
+        return RouteMatch(safe_regex=RegexMatcher(regex=regex))
+    return RouteMatch(path=path)
+
+
+def _answer(match: RouteMatch, status: int, body: dict[str, AnyValue]) -> Route:
+    return Route(
+        match=match,
+        direct_response=_json_body(status, body),
+        response_headers_to_add=[_header("content-type", "application/json")],
+        metadata=_rate_class("READ"),
+    )
+
+
+def _json_body(status: int, body: dict[str, AnyValue]) -> DirectResponseAction:
+    return DirectResponseAction(status=status, body=DataSource(inline_string=json.dumps(body)))
+
+
+def _cors() -> CorsPolicy:
+    """Any origin may call with a token in a header; no origin's cookies count."""
+    return CorsPolicy(
+        allow_origin_string_match=[StringMatcher(safe_regex=RegexMatcher(regex=".*"))],
+        allow_methods="GET, POST, PUT, PATCH, DELETE, OPTIONS",
+        allow_headers="authorization, content-type, x-nexus-tenant, idempotency-key, x-grpc-web, grpc-timeout, "
+        "x-user-agent",
+        expose_headers="x-request-id, retry-after, x-ratelimit-limit, x-ratelimit-remaining, x-ratelimit-reset, "
+        "grpc-status, grpc-message, grpc-status-details-bin",
+        max_age="86400",
+        allow_credentials=False,
+    )

@@ -1,0 +1,1 @@
+"""The whole platform on one machine: databases, services and edge as children of one supervisor."""

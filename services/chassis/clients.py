@@ -1,0 +1,251 @@
+"""Calls to other services: only declared callees, with the call's deadline, user, tenant and trace.
+
+`clients.stub(SessionServiceStub)` is the generated stub over a channel of ours. A callee's faults come back as
+the exceptions generated from its contract. Retries happen only where the contract says that a repeat is safe.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any, NoReturn, TypeVar
+
+import grpc
+from google.rpc import status_pb2
+from nexus.type.v1.faults import DeadlineExceeded, DependencyUnavailable, Internal
+from opentelemetry import trace
+
+from services.chassis import context, contract, telemetry
+from services.chassis.breaker import Breaker
+from services.chassis.config import Settings
+from services.chassis.contract import Method
+from services.chassis.errors import STATUS_DETAILS, fault_from_status
+from services.chassis.peers import XFCC
+from services.chassis.spec import discover
+
+Stub = TypeVar("Stub")
+
+DEADLINE_MARGIN = 0.02
+"""Seconds kept back from a callee, to answer the caller when the callee has run out of time."""
+ATTEMPTS = 3
+_BACKOFF_SECONDS = 0.025
+_CHANNEL_OPTIONS = [
+    ("grpc.max_reconnect_backoff_ms", 2000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.keepalive_time_ms", 30_000),
+]
+
+
+class Clients:
+    """The stubs of one service, or of the operator."""
+
+    def __init__(self, settings: Settings, caller: str, calls: frozenset[str] | None) -> None:
+        """`calls` are the declared callees; None for the operator, who may call all."""
+        self._settings = settings
+        self._caller = caller
+        self._calls = calls
+        self._callees: dict[str, _Callee] = {}
+
+    def stub(self, stub_class: Callable[["grpc.aio.Channel"], Stub]) -> Stub:
+        """The stub of a service. Raises ValueError for one that is not declared in the spec's `calls`."""
+        callee = stub_class.__module__.split(".")[2].replace("_", "-")
+        if self._calls is not None and callee not in self._calls:
+            raise ValueError(f"{self._caller} does not declare {callee} in its calls")
+        return self.infrastructure(stub_class, callee)
+
+    def infrastructure(self, stub_class: Callable[["grpc.aio.Channel"], Stub], callee: str) -> Stub:
+        """A stub for what the chassis itself needs of any service: its public keys, its health."""
+        if callee not in self._callees:
+            self._callees[callee] = _Callee(self._settings, self._caller, callee)
+        return stub_class(self._callees[callee])  # type: ignore[arg-type]
+
+    async def stop(self) -> None:
+        await asyncio.gather(*(callee.stop() for callee in self._callees.values()))
+
+
+class _Callee:
+    """One service as the caller reaches it. Looks like a channel to the generated stubs."""
+
+    def __init__(self, settings: Settings, caller: str, callee: str) -> None:
+        self.caller, self.callee = caller, callee
+        spec = discover()[callee]
+        target = settings.service_address.format(
+            service=callee, caller=caller, port=settings.port(spec.port), run=settings.run_dir
+        )
+        options: list[tuple[str, Any]] = list(_CHANNEL_OPTIONS)
+        if target.startswith("unix:"):
+            options.append(("grpc.default_authority", callee))
+        # Both share their connection inside gRPC; only calls of a sampled trace pay for the interceptors.
+        self._plain = grpc.aio.insecure_channel(target, options)
+        self._traced = grpc.aio.insecure_channel(
+            target, options, interceptors=telemetry.client_interceptors(trace.get_tracer_provider())
+        )
+        self.breaker = Breaker(reachable=self._connected)
+        self._gauge = telemetry.BREAKER_OPEN.labels(caller, callee)
+        self.identity = (XFCC, f"URI={settings.spiffe_id(caller)}")
+
+    def _connected(self) -> bool:
+        return self._plain.get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY
+
+    def channel(self) -> "grpc.aio.Channel":
+        return self._traced if trace.get_current_span().get_span_context().is_valid else self._plain
+
+    def report(self) -> None:
+        self._gauge.set(self.breaker.is_open)
+
+    async def stop(self) -> None:
+        await self._plain.close(None)
+        await self._traced.close(None)
+
+    def unary_unary(self, path: str, *args: Any, **kwargs: Any) -> "_Unary":
+        return _Unary(self, "unary_unary", path, args, kwargs)
+
+    def stream_unary(self, path: str, *args: Any, **kwargs: Any) -> "_Unary":
+        return _Unary(self, "stream_unary", path, args, kwargs)
+
+    def unary_stream(self, path: str, *args: Any, **kwargs: Any) -> "_Stream":
+        return _Stream(self, "unary_stream", path, args, kwargs)
+
+    def stream_stream(self, path: str, *args: Any, **kwargs: Any) -> "_Stream":
+        return _Stream(self, "stream_stream", path, args, kwargs)
+
+
+class _Callable:
+    """One method of a callee."""
+
+    def __init__(self, callee: _Callee, kind: str, path: str, args: Any, kwargs: Any) -> None:
+        self._callee = callee
+        self._path = path
+        self._package = path[1:].partition("/")[0].rpartition(".")[0]
+        self._method: Method | None = contract.methods().get(path)
+        self._make: Callable[[Any], Any] = lambda channel: getattr(channel, kind)(path, *args, **kwargs)
+        self._multicallables: dict[int, Any] = {}
+        self._seconds = telemetry.CLIENT_SECONDS
+
+    def _multicallable(self) -> Any:
+        channel = self._callee.channel()
+        if id(channel) not in self._multicallables:
+            self._multicallables[id(channel)] = self._make(channel)
+        return self._multicallables[id(channel)]
+
+    def _time_limit(self, timeout: float | None) -> float | None:
+        call = context.current()
+        remaining = call.remaining() if call is not None else None
+        if remaining is None:
+            return timeout
+        remaining -= DEADLINE_MARGIN
+        if remaining <= 0:
+            raise DeadlineExceeded(seconds="few")
+        return remaining if timeout is None else min(timeout, remaining)
+
+    def _metadata(self, extra: Any) -> list[tuple[str, str]]:
+        metadata = [self._callee.identity, *(extra or ())]
+        call = context.current()
+        if call is not None:
+            metadata.append(("x-request-id", call.request_id))
+            if call.token is not None:
+                metadata.append(("authorization", f"Bearer {call.token}"))
+            if call.tenant is not None:
+                metadata.append(("x-nexus-tenant", call.tenant))
+            if not trace.get_current_span().get_span_context().is_valid:
+                # The decision not to trace travels along, with an id that ties the logs together.
+                trace_id = call.trace_id.replace("-", "")
+                if len(trace_id) == 32:
+                    metadata.append(("traceparent", f"00-{trace_id}-{trace_id[:16]}-00"))
+        return metadata
+
+    def _admit(self) -> None:
+        if not self._callee.breaker.admit():
+            raise DependencyUnavailable(dependency=self._callee.callee, retry_after=1)
+
+    def _note(self, code: grpc.StatusCode, answered: bool, started: float) -> None:
+        """Tell the breaker and the metrics how a call ended. An error that the callee itself answered with
+        shows that the callee is well."""
+        breaker = self._callee.breaker
+        if code is grpc.StatusCode.CANCELLED:
+            breaker.abandoned()
+        elif answered or code not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+            breaker.succeeded()
+        else:
+            breaker.failed()
+        self._callee.report()
+        method = self._path.rpartition("/")[2]
+        self._seconds.labels(self._callee.caller, self._callee.callee, method, code.name).observe(
+            time.monotonic() - started
+        )
+
+    def _raise(self, error: "grpc.aio.AioRpcError") -> NoReturn:
+        status = _status(error)
+        fault = fault_from_status(status, self._package) if status is not None else None
+        if fault is not None:
+            raise fault from None
+        code = error.code()
+        if code is grpc.StatusCode.UNAVAILABLE:
+            raise DependencyUnavailable(dependency=self._callee.callee, retry_after=1) from error
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            raise DeadlineExceeded(seconds="few") from error
+        call = context.current()
+        raise Internal(request_id=call.request_id if call is not None else "") from error
+
+
+class _Unary(_Callable):
+    """A method with one answer."""
+
+    async def __call__(self, request: Any, timeout: float | None = None, metadata: Any = None) -> Any:
+        """Raises the callee's faults, or DependencyUnavailable and DeadlineExceeded when it does not answer."""
+        attempts = ATTEMPTS if self._repeatable(request) else 1
+        for attempt in range(1, attempts + 1):
+            limit = self._time_limit(timeout)
+            self._admit()
+            started = time.monotonic()
+            try:
+                answer = await self._multicallable()(request, timeout=limit, metadata=self._metadata(metadata))
+            except grpc.aio.AioRpcError as error:
+                answered = _status(error) is not None
+                self._note(error.code(), answered, started)
+                if answered or error.code() is not grpc.StatusCode.UNAVAILABLE or attempt == attempts:
+                    self._raise(error)
+                await asyncio.sleep(_BACKOFF_SECONDS * 2**attempt * random.uniform(0.5, 1.5))  # noqa: S311
+            except asyncio.CancelledError:
+                self._callee.breaker.abandoned()
+                raise
+            else:
+                self._note(grpc.StatusCode.OK, True, started)
+                return answer
+        raise AssertionError("the last attempt returns or raises")
+
+    def _repeatable(self, request: Any) -> bool:
+        method = self._method
+        if method is None or method.descriptor.client_streaming:
+            return False
+        keyed = method.policy.idempotency == contract.KEYED and bool(getattr(request, "request_id", None))
+        return method.retryable or keyed
+
+
+class _Stream(_Callable):
+    """A method that streams its answers."""
+
+    async def __call__(self, request: Any, timeout: float | None = None, metadata: Any = None) -> AsyncIterator[Any]:
+        limit = self._time_limit(timeout)
+        self._admit()
+        started = time.monotonic()
+        try:
+            async for answer in self._multicallable()(request, timeout=limit, metadata=self._metadata(metadata)):
+                yield answer
+        except grpc.aio.AioRpcError as error:
+            self._note(error.code(), _status(error) is not None, started)
+            self._raise(error)
+        except (asyncio.CancelledError, GeneratorExit):
+            self._callee.breaker.abandoned()
+            raise
+        else:
+            self._note(grpc.StatusCode.OK, True, started)
+
+
+def _status(error: "grpc.aio.AioRpcError") -> status_pb2.Status | None:
+    """The `google.rpc.Status` that the callee answered with, if it got as far as answering."""
+    trailing: Any = error.trailing_metadata()
+    for name, value in trailing or ():
+        if name == STATUS_DETAILS:
+            return status_pb2.Status.FromString(value)
+    return None

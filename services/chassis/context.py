@@ -1,0 +1,83 @@
+"""The context of a call: who calls, for which tenant, until when."""
+
+import time
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+import grpc.aio
+
+from services.chassis.contract import Method
+
+EDGE = "edge"
+"""The identity of the edge in the mesh; it calls on behalf of people outside."""
+OPERATOR = "operator"
+"""The identity of the command line and of set-up jobs; it may call any method of any service."""
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A signed-in user, as the access token says."""
+
+    user_id: str
+    tenant_id: str
+    session_id: str
+    permissions: frozenset[str]
+    token_expires: int
+    """Seconds since the epoch."""
+
+    def may(self, permission: str) -> bool:
+        return permission in self.permissions or "*" in self.permissions
+
+
+@dataclass(slots=True)
+class RequestContext:
+    """Everything a handler may want to know of its call. The pipeline fills it in, stage by stage."""
+
+    method: Method
+    rpc: "grpc.aio.ServicerContext"
+    metadata: dict[str, str]
+    request_id: str
+    trace_id: str
+    started: float = field(default_factory=time.monotonic)
+    deadline: float | None = None
+    """On the clock of `time.monotonic`."""
+    caller: str | None = None
+    """The calling service by its mesh identity; None for a caller outside the mesh."""
+    client_address: str = ""
+    token: str | None = None
+    signed_in: User | None = None
+    tenant: str | None = None
+    idempotency_key: str | None = None
+
+    @property
+    def user(self) -> User:
+        """The signed-in user. Only for methods whose contract asks for one."""
+        assert self.signed_in is not None, f"{self.method.full_name} does not require a user"
+        return self.signed_in
+
+    @property
+    def tenant_id(self) -> str:
+        """The tenant. Only for methods whose contract is tenant-scoped."""
+        assert self.tenant is not None, f"{self.method.full_name} is not scoped to a tenant"
+        return self.tenant
+
+    @property
+    def user_agent(self) -> str:
+        return self.metadata.get("user-agent", "")
+
+    def remaining(self) -> float | None:
+        """Seconds left, or None without a deadline."""
+        return None if self.deadline is None else self.deadline - time.monotonic()
+
+
+_current: ContextVar[RequestContext | None] = ContextVar("nexus_call", default=None)
+
+
+def current() -> RequestContext | None:
+    """The call being served, or None in a job or at start-up."""
+    return _current.get()
+
+
+def enter(context: RequestContext) -> None:
+    """Make this the call being served in the running task. gRPC runs every call in a task of its own."""
+    _current.set(context)

@@ -1,0 +1,310 @@
+"""What happens around every handler, bound to each method once, at the start, from its contract.
+
+A stage takes the next handler and returns its own. A stage that a method's contract does not need returns the
+next handler as it is, and so costs nothing. All four kinds of RPC share the stages: a handler that streams its
+answer writes it to the call itself.
+"""
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import protovalidate
+from google.protobuf.message import Message
+from nexus.type.v1 import faults
+
+from services.chassis import contract, telemetry
+from services.chassis.context import EDGE, OPERATOR, RequestContext, enter
+from services.chassis.contract import Method
+from services.chassis.errors import STATUS_DETAILS, Fault
+from services.chassis.ids import new_id
+from services.chassis.peers import XFCC, PeerIdentifier
+from services.chassis.rates import EXACT, RateLimiter
+from services.chassis.tenants import TenantDirectory
+from services.chassis.tokens import TokenVerifier
+
+if TYPE_CHECKING:
+    from services.chassis.idempotency import Once
+
+Handler = Callable[[Any, Any], Awaitable[Any]]
+"""(request or iterator of requests, call) → answer; None where the answer is streamed."""
+
+SLOW_SECONDS = 1.0
+CONFLICT_ATTEMPTS = 3
+
+logger = logging.getLogger(__name__)
+_REQUEST_ID = re.compile(r"[\w.:-]{1,64}")
+
+
+@dataclass(frozen=True)
+class Guards:
+    """What the stages of one service work with."""
+
+    peers: PeerIdentifier
+    callers: frozenset[str]
+    """The services that declare this one among their calls."""
+    verifier: TokenVerifier
+    limiter: RateLimiter
+    tenants: TenantDirectory
+    once: "Once"
+    default_timeout: float
+
+
+Stage = Callable[[Method, Guards, Handler], Handler]
+
+
+def bind(method: Method, guards: Guards, handler: Handler) -> Handler:
+    """The handler with all its stages, ready to be given to gRPC."""
+    for stage in reversed(STAGES):
+        handler = stage(method, guards, handler)
+    return handler
+
+
+def observe(method: Method, guards: Guards, call_next: Handler) -> Handler:
+    """Opens the call's context with request id and trace; at the end maps errors, measures and logs."""
+    seconds = telemetry.CALL_SECONDS
+    by_code = {code: seconds.labels(method.service_id, method.name, code.name) for code in grpc.StatusCode}
+    in_progress = telemetry.CALLS_IN_PROGRESS.labels(method.service_id)
+    time_ok = by_code[grpc.StatusCode.OK]
+    peers = guards.peers
+
+    async def stage(request: Any, rpc: "grpc.aio.ServicerContext") -> Any:
+        metadata: dict[str, str] = dict(rpc.invocation_metadata() or ())
+        request_id = metadata.get("x-request-id", "")
+        if not _REQUEST_ID.fullmatch(request_id):
+            request_id = new_id()
+        call = RequestContext(
+            method=method,
+            rpc=rpc,
+            metadata=metadata,
+            request_id=request_id,
+            trace_id=telemetry.current_trace_id() or metadata.get("traceparent", request_id)[3:35],
+        )
+        peer = rpc.peer()
+        call.caller = peers.caller(peer, metadata.get(XFCC))
+        call.client_address = _client_address(call, peer)
+        enter(call)
+        in_progress.inc()
+        try:
+            answer = await call_next(request, call)
+        except Fault as fault:
+            await _refuse(call, fault)
+        except asyncio.CancelledError:
+            by_code[grpc.StatusCode.CANCELLED].observe(time.monotonic() - call.started)
+            raise
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            logger.exception("unexpected %s", type(error).__name__)
+            await _refuse(call, faults.Internal(request_id=request_id))
+        else:
+            elapsed = time.monotonic() - call.started
+            time_ok.observe(elapsed)
+            if elapsed > SLOW_SECONDS and not method.streams:
+                logger.warning("slow", extra={"seconds": round(elapsed, 3), "caller": call.caller})
+            return answer
+        finally:
+            in_progress.dec()
+
+    async def _refuse(call: RequestContext, fault: Fault) -> None:
+        elapsed = time.monotonic() - call.started
+        by_code[fault.code].observe(elapsed)
+        if fault.code is not grpc.StatusCode.INTERNAL:  # that one has been logged with its stack
+            logger.info(
+                "refused",
+                extra={"reason": fault.reason, "code": fault.code.name, "seconds": round(elapsed, 4)},
+            )
+        await call.rpc.abort(
+            fault.code,
+            fault.message,
+            (
+                (STATUS_DETAILS, fault.status().SerializeToString()),
+                ("x-request-id", call.request_id),
+            ),
+        )
+
+    return stage
+
+
+def deadline(method: Method, guards: Guards, call_next: Handler) -> Handler:
+    """Ends the call after the contract's time, or the caller's if that is shorter."""
+    limit = method.timeout(guards.default_timeout)
+
+    async def stage(request: Any, call: RequestContext) -> Any:
+        given = call.rpc.time_remaining()
+        if limit is None and given is None:
+            return await call_next(request, call)
+        seconds = min(limit if limit is not None else given, given if given is not None else limit)
+        call.deadline = call.started + seconds
+        if given is not None and seconds == given:
+            # gRPC itself cancels the call at the caller's deadline, and the caller no longer listens.
+            return await call_next(request, call)
+        try:
+            async with asyncio.timeout(seconds):
+                return await call_next(request, call)
+        except TimeoutError:
+            raise faults.DeadlineExceeded(seconds=round(seconds, 3)) from None
+
+    return stage
+
+
+def authenticate(method: Method, guards: Guards, call_next: Handler) -> Handler:
+    """Turns the access token into a user, where the contract asks for one."""
+    if not method.needs_user:
+        return call_next
+    verify = guards.verifier.verify
+
+    async def stage(request: Any, call: RequestContext) -> Any:
+        scheme, _, token = call.metadata.get("authorization", "").partition(" ")
+        if not token or scheme.lower() != "bearer":
+            raise faults.TokenRequired()
+        call.signed_in = await verify(token)
+        call.token = token
+        return await call_next(request, call)
+
+    return stage
+
+
+def authorize(method: Method, guards: Guards, call_next: Handler) -> Handler:
+    """Lets in the callers that the contract and the topology name, and users with the permission."""
+    declared = guards.callers | {OPERATOR}
+    access, permission = method.access, method.policy.permission
+
+    async def stage(request: Any, call: RequestContext) -> Any:
+        caller = call.caller
+        if access == "service_only":
+            allowed = caller in declared
+        else:
+            allowed = access == "public" or caller is None or caller == EDGE or caller in declared
+        if not allowed:
+            raise faults.CallerNotAllowed(caller=caller or "An outside caller", method=method.full_name)
+        if permission and not call.user.may(permission):
+            raise faults.PermissionMissing(permission=permission)
+        return await call_next(request, call)
+
+    return stage
+
+
+def limit_rate(method: Method, guards: Guards, call_next: Handler) -> Handler:
+    """Counts callers from outside, for the rate classes that must be exact."""
+    if method.rate_class not in EXACT:
+        return call_next
+    count = guards.limiter.count
+
+    async def stage(request: Any, call: RequestContext) -> Any:
+        if call.caller is None or call.caller == EDGE:
+            await count(method, call.client_address)
+        return await call_next(request, call)
+
+    return stage
+
+
+def scope_tenant(method: Method, guards: Guards, call_next: Handler) -> Handler:
+    """Settles the tenant: the token's, else the header's. Every query of the handler is bound to it."""
+    if not method.tenant_scoped:
+        return call_next
+    require_active = guards.tenants.require_active
+
+    async def stage(request: Any, call: RequestContext) -> Any:
+        named = call.metadata.get("x-nexus-tenant")
+        if call.signed_in is not None:
+            tenant = call.signed_in.tenant_id
+            if named is not None and named != tenant:
+                raise faults.TenantMismatch(token_tenant=tenant, tenant=named[:64])
+        elif named:
+            tenant = named
+        else:
+            raise faults.TenantRequired()
+        await require_active(tenant)
+        call.tenant = tenant
+        return await call_next(request, call)
+
+    return stage
+
+
+def validate(method: Method, guards: Guards, call_next: Handler) -> Handler:
+    """Checks the request against the rules in the contract."""
+    check = protovalidate.Validator().validate
+
+    def checked(request: Message) -> Message:
+        try:
+            check(request)
+        except protovalidate.ValidationError as error:
+            raise _invalid(error) from None
+        return request
+
+    async def each(requests: AsyncIterator[Message]) -> AsyncIterator[Message]:
+        async for request in requests:
+            yield checked(request)
+
+    async def stage(request: Any, call: RequestContext) -> Any:
+        return await call_next(checked(request), call)
+
+    async def stream_stage(requests: Any, call: RequestContext) -> Any:
+        return await call_next(each(requests), call)
+
+    return stream_stage if method.descriptor.client_streaming else stage
+
+
+def once(method: Method, guards: Guards, call_next: Handler) -> Handler:
+    """Makes a keyed call happen once, and repeats one that lost a race with another where that is safe."""
+    keyed = method.policy.idempotency == contract.KEYED
+    if method.streams or not (keyed or method.retryable):
+        return call_next
+    run_once = guards.once.run
+    has_field = "request_id" in method.descriptor.input_type.fields_by_name
+
+    async def stage(request: Any, call: RequestContext) -> Any:
+        key = ""
+        if keyed:
+            key = (request.request_id if has_field else "") or call.metadata.get("idempotency-key", "")[:255]
+            if not key:
+                return await call_next(request, call)
+            call.idempotency_key = key
+        for attempt in range(1, CONFLICT_ATTEMPTS + 1):
+            try:
+                if key:
+                    return await run_once(request, call, key, call_next)
+                return await call_next(request, call)
+            except faults.Conflict:
+                if attempt == CONFLICT_ATTEMPTS:
+                    raise
+        raise AssertionError("the last attempt returns or raises")
+
+    return stage
+
+
+STAGES: tuple[Stage, ...] = (
+    observe,
+    deadline,
+    authenticate,
+    authorize,
+    limit_rate,
+    scope_tenant,
+    validate,
+    once,
+)
+"""From the outside in."""
+
+
+def _client_address(call: RequestContext, peer: str) -> str:
+    if call.caller == EDGE:
+        return call.metadata.get("x-envoy-external-address") or call.metadata.get("x-forwarded-for", "")
+    return peer.partition(":")[2].rpartition(":")[0] or peer
+
+
+def _invalid(error: protovalidate.ValidationError) -> Fault:
+    violations = []
+    for violation in error.violations:
+        elements = violation.proto.field.elements if violation.proto.field else ()
+        path = ".".join(
+            element.field_name + (f"[{element.subscript.value}]" if element.subscript else "") for element in elements
+        )
+        violations.append((path, violation.proto.message))
+    summary = "; ".join(f"{path}: {what}" if path else what for path, what in violations[:5])
+    return faults.InvalidRequest(violations=violations, summary=summary)

@@ -1,0 +1,71 @@
+"""A running service, as its servicers see it."""
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import redis.asyncio
+from pydantic import BaseModel
+
+from services.chassis.clients import Clients
+from services.chassis.config import Settings
+from services.chassis.database import Database
+from services.chassis.mail import Mailer
+from services.chassis.sealing import Sealer
+from services.chassis.signals import Signals
+from services.chassis.spec import ServiceSpec
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class Service:
+    """What a servicer is made with: `def __init__(self, service: Service)`."""
+
+    spec: ServiceSpec
+    settings: Settings
+    config: Any
+    """An instance of the spec's `config` model."""
+    database: Database
+    redis: "redis.asyncio.Redis"
+    clients: Clients
+    signals: Signals
+    sealer: Sealer
+    mailer: Mailer
+    _loops: list[tuple[float, Callable[[], Awaitable[Any]]]] = field(default_factory=list)
+    _tasks: list["asyncio.Task[None]"] = field(default_factory=list)
+
+    def configuration(self, model: type[BaseModel]) -> Any:
+        """The service's configuration, checked to be of the model its servicer expects."""
+        assert isinstance(self.config, model)
+        return self.config
+
+    def every(self, seconds: float, job: Callable[[], Awaitable[Any]]) -> None:
+        """Run a job again and again while the service lives, in every replica, at about this interval.
+
+        A job must bear running in two replicas at once. What it raises is logged, and it runs again.
+        """
+        self._loops.append((seconds, job))
+
+    def start_jobs(self) -> None:
+        self._tasks = [asyncio.create_task(_repeat(seconds, job)) for seconds, job in self._loops]
+
+    async def stop_jobs(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+async def _repeat(seconds: float, job: Callable[[], Awaitable[Any]]) -> None:
+    while True:
+        await asyncio.sleep(seconds * random.uniform(0.9, 1.1))  # noqa: S311  replicas must not march in step
+        try:
+            await job()
+        except Exception:
+            logger.exception("a job failed and will run again", extra={"job": getattr(job, "__qualname__", str(job))})

@@ -1,0 +1,124 @@
+"""SessionService: proto to rules and back."""
+
+import time
+
+import asyncpg
+from nexus.identity.session_mgr.v1 import session_mgr_pb2 as pb
+from nexus.identity.session_mgr.v1.faults import SessionNotFound
+from nexus.identity.token_mgr.v1.token_mgr_pb2 import RevokeFamiliesRequest
+from nexus.identity.token_mgr.v1.token_mgr_pb2_grpc import TokenServiceStub
+
+from services.chassis.clock import now, timestamp
+from services.chassis.context import RequestContext
+from services.chassis.ids import hash_secret, new_id, new_secret
+from services.chassis.service import Service
+from services.identity.session_mgr.cache import SessionCache
+from services.identity.session_mgr.spec import Config
+from services.identity.session_mgr.store import SessionStore
+
+_FORGET_ENDED_SECONDS = 3600.0
+
+
+class SessionService:
+    def __init__(self, service: Service) -> None:
+        self._config: Config = service.config
+        self._database = service.database
+        self._signals = service.signals
+        self._access_token_seconds = service.settings.access_token_seconds
+        self._store = SessionStore(service.database, self._config.idle_timeout)
+        self._cache = SessionCache(service.redis)
+        self._tokens = service.clients.stub(TokenServiceStub)
+        service.every(_FORGET_ENDED_SECONDS, self._store.forget_ended)
+
+    async def CreateSession(self, request: pb.CreateSessionRequest, call: RequestContext) -> pb.CreateSessionResponse:
+        token = new_secret()
+        async with self._database.transaction():
+            await self._store.lock_user(request.user_id)
+            live = await self._store.live_of(request.user_id)
+            surplus = live[self._config.max_sessions_per_user - 1 :]
+            await self._end(call, request.user_id, [session["session_id"] for session in surplus])
+            session = await self._store.insert(
+                new_id(),
+                hash_secret(token),
+                request.user_id,
+                request.user_agent,
+                request.ip_address,
+                now() + self._config.absolute_timeout,
+            )
+        return pb.CreateSessionResponse(session=_session(session), session_token=token)
+
+    async def GetSession(self, request: pb.GetSessionRequest, call: RequestContext) -> pb.GetSessionResponse:
+        token_hash = hash_secret(request.session_token)
+        session = await self._cache.get(call.tenant_id, token_hash)
+        if session is None:
+            row = await self._store.touch(token_hash=token_hash)
+            if row is None:
+                raise SessionNotFound(session_id="for this token")
+            session = _session(row)
+            await self._cache.put(call.tenant_id, token_hash, session)
+        if self._signals.session_ended(session.session_id):
+            raise SessionNotFound(session_id=session.session_id)
+        return pb.GetSessionResponse(session=session)
+
+    async def TouchSession(self, request: pb.TouchSessionRequest, call: RequestContext) -> pb.TouchSessionResponse:
+        row = await self._store.touch(session_id=request.session_id)
+        if row is None:
+            raise SessionNotFound(session_id=request.session_id)
+        return pb.TouchSessionResponse(session=_session(row))
+
+    async def ListMySessions(
+        self, request: pb.ListMySessionsRequest, call: RequestContext
+    ) -> pb.ListMySessionsResponse:
+        rows = await self._store.live_of(call.user.user_id)
+        return pb.ListMySessionsResponse(sessions=[_session(row, call.user.session_id) for row in rows])
+
+    async def RevokeSession(self, request: pb.RevokeSessionRequest, call: RequestContext) -> pb.RevokeSessionResponse:
+        async with self._database.transaction():
+            if not await self._end(call, call.user.user_id, [request.session_id]):
+                raise SessionNotFound(session_id=request.session_id)
+        return pb.RevokeSessionResponse()
+
+    async def RevokeAllSessions(
+        self, request: pb.RevokeAllSessionsRequest, call: RequestContext
+    ) -> pb.RevokeAllSessionsResponse:
+        return pb.RevokeAllSessionsResponse(ended_sessions=await self._end_all(call, call.user.user_id))
+
+    async def EndUserSessions(
+        self, request: pb.EndUserSessionsRequest, call: RequestContext
+    ) -> pb.EndUserSessionsResponse:
+        if not request.session_id:
+            return pb.EndUserSessionsResponse(ended_sessions=await self._end_all(call, request.user_id))
+        async with self._database.transaction():
+            ended = await self._end(call, request.user_id, [request.session_id])
+        return pb.EndUserSessionsResponse(ended_sessions=ended)
+
+    async def _end_all(self, call: RequestContext, user_id: str) -> int:
+        async with self._database.transaction():
+            await self._store.lock_user(user_id)
+            live = await self._store.live_of(user_id)
+            return await self._end(call, user_id, [session["session_id"] for session in live])
+
+    async def _end(self, call: RequestContext, user_id: str, session_ids: list[str]) -> int:
+        """End sessions inside the running transaction: it commits only when every token of theirs is dead."""
+        if not session_ids:
+            return 0
+        ended = await self._store.end(user_id, session_ids)
+        if ended:
+            ids = [session["session_id"] for session in ended]
+            await self._tokens.RevokeFamilies(RevokeFamiliesRequest(session_ids=ids))
+            await self._cache.drop(call.tenant_id, [session["token_hash"] for session in ended])
+            await self._signals.end_sessions(ids, time.time() + self._access_token_seconds)
+        return len(ended)
+
+
+def _session(row: asyncpg.Record, current_id: str | None = None) -> pb.Session:
+    return pb.Session(
+        session_id=row["session_id"],
+        user_id=row["user_id"],
+        user_agent=row["user_agent"],
+        ip_address=row["ip_address"],
+        create_time=timestamp(row["create_time"]),
+        last_used_time=timestamp(row["last_used_time"]),
+        expire_time=timestamp(row["expire_time"]),
+        current=row["session_id"] == current_id,
+    )

@@ -1,0 +1,93 @@
+"""The SQL of session-mgr. A session is live until it is ended, expires, or is not used for the idle time."""
+
+from datetime import datetime, timedelta
+
+import asyncpg
+
+from services.chassis.database import Database
+
+_SESSION = (
+    "session_id::text, user_id::text, token_hash, user_agent, ip_address, create_time, last_used_time, expire_time"
+)
+KEEP_ENDED = "30 days"
+
+
+class SessionStore:
+    """Sessions of the call's tenant."""
+
+    def __init__(self, database: Database, idle_timeout: timedelta) -> None:
+        self._database = database
+        self._idle = idle_timeout
+
+    async def lock_user(self, user_id: str) -> None:
+        """Let nobody else open or count this user's sessions until the transaction ends."""
+        await self._database.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", user_id)
+
+    async def insert(
+        self,
+        session_id: str,
+        token_hash: bytes,
+        user_id: str,
+        user_agent: str,
+        ip_address: str,
+        expires: datetime,
+    ) -> asyncpg.Record:
+        row = await self._database.fetchrow(
+            f"""
+            INSERT INTO sessions (session_id, token_hash, user_id, user_agent, ip_address, expire_time)
+            VALUES ($1, $2, $3, $4, $5, $6) RETURNING {_SESSION}
+            """,
+            session_id,
+            token_hash,
+            user_id,
+            user_agent,
+            ip_address,
+            expires,
+        )
+        assert row is not None
+        return row
+
+    async def live_of(self, user_id: str) -> list[asyncpg.Record]:
+        """The latest used first."""
+        return await self._database.fetch(
+            f"""
+            SELECT {_SESSION} FROM sessions
+            WHERE tenant_id = nexus.tenant_id() AND user_id = $1 AND {_LIVE.format(idle="$2")}
+            ORDER BY last_used_time DESC, session_id DESC
+            """,
+            user_id,
+            self._idle,
+        )
+
+    async def touch(self, *, session_id: str | None = None, token_hash: bytes | None = None) -> asyncpg.Record | None:
+        """The live session with this id or token, used as of now; None if there is none."""
+        return await self._database.fetchrow(
+            f"""
+            UPDATE sessions SET last_used_time = now()
+            WHERE (session_id = $1 OR token_hash = $2) AND {_LIVE.format(idle="$3")}
+            RETURNING {_SESSION}
+            """,
+            session_id,
+            token_hash,
+            self._idle,
+        )
+
+    async def end(self, user_id: str, session_ids: list[str]) -> list[asyncpg.Record]:
+        """End these of the user's sessions that have not ended; returns those that it ended."""
+        return await self._database.fetch(
+            f"""
+            UPDATE sessions SET end_time = now()
+            WHERE user_id = $1 AND session_id = ANY($2) AND end_time IS NULL RETURNING {_SESSION}
+            """,
+            user_id,
+            session_ids,
+        )
+
+    async def forget_ended(self) -> None:
+        async with self._database.transaction(platform_wide=True):
+            await self._database.execute(
+                f"DELETE FROM sessions WHERE least(expire_time, end_time) < now() - interval '{KEEP_ENDED}'"
+            )
+
+
+_LIVE = "end_time IS NULL AND expire_time > now() AND last_used_time > now() - {idle}::interval"

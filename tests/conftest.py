@@ -1,0 +1,88 @@
+"""Fixtures of the whole suite: one real platform for a run, and a fresh tenant for each test.
+
+The platform is started by the first test that asks for it, shared by all workers, and stopped at the end. A test
+that hurts the platform (`tests/chaos`) starts its own with `tests.platforms.Platform`.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from filelock import FileLock
+
+from services.chassis.clients import Clients
+from services.chassis.config import Settings
+from services.chassis.context import OPERATOR
+from tests.platforms import Platform, Tenant, free_offset
+
+HOME = "NEXUS_TEST_HOME"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Name the run's folder before workers inherit the environment."""
+    for name in [name for name in os.environ if name.startswith("NEXUS_") and name != HOME]:
+        del os.environ[name]
+    os.environ.setdefault(HOME, tempfile.mkdtemp(prefix="nexus-test-"))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        return
+    home = Path(os.environ.pop(HOME))
+    shared = Platform(home / "platform", offset=_offset(home))
+    shared.down()
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def _offset(home: Path) -> int:
+    """The port offset of the shared platform; the same for all workers."""
+    chosen = home / "offset"
+    if not chosen.exists():
+        chosen.write_text(str(free_offset()))
+    return int(chosen.read_text())
+
+
+@pytest.fixture(scope="session")
+def platform() -> Iterator[Platform]:
+    """The run's platform, ready."""
+    home = Path(os.environ[HOME])
+    with FileLock(home / "lock"):
+        shared = Platform(home / "platform", offset=_offset(home))
+        shared.up()
+    yield shared
+
+
+@pytest.fixture(scope="session")
+def settings(platform: Platform) -> Settings:
+    return platform.settings
+
+
+@pytest.fixture
+async def tenant(platform: Platform) -> Tenant:
+    """A tenant of the test's own."""
+    return await platform.new_tenant()
+
+
+@pytest.fixture
+async def other_tenant(platform: Platform) -> Tenant:
+    """A second tenant, to be kept out of the first."""
+    return await platform.new_tenant()
+
+
+@pytest.fixture
+async def http(platform: Platform) -> AsyncIterator[httpx.AsyncClient]:
+    """An outside client of the edge."""
+    async with httpx.AsyncClient(base_url=platform.http_url, timeout=15) as client:
+        yield client
+
+
+@pytest.fixture
+async def operator(platform: Platform) -> AsyncIterator[Clients]:
+    """Stubs with the operator's identity, on the services' own sockets."""
+    clients = Clients(platform.settings, OPERATOR, None)
+    yield clients
+    await clients.stop()

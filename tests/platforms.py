@@ -1,0 +1,189 @@
+"""Real platforms for tests: started by `nexus up`, called as people call them."""
+
+import contextlib
+import os
+import random
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import httpx
+from pydantic import SecretStr
+
+from mesh.local.platform import connected
+from nexus.identity.user_auth.v1.user_auth_pb2 import ProvisionUserRequest
+from nexus.identity.user_auth.v1.user_auth_pb2_grpc import UserServiceStub
+from services.chassis.clients import Clients
+from services.chassis.config import Settings, load_settings
+from services.chassis.context import OPERATOR
+from services.chassis.ids import new_id
+from services.chassis.spec import discover
+from services.chassis.tenants import create_tenant
+
+PASSWORD = "correct horse battery"
+UP_SECONDS = 90
+
+
+def free_offset() -> int:
+    """A port offset at which nothing listens where a platform would."""
+    ports = [8080, 8443, *(spec.port for spec in discover().values())]
+    while True:
+        offset = random.randrange(12_000, 45_000, 100)
+        if all(_is_free(port + offset) for port in ports):
+            return offset
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def eventually(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
+    """Wait until a condition holds, and return what it returned; fail after some time."""
+    deadline = time.monotonic() + seconds
+    while True:
+        result = condition()
+        if result:
+            return result
+        assert time.monotonic() < deadline, f"{condition} did not become true within {seconds} s"
+        time.sleep(0.05)
+
+
+@dataclass(frozen=True)
+class SignedIn:
+    """A user with a session."""
+
+    user_id: str
+    email: str
+    access_token: str
+    refresh_token: str
+    session_id: str
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.access_token}"}
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """A tenant with a verified user."""
+
+    platform: "Platform"
+    tenant_id: str
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"x-nexus-tenant": self.tenant_id}
+
+    async def provision(self, *roles: str, email: str | None = None) -> str:
+        """A verified user with roles; returns the e-mail address."""
+        email = email or f"{new_id()}@example.com"
+        clients = Clients(self.platform.settings, OPERATOR, None)
+        try:
+            await clients.stub(UserServiceStub).ProvisionUser(
+                ProvisionUserRequest(email=email, password=PASSWORD, display_name="Test User", roles=roles),
+                timeout=10.0,
+                metadata=tuple(self.headers.items()),
+            )
+        finally:
+            await clients.stop()
+        return email
+
+    async def sign_in(self, *roles: str, email: str | None = None) -> SignedIn:
+        """Sign a user in at the edge; a new one with these roles unless an address is given."""
+        email = email or await self.provision(*roles)
+        async with httpx.AsyncClient(base_url=self.platform.http_url, timeout=15) as client:
+            answer = await client.post(
+                "/api/v1/auth/login", headers=self.headers, json={"email": email, "password": PASSWORD}
+            )
+        assert answer.status_code == 200, answer.text
+        body = answer.json()
+        return SignedIn(
+            user_id=body["session"]["userId"],
+            email=email,
+            access_token=body["tokens"]["accessToken"],
+            refresh_token=body["tokens"]["refreshToken"],
+            session_id=body["session"]["sessionId"],
+        )
+
+
+@dataclass
+class Platform:
+    """One platform in a folder of its own."""
+
+    home: Path
+    offset: int = field(default_factory=free_offset)
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        limits = {f"NEXUS_RATE_{name}": "100000/second" for name in ("READ", "WRITE", "CREDENTIALS", "COSTLY")}
+        return {
+            **{name: value for name, value in os.environ.items() if not name.startswith("NEXUS_")},
+            "NEXUS_HOME": str(self.home),
+            "NEXUS_PORT_OFFSET": str(self.offset),
+            **limits,
+            **self.variables,
+        }
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The platform's settings, with the addresses of its databases."""
+        return connected(load_settings(self.environment, service_ids=discover()))
+
+    @property
+    def http_url(self) -> str:
+        return f"http://127.0.0.1:{self.settings.port(8080)}"
+
+    @property
+    def https_url(self) -> str:
+        return f"https://127.0.0.1:{self.settings.port(8443)}"
+
+    def nexus(self, *arguments: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
+        """Run the `nexus` command against this platform."""
+        result = subprocess.run(
+            [sys.executable, "-m", "mesh.cli", *arguments],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=UP_SECONDS,
+        )
+        assert not check or result.returncode == 0, f"nexus {arguments}: {result.stdout}{result.stderr}"
+        return result
+
+    def up(self, *arguments: str) -> None:
+        """Start it, unless it runs."""
+        if not self.ready():
+            self.nexus("up", "--detach", *arguments)
+
+    def down(self) -> None:
+        if self.home.exists():
+            self.nexus("down", check=False)
+
+    def ready(self) -> bool:
+        """Whether the edge says that every service serves."""
+        with contextlib.suppress(httpx.HTTPError):
+            return httpx.get(f"{self.http_url}/readyz", timeout=5).status_code == 200
+        return False
+
+    async def admin(self) -> asyncpg.Connection:
+        """A connection as the database's own user: sees the rows of all tenants."""
+        url = self.settings.database_url
+        assert isinstance(url, SecretStr)
+        return await asyncpg.connect(url.get_secret_value())
+
+    async def new_tenant(self) -> Tenant:
+        tenant_id = f"t-{new_id()}"
+        connection = await self.admin()
+        try:
+            await create_tenant(connection, tenant_id, "Test")
+        finally:
+            await connection.close()
+        return Tenant(self, tenant_id)
