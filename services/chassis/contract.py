@@ -145,7 +145,7 @@ def method_of(descriptor: MethodDescriptor) -> Method:
     method = Method(
         descriptor=descriptor,
         policy=options.Extensions[policy_pb2.method],
-        routes=_routes(options.Extensions[annotations_pb2.http]),,
+        routes=_routes(options.Extensions[annotations_pb2.http]),
     )
     problem = _problem(method)
     if problem:
