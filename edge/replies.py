@@ -13,6 +13,7 @@ from envoy_data_plane.envoy.config.accesslog.v3 import (
 from envoy_data_plane.envoy.config.core.v3 import (
     HeaderValue,
     HeaderValueOption,
+    HeaderValueOptionHeaderAppendAction,
     RuntimeUInt32,
     SubstitutionFormatString,
 )
@@ -28,6 +29,7 @@ from services.chassis.errors import Fault
 
 _BODY = "%LOCAL_REPLY_BODY%"
 _OWN_ANSWERS = ("lua_response", "direct_response")
+_ABSENT = HeaderValueOptionHeaderAppendAction.ADD_IF_ABSENT
 RETRY_SECONDS = 1
 
 
@@ -48,12 +50,17 @@ def error(fault: type[Fault], message: str | None = None, retry_seconds: int | N
 
 def local_replies() -> LocalReplyConfig:
     unreadable = error(faults.MalformedRequest, f"The request cannot be read: {_BODY}")
+    unclear_path = error(
+        faults.MalformedRequest,
+        "The request cannot be read: its path has an escaped slash, a fragment, or characters that no path has.",
+    )
     away = error(faults.DependencyUnavailable, "The service is not available at the moment; try again.", RETRY_SECONDS)
     limited = error(faults.RateLimited, "Too many calls; try again in a moment.", RETRY_SECONDS)
     return LocalReplyConfig(
         mappers=[
             _when(401, error(faults.TokenExpired), detail="Jwt_is_expired"),
             _when(401, error(faults.TokenInvalid, f"The access token is not valid: {_BODY}.")),
+            _when(400, unclear_path, detail="path_normalization_failed"),
             _when(400, unreadable),
             _when(403, error(faults.CallerNotAllowed, f"Refused: {_BODY}")),
             _when(404, error(faults.RouteUnknown)),
@@ -88,15 +95,15 @@ def _when(
     if detail:
         conditions.append(_expression(f"response.code_details.contains('{detail}')"))
     # Answers of our own routes and filters have the right body already.
-    conditions += [
-        _expression(f"!response.code_details.contains('{own}')") for own in ("lua_response", "direct_response")
-    ]
+    conditions += [_expression(f"!response.code_details.contains('{own}')") for own in _OWN_ANSWERS]
+    # A request that HTTP itself refuses is answered before it gets its id.
+    headers = [HeaderValueOption(header=HeaderValue(key="x-request-id", value="%UNIQUE_ID%"), append_action=_ABSENT)]
+    if retry:
+        headers.append(HeaderValueOption(header=HeaderValue(key="retry-after", value=str(RETRY_SECONDS))))
     return ResponseMapper(
         filter=AccessLogFilter(and_filter=AndFilter(filters=conditions)),
         body_format_override=SubstitutionFormatString(json_format=Struct.from_dict(body)),
-        headers_to_add=[HeaderValueOption(header=HeaderValue(key="retry-after", value=str(RETRY_SECONDS)))]
-        if retry
-        else [],
+        headers_to_add=headers,
     )
 
 

@@ -40,10 +40,9 @@ class RequestContext:
     trace_id: str
     started: float = field(default_factory=time.monotonic)
     deadline: float | None = None
-    """On the clock of `time.monotonic`."""
+    """When the contract's time is over, on the clock of `time.monotonic`."""
     caller: str | None = None
     """The calling service by its mesh identity; None for a caller outside the mesh."""
-    client_address: str = ""
     token: str | None = None
     signed_in: User | None = None
     tenant: str | None = None
@@ -65,9 +64,20 @@ class RequestContext:
     def user_agent(self) -> str:
         return self.metadata.get("user-agent", "")
 
+    def client_address(self) -> str:
+        """The address that the call came from: what the edge says, or the connection."""
+        if self.caller == EDGE:
+            return self.metadata.get("x-envoy-external-address") or self.metadata.get("x-forwarded-for", "")
+        peer = str(self.rpc.peer())
+        return peer.partition(":")[2].rpartition(":")[0] or peer
+
     def remaining(self) -> float | None:
-        """Seconds left, or None without a deadline."""
-        return None if self.deadline is None else self.deadline - time.monotonic()
+        """Seconds left, by the contract or by the caller; None without a limit."""
+        given = self.rpc.time_remaining()
+        if self.deadline is None:
+            return given
+        left = self.deadline - time.monotonic()
+        return left if given is None else min(left, given)
 
 
 _current: ContextVar[RequestContext | None] = ContextVar("nexus_call", default=None)

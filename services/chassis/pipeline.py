@@ -52,6 +52,7 @@ class Guards:
     limiter: RateLimiter
     tenants: TenantDirectory
     once: "Once"
+    tracer: telemetry.CallTracer
     default_timeout: float
 
 
@@ -72,9 +73,16 @@ def observe(method: Method, guards: Guards, call_next: Handler) -> Handler:
     in_progress = telemetry.CALLS_IN_PROGRESS.labels(method.service_id)
     time_ok = by_code[grpc.StatusCode.OK]
     peers = guards.peers
+    sampled = guards.tracer.sampled
 
     async def stage(request: Any, rpc: "grpc.aio.ServicerContext") -> Any:
-        metadata: dict[str, str] = dict(rpc.invocation_metadata() or ())
+        pairs: Any = rpc.invocation_metadata()
+        metadata: dict[str, str] = dict(pairs or ())
+        run = traced if sampled(metadata.get("traceparent")) else serve
+        return await run((request, metadata), rpc)
+
+    async def serve(incoming: tuple[Any, dict[str, str]], rpc: "grpc.aio.ServicerContext") -> Any:
+        request, metadata = incoming
         request_id = metadata.get("x-request-id", "")
         if not _REQUEST_ID.fullmatch(request_id):
             request_id = new_id()
@@ -85,9 +93,9 @@ def observe(method: Method, guards: Guards, call_next: Handler) -> Handler:
             request_id=request_id,
             trace_id=telemetry.current_trace_id() or metadata.get("traceparent", request_id)[3:35],
         )
-        peer = rpc.peer()
-        call.caller = peers.caller(peer, metadata.get(XFCC))
-        call.client_address = _client_address(call, peer)
+        forwarded = metadata.get(XFCC)
+        if forwarded is not None:
+            call.caller = peers.caller(rpc.peer(), forwarded)
         enter(call)
         in_progress.inc()
         try:
@@ -128,29 +136,45 @@ def observe(method: Method, guards: Guards, call_next: Handler) -> Handler:
             ),
         )
 
+    traced = guards.tracer.around(method.path, serve)
     return stage
 
 
 def deadline(method: Method, guards: Guards, call_next: Handler) -> Handler:
-    """Ends the call after the contract's time, or the caller's if that is shorter."""
+    """Ends the call after the contract's time. At the caller's own deadline gRPC cancels it, and nobody listens."""
     limit = method.timeout(guards.default_timeout)
+    if limit is None:
+        return call_next
 
     async def stage(request: Any, call: RequestContext) -> Any:
-        given = call.rpc.time_remaining()
-        if limit is None and given is None:
-            return await call_next(request, call)
-        seconds = min(limit if limit is not None else given, given if given is not None else limit)
-        call.deadline = call.started + seconds
-        if given is not None and seconds == given:
-            # gRPC itself cancels the call at the caller's deadline, and the caller no longer listens.
-            return await call_next(request, call)
-        try:
-            async with asyncio.timeout(seconds):
-                return await call_next(request, call)
-        except TimeoutError:
-            raise faults.DeadlineExceeded(seconds=round(seconds, 3)) from None
+        call.deadline = call.started + limit
+        return await _within(limit, call_next, request, call)
 
     return stage
+
+
+async def _within(seconds: float, handler: Handler, request: Any, call: RequestContext) -> Any:
+    """`asyncio.timeout` for the hot path: one timer and one look-up of the running loop."""
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task(loop)
+    assert task is not None
+    expired = False
+
+    def expire() -> None:
+        nonlocal expired
+        expired = True
+        task.cancel()
+
+    timer = loop.call_later(seconds, expire)
+    try:
+        return await handler(request, call)
+    except asyncio.CancelledError:
+        # Cancelled by us, and by nobody else meanwhile.
+        if expired and task.uncancel() == 0:
+            raise faults.DeadlineExceeded(seconds=round(seconds, 3)) from None
+        raise
+    finally:
+        timer.cancel()
 
 
 def authenticate(method: Method, guards: Guards, call_next: Handler) -> Handler:
@@ -198,7 +222,7 @@ def limit_rate(method: Method, guards: Guards, call_next: Handler) -> Handler:
 
     async def stage(request: Any, call: RequestContext) -> Any:
         if call.caller is None or call.caller == EDGE:
-            await count(method, call.client_address)
+            await count(method, call.client_address())
         return await call_next(request, call)
 
     return stage
@@ -290,12 +314,6 @@ STAGES: tuple[Stage, ...] = (
     once,
 )
 """From the outside in."""
-
-
-def _client_address(call: RequestContext, peer: str) -> str:
-    if call.caller == EDGE:
-        return call.metadata.get("x-envoy-external-address") or call.metadata.get("x-forwarded-for", "")
-    return peer.partition(":")[2].rpartition(":")[0] or peer
 
 
 def _invalid(error: protovalidate.ValidationError) -> Fault:

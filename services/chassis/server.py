@@ -6,6 +6,7 @@ own port, its own database role and its own health.
 
 import asyncio
 import contextlib
+import gc
 import importlib
 import logging
 import os
@@ -42,11 +43,14 @@ from services.chassis.service import Service
 from services.chassis.signals import Signals
 from services.chassis.spec import ServiceSpec, callers_of
 from services.chassis.tenants import TenantDirectory
-from services.chassis.tokens import TokenVerifier
+from services.chassis.tokens import KeySource, TokenVerifier
 
 HEALTH_SECONDS = 1.0
 HEALTH_TIMEOUT = 2.0
 FORGET_KEYS_SECONDS = 3600.0
+
+Servicers = list[tuple[Any, ServiceDescriptor]]
+"""Servicers, each with the gRPC service that it serves."""
 
 logger = logging.getLogger(__name__)
 
@@ -66,11 +70,24 @@ async def _serve_until_stopped(settings: Settings, specs: Sequence[ServiceSpec])
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     telemetry.serve_metrics(settings)
-    async with serving(settings, specs):
-        logger.info("serving", extra={"services": [spec.id for spec in specs], "pid": os.getpid()})
-        await stopped.wait()
-        logger.info("draining")
-    logger.info("stopped")
+    try:
+        async with serving(settings, specs):
+            settle()
+            logger.info("serving", extra={"services": [spec.id for spec in specs], "pid": os.getpid()})
+            await stopped.wait()
+            logger.info("draining")
+        logger.info("stopped")
+    except Exception:
+        logger.critical("cannot serve", exc_info=True)
+        # A server of gRPC's that never started can keep the loop from closing; whoever started us must see the end.
+        os._exit(1)
+
+
+def settle() -> None:
+    """Spare the collector from walking, again and again, what start-up made and the process keeps."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 @contextlib.asynccontextmanager
@@ -125,11 +142,13 @@ def _service(settings: Settings, spec: ServiceSpec, client: "redis.asyncio.Redis
 class RunningService:
     """One service with its gRPC server."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(
+        self, service: Service, servicers: Servicers | None = None, key_source: KeySource | None = None
+    ) -> None:
+        """`servicers` and `key_source` stand in for the contract's and token-mgr's, in tests and benchmarks."""
         self.service = service
         spec, settings = service.spec, service.settings
         self._server = grpc.aio.server(
-            interceptors=[telemetry.server_interceptor(trace.get_tracer_provider(), settings.trace_ratio)],
             options=[
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a port to share
@@ -139,16 +158,18 @@ class RunningService:
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         once = Once(service.database, service.sealer)
-        guards = Guards(
+        self._guards = Guards(
             peers=PeerIdentifier(settings),
             callers=callers_of(spec.id),
-            verifier=TokenVerifier(settings, service.signals, self._keys),
+            verifier=TokenVerifier(settings, service.signals, key_source or self._keys),
             limiter=RateLimiter(settings),
             tenants=TenantDirectory(service.database, service.signals),
             once=once,
+            tracer=telemetry.CallTracer(trace.get_tracer_provider(), settings.trace_ratio),
             default_timeout=settings.default_timeout,
         )
-        self._names = [self._add(servicer, descriptor, guards) for servicer, descriptor in _servicers(service)]
+        self._servicers = servicers or _servicers(service)
+        self._names = [descriptor.full_name for _, descriptor in self._servicers]
         self._add_reflection()
         service.every(FORGET_KEYS_SECONDS, once.forget_old)
         self._watching: asyncio.Task[None] | None = None
@@ -156,6 +177,8 @@ class RunningService:
     async def start(self) -> None:
         """Open the ports. Health says NOT_SERVING until the database and the broker have answered."""
         spec, settings = self.service.spec, self.service.settings
+        for servicer, descriptor in self._servicers:
+            self._add(servicer, descriptor)
         for name in ("", *self._names):
             await self._health.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
         settings.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -176,13 +199,12 @@ class RunningService:
         await self.service.stop_jobs()
         await self._server.stop(self.service.settings.drain_timeout)
 
-    def _add(self, servicer: Any, descriptor: ServiceDescriptor, guards: Guards) -> str:
+    def _add(self, servicer: Any, descriptor: ServiceDescriptor) -> None:
         handlers = {}
         for method in contract.methods_of(descriptor):
-            handler = bind(method, guards, _unify(method, getattr(servicer, method.name)))
+            handler = bind(method, self._guards, _unify(method, getattr(servicer, method.name)))
             handlers[method.name] = _rpc_handler(method, handler)
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(descriptor.full_name, handlers),))
-        return descriptor.full_name
 
     def _add_reflection(self) -> None:
         if self.service.spec.reflects_platform:
@@ -231,7 +253,7 @@ async def _answers(check: Any) -> bool:
     return True
 
 
-def _servicers(service: Service) -> list[tuple[Any, ServiceDescriptor]]:
+def _servicers(service: Service) -> Servicers:
     """The servicers of a service: for each gRPC service in its contract, the class of that name in `servicer.py`."""
     spec = service.spec
     stub_modules = sorted(

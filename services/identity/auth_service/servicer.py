@@ -34,7 +34,7 @@ class AuthService:
             session_mgr_pb2.CreateSessionRequest(
                 user_id=verified.user.user_id,
                 user_agent=call.user_agent[:512],
-                ip_address=call.client_address[:64],
+                ip_address=call.client_address()[:64],
                 request_id=new_id(),
             )
         )

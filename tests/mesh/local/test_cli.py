@@ -1,6 +1,7 @@
 """The `nexus` command says what is there, and what is wrong in one line."""
 
 import json
+import os
 import socket
 from email.message import EmailMessage
 from pathlib import Path
@@ -16,6 +17,8 @@ from services.chassis.config import Settings
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in [name for name in os.environ if name.startswith("NEXUS_")]:
+        monkeypatch.delenv(name)
     monkeypatch.setenv("NEXUS_HOME", str(tmp_path))
     monkeypatch.setenv("COLUMNS", "300")
     return tmp_path
