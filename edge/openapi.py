@@ -20,8 +20,8 @@ from buf.validate.validate_pb2 import FieldRules
 from google.protobuf import descriptor_pb2, message_factory
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor, OneofDescriptor
 from google.rpc import code_pb2
-from nexus.options.v1 import policy_pb2
 
+from nexus.options.v1 import policy_pb2
 from services.chassis import contract
 from services.chassis.contract import HttpRoute, Method
 

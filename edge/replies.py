@@ -1,5 +1,8 @@
-"""Errors that Envoy itself raises, in the platform's one shape: a `google.rpc.Status` as JSON."""
+"""Errors that Envoy itself raises, in the platform's one shape: a `google.rpc.Status`, as JSON or in gRPC's trailers."""
 
+import base64
+import re
+from collections.abc import Mapping
 from typing import Any as AnyValue
 
 from envoy_data_plane.envoy.config.accesslog.v3 import (
@@ -11,6 +14,7 @@ from envoy_data_plane.envoy.config.accesslog.v3 import (
     StatusCodeFilter,
 )
 from envoy_data_plane.envoy.config.core.v3 import (
+    DataSource,
     HeaderValue,
     HeaderValueOption,
     HeaderValueOptionHeaderAppendAction,
@@ -23,12 +27,16 @@ from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v
     ResponseMapper,
 )
 from envoy_data_plane.google.protobuf import Any, Struct
-from nexus.type.v1 import faults
+from google.protobuf import json_format
+from google.rpc import status_pb2
+from grpc import StatusCode
 
-from services.chassis.errors import Fault
+from nexus.type.v1 import faults
+from services.chassis.errors import STATUS_DETAILS, Fault
 
 _BODY = "%LOCAL_REPLY_BODY%"
-_OWN_ANSWERS = ("lua_response", "direct_response")
+_GRPC = "request.headers['content-type'].startsWith('application/grpc')"
+_TRANSCODED = "'x-envoy-original-path' in request.headers"
 _ABSENT = HeaderValueOptionHeaderAppendAction.ADD_IF_ABSENT
 RETRY_SECONDS = 1
 
@@ -56,27 +64,27 @@ def local_replies() -> LocalReplyConfig:
     )
     away = error(faults.DependencyUnavailable, "The service is not available at the moment; try again.", RETRY_SECONDS)
     limited = error(faults.RateLimited, "Too many calls; try again in a moment.", RETRY_SECONDS)
-    return LocalReplyConfig(
-        mappers=[
-            _when(401, error(faults.TokenExpired), detail="Jwt_is_expired"),
-            _when(401, error(faults.TokenInvalid, f"The access token is not valid: {_BODY}.")),
-            _when(400, unclear_path, detail="path_normalization_failed"),
-            _when(400, unreadable),
-            _when(403, error(faults.CallerNotAllowed, f"Refused: {_BODY}")),
-            _when(404, error(faults.RouteUnknown)),
-            _when(413, error(faults.RequestTooLarge)),
-            _when(429, limited, retry=True),
-            _when(
-                431,
-                error(faults.RequestTooLarge, "The request's headers are larger than this platform takes."),
-            ),
-            _when(503, away, retry=True),
-            _when(504, error(faults.DeadlineExceeded, "The call took longer than its contract gives it.")),
-            # Last, for any that has no mapper of its own.
-            _when(500, error(faults.Internal, "Something went wrong on our side."), at_least=True),
-            _when(402, unreadable, at_least=True, at_most=499),
-        ],
-    )
+    replies = [
+        _when(401, error(faults.TokenExpired), detail="Jwt_is_expired"),
+        _when(401, error(faults.TokenInvalid, f"The access token is not valid: {_BODY}.")),
+        _when(400, unclear_path, detail="path_normalization_failed"),
+        _when(400, unreadable),
+        _when(403, error(faults.CallerNotAllowed, f"Refused: {_BODY}")),
+        _when(404, error(faults.RouteUnknown)),
+        _when(405, error(faults.MethodNotAllowed)),
+        _when(413, error(faults.RequestTooLarge)),
+        _when(429, limited, retry=True),
+        _when(
+            431,
+            error(faults.RequestTooLarge, "The request's headers are larger than this platform takes."),
+        ),
+        _when(503, away, retry=True),
+        _when(504, error(faults.DeadlineExceeded, "The call took longer than its contract gives it.")),
+        # Last, for any that has no mapper of its own.
+        _when(500, error(faults.Internal, "Something went wrong on our side."), at_least=True),
+        _when(402, unreadable, at_least=True, at_most=499),
+    ]
+    return LocalReplyConfig(mappers=[mapper for pair in replies for mapper in pair])
 
 
 def _when(
@@ -87,24 +95,54 @@ def _when(
     at_least: bool = False,
     at_most: int | None = None,
     retry: bool = False,
-) -> ResponseMapper:
-    """Answer with `body` to local replies of this status."""
+) -> tuple[ResponseMapper, ResponseMapper]:
+    """Answer with `body` to local replies of this status: to gRPC callers, and to all others."""
     conditions = [_status(ComparisonFilterOp.GE if at_least else ComparisonFilterOp.EQ, status)]
     if at_most is not None:
         conditions.append(_status(ComparisonFilterOp.LE, at_most))
     if detail:
         conditions.append(_expression(f"response.code_details.contains('{detail}')"))
-    # Answers of our own routes and filters have the right body already.
-    conditions += [_expression(f"!response.code_details.contains('{own}')") for own in _OWN_ANSWERS]
+    conditions.append(_lacks("lua_response"))  # it speaks for itself
     # A request that HTTP itself refuses is answered before it gets its id.
-    headers = [HeaderValueOption(header=HeaderValue(key="x-request-id", value="%UNIQUE_ID%"), append_action=_ABSENT)]
+    headers = {"x-request-id": "%UNIQUE_ID%"}
     if retry:
-        headers.append(HeaderValueOption(header=HeaderValue(key="retry-after", value=str(RETRY_SECONDS))))
-    return ResponseMapper(
-        filter=AccessLogFilter(and_filter=AndFilter(filters=conditions)),
-        body_format_override=SubstitutionFormatString(json_format=Struct.from_dict(body)),
-        headers_to_add=headers,
+        headers["retry-after"] = str(RETRY_SECONDS)
+    grpc = ResponseMapper(
+        filter=_all(*conditions, _expression(f"{_GRPC} && !({_TRANSCODED})")),
+        body_format_override=SubstitutionFormatString(text_format_source=DataSource(inline_string=body["message"])),
+        headers_to_add=_headers({**headers, **_grpc_status(status, body)}),
     )
+    # Our own routes answer with such a body already.
+    plain = ResponseMapper(
+        filter=_all(*conditions, _lacks("direct_response")),
+        body_format_override=SubstitutionFormatString(json_format=Struct.from_dict(body)),
+        headers_to_add=_headers(headers),
+    )
+    return grpc, plain
+
+
+def _grpc_status(http_status: int, body: dict[str, AnyValue]) -> dict[str, str]:
+    """The headers of an error in gRPC. What nobody serves is UNIMPLEMENTED there."""
+    status = json_format.ParseDict(body, status_pb2.Status())
+    status.code = StatusCode.UNIMPLEMENTED.value[0] if http_status == 404 else status.code
+    status.message = re.sub(f":? ?{_BODY}", "", status.message)
+    details = base64.b64encode(status.SerializeToString()).decode()
+    return {"grpc-status": str(status.code), STATUS_DETAILS: details}
+
+
+def _headers(values: Mapping[str, str]) -> list[HeaderValueOption]:
+    return [
+        HeaderValueOption(header=HeaderValue(key=key, value=value), append_action=_ABSENT)
+        for key, value in values.items()
+    ]
+
+
+def _all(*conditions: AccessLogFilter) -> AccessLogFilter:
+    return AccessLogFilter(and_filter=AndFilter(filters=list(conditions)))
+
+
+def _lacks(detail: str) -> AccessLogFilter:
+    return _expression(f"!response.code_details.contains('{detail}')")
 
 
 def _status(operation: ComparisonFilterOp, value: int) -> AccessLogFilter:

@@ -33,9 +33,9 @@ from envoy_data_plane.envoy.extensions.filters.http.jwt_authn.v3 import PerRoute
 from envoy_data_plane.envoy.type.matcher.v3 import RegexMatcher, StringMatcher
 from envoy_data_plane.google.protobuf import Any, Struct
 from google.protobuf.descriptor import Descriptor
-from nexus.type.v1 import faults
 
 from edge import openapi, reference, replies, schemas
+from nexus.type.v1 import faults
 from services.chassis import contract
 from services.chassis.config import Settings
 from services.chassis.context import EDGE

@@ -142,7 +142,7 @@ function envoy_on_request(handle)
   local headers = handle:headers()
   local kind = (headers:get("content-type") or "application/json"):lower():match("^[^;%s]*")
   if kind:find("^application/grpc") then
-    return refuse(handle, 415, "MEDIA_TYPE_UNSUPPORTED", "This path is not a gRPC method's.")
+    return handle:respond({ [":status"] = "404", ["grpc-status"] = "12" }, "This path is not a gRPC method's.")
   end
   if form == "any" then return end
   local encoding = (headers:get("content-encoding") or "identity"):lower()
@@ -159,9 +159,7 @@ function envoy_on_request(handle)
   if encoding ~= "identity" then
     return refuse(handle, 415, "MEDIA_TYPE_UNSUPPORTED", "Send the body as it is, without a content-encoding.")
   end
-  local t0=os.clock()
   local problem = check(body:getBytes(0, length), message)
-  handle:logErr('TOOK '..(os.clock()-t0))
   if problem then
     return refuse(handle, 400, "MALFORMED_REQUEST", "The request cannot be read: " .. problem .. ".")
   end

@@ -7,7 +7,7 @@ that hurts the platform (`tests/chaos`) starts its own with `tests.platforms.Pla
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
@@ -19,14 +19,17 @@ from services.chassis.config import Settings
 from services.chassis.context import OPERATOR
 from tests.platforms import Platform, Tenant, free_offset
 
-HOME = "NEXUS_TEST_HOME"
+HOME = "TEST_PLATFORM_HOME"
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Name the run's folder before workers inherit the environment."""
-    for name in [name for name in os.environ if name.startswith("NEXUS_") and name != HOME]:
+    for name in [name for name in os.environ if name.startswith("NEXUS_")]:
         del os.environ[name]
-    os.environ.setdefault(HOME, tempfile.mkdtemp(prefix="nexus-test-"))
+    if HOME not in os.environ:
+        home = tempfile.mkdtemp(prefix="nexus-test-")
+        Path(home).chmod(0o711)  # PostgreSQL, which does not run as root, must pass through it
+        os.environ[HOME] = home
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -47,13 +50,13 @@ def _offset(home: Path) -> int:
 
 
 @pytest.fixture(scope="session")
-def platform() -> Iterator[Platform]:
+def platform() -> Platform:
     """The run's platform, ready."""
     home = Path(os.environ[HOME])
     with FileLock(home / "lock"):
         shared = Platform(home / "platform", offset=_offset(home))
         shared.up()
-    yield shared
+    return shared
 
 
 @pytest.fixture(scope="session")

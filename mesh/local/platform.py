@@ -95,7 +95,7 @@ async def _start(supervisor: Supervisor, settings: Settings, specs: Sequence[Ser
     bootstrap.write(settings, settings.home / "edge" / "bootstrap.json")
     services = domain_processes(settings, specs, [process.name for process in databases])
     await supervisor.start([*services, edge_process(settings, [process.name for process in services])])
-    if settings.environment == "development":
+    if settings.environment == "development" and any(spec.id == "user-auth" for spec in specs):
         supervisor.enter("seeding")
         supervisor.state.demo = await seed_demo(settings)
     supervisor.enter("ready")

@@ -16,7 +16,7 @@ from services.chassis.tenants import create_tenant
 class DemoCredentials:
     tenant: str = "demo"
     email: str = "owner@demo.example"
-    password: str = "demo-password"  # noqa: S105  published on purpose, and only for development
+    password: str = "demo-password"
 
 
 async def seed(settings: Settings) -> DemoCredentials:

@@ -12,9 +12,9 @@ from typing import Any, NoReturn, TypeVar
 
 import grpc
 from google.rpc import status_pb2
-from nexus.type.v1.faults import DeadlineExceeded, DependencyUnavailable, Internal
 from opentelemetry import trace
 
+from nexus.type.v1.faults import DeadlineExceeded, DependencyUnavailable, Internal
 from services.chassis import context, contract, telemetry
 from services.chassis.breaker import Breaker
 from services.chassis.config import Settings

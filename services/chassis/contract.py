@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 
-import nexus
 from buf.validate import validate_pb2  # noqa: F401  registers the field rules
 from google.api import annotations_pb2, http_pb2
 from google.protobuf import descriptor_pb2
@@ -17,6 +16,8 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
+
+import nexus
 from nexus.options.v1 import policy_pb2
 from nexus.options.v1.policy_pb2 import MethodPolicy
 

@@ -14,8 +14,8 @@ from typing import Any
 from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 import asyncpg
-from nexus.type.v1.faults import Conflict, DeadlineExceeded, DependencyUnavailable
 
+from nexus.type.v1.faults import Conflict, DeadlineExceeded, DependencyUnavailable
 from services.chassis import context
 from services.chassis.config import Settings
 from services.chassis.sealing import Sealer

@@ -6,8 +6,8 @@ attempt is the first.
 """
 
 from google.protobuf.message import Message
-from nexus.type.v1.faults import IdempotencyKeyReused
 
+from nexus.type.v1.faults import IdempotencyKeyReused
 from services.chassis.context import RequestContext
 from services.chassis.database import Database
 from services.chassis.pipeline import Handler

@@ -8,8 +8,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import aiosmtplib
-from nexus.type.v1.faults import DependencyUnavailable
 
+from nexus.type.v1.faults import DependencyUnavailable
 from services.chassis.config import Settings
 from services.chassis.ids import new_id
 

@@ -5,8 +5,8 @@ import binascii
 from typing import Any
 
 from google.protobuf.message import Message
-from nexus.type.v1.faults import PageTokenInvalid
 
+from nexus.type.v1.faults import PageTokenInvalid
 from services.chassis.context import RequestContext
 from services.chassis.sealing import SealBroken, Sealer
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import protovalidate
 from google.protobuf.message import Message
-from nexus.type.v1 import faults
 
+from nexus.type.v1 import faults
 from services.chassis import contract, telemetry
 from services.chassis.context import EDGE, OPERATOR, RequestContext, enter
 from services.chassis.contract import Method

@@ -8,9 +8,9 @@ import time
 from limits import RateLimitItemPerSecond
 from limits.aio.storage import RedisStorage
 from limits.aio.strategies import MovingWindowRateLimiter
-from nexus.type.v1.faults import DependencyUnavailable, RateLimited
 from redis.exceptions import RedisError
 
+from nexus.type.v1.faults import DependencyUnavailable, RateLimited
 from services.chassis.config import Settings
 from services.chassis.contract import Method
 

@@ -23,10 +23,10 @@ from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.json_format import MessageToDict
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from nexus.identity.token_mgr.v1.token_mgr_pb2 import GetJwksRequest
-from nexus.identity.token_mgr.v1.token_mgr_pb2_grpc import TokenServiceStub
 from opentelemetry import trace
 
+from nexus.identity.token_mgr.v1.token_mgr_pb2 import GetJwksRequest
+from nexus.identity.token_mgr.v1.token_mgr_pb2_grpc import TokenServiceStub
 from services.chassis import contract, logs, telemetry
 from services.chassis.clients import Clients
 from services.chassis.config import Settings, load_service_config

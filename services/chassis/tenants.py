@@ -3,8 +3,8 @@
 import time
 
 import asyncpg
-from nexus.type.v1.faults import TenantSuspended, TenantUnknown
 
+from nexus.type.v1.faults import TenantSuspended, TenantUnknown
 from services.chassis.database import TENANT_ID, Database
 from services.chassis.signals import Signals
 

@@ -8,8 +8,8 @@ from typing import Any
 from joserfc import jwt
 from joserfc.errors import ExpiredTokenError, JoseError
 from joserfc.jwk import KeySet
-from nexus.type.v1.faults import DependencyUnavailable, TokenExpired, TokenInvalid
 
+from nexus.type.v1.faults import DependencyUnavailable, TokenExpired, TokenInvalid
 from services.chassis.config import Settings
 from services.chassis.context import User
 from services.chassis.signals import Signals

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NoReturn
 
 import grpc.aio
@@ -69,10 +68,3 @@ def call_of(path: str, tenant: str | None = None, seconds: float | None = None, 
 
 def user_of(tenant: str, *permissions: str, user_id: str = "0197f0c1-2345-7abc-8def-0123456789ab") -> User:
     return User(user_id, tenant, "session", frozenset(permissions), int(time.time()) + 600)
-
-
-def short_folder(tmp_path: Path) -> Path:
-    """A folder whose sockets fit into a unix address."""
-    import tempfile
-
-    return Path(tempfile.mkdtemp(prefix="nx-"))

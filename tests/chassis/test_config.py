@@ -79,7 +79,7 @@ def test_a_value_that_does_not_fit_is_refused_by_name(name: str, value: str) -> 
 
 
 def test_a_service_setting_that_does_not_fit_is_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match="^NEXUS_USER_AUTH_PASSWORD_MIN_LENGTH: .*greater than or equal to 8"):
+    with pytest.raises(ConfigError, match=r"^NEXUS_USER_AUTH_PASSWORD_MIN_LENGTH: .*greater than or equal to 8"):
         load_service_config(Config, "user-auth", {"NEXUS_USER_AUTH_PASSWORD_MIN_LENGTH": "4"})
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nexus.identity.auth_service.v1.auth_service_pb2 import LoginRequest
 
+from nexus.identity.auth_service.v1.auth_service_pb2 import LoginRequest
 from services.chassis.logs import REDACTED, JsonFormatter, redact, redact_text
 
 JWT = "eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJhbm4ifQ.c2lnbmF0dXJl"

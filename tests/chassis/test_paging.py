@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from nexus.platform.backend_api.v1.backend_api_pb2 import ListRoutesRequest
 from nexus.type.v1.faults import PageTokenInvalid
-
 from services.chassis.context import RequestContext
 from services.chassis.paging import Pager
 from services.chassis.sealing import Sealer

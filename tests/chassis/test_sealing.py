@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.chassis.config import ConfigError, Settings
-from services.chassis.sealing import Sealer, SealBroken, read_root_key
+from services.chassis.sealing import SealBroken, Sealer, read_root_key
 
 ROOT_KEY = bytes(range(32))
 SEALER = Sealer(ROOT_KEY, "token-mgr")

@@ -8,11 +8,11 @@ import protovalidate
 import pytest
 from google.protobuf import descriptor_pb2, json_format, message_factory
 from google.protobuf.descriptor_pool import DescriptorPool
-from nexus.type.v1.faults import InvalidRequest, RateLimited
 from openapi_schema_validator import OAS31Validator, oas31_format_checker
 from openapi_spec_validator import validate
 
 from edge import openapi
+from nexus.type.v1.faults import InvalidRequest, RateLimited
 from services.chassis import contract
 from services.chassis.errors import Fault
 from services.chassis.tools import generate

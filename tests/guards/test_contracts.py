@@ -6,8 +6,8 @@ from pathlib import Path
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.rpc import code_pb2
-from nexus.options.v1 import policy_pb2
 
+from nexus.options.v1 import policy_pb2
 from services.chassis import contract
 from services.chassis.contract import Method
 from services.chassis.spec import SERVICES

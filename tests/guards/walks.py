@@ -7,9 +7,9 @@ from buf.validate import validate_pb2
 from buf.validate.validate_pb2 import FieldRules
 from google.protobuf import descriptor_pb2
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
+
 from nexus.options.v1 import policy_pb2
 from nexus.options.v1.policy_pb2 import ReasonPolicy
-
 from services.chassis import contract
 from services.chassis.contract import Method
 

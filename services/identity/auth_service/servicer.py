@@ -13,7 +13,6 @@ from nexus.identity.token_mgr.v1.token_mgr_pb2_grpc import TokenServiceStub
 from nexus.identity.user_auth.v1 import user_auth_pb2
 from nexus.identity.user_auth.v1.faults import UserNotFound
 from nexus.identity.user_auth.v1.user_auth_pb2_grpc import UserServiceStub
-
 from services.chassis.clock import moment, now
 from services.chassis.context import RequestContext
 from services.chassis.ids import new_id

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from nexus.identity.session_mgr.v1.session_mgr_pb2 import Session
-from nexus.type.v1.faults import DependencyUnavailable
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
+
+from nexus.identity.session_mgr.v1.session_mgr_pb2 import Session
+from nexus.type.v1.faults import DependencyUnavailable
 
 TOUCH_SECONDS = 60
 """A session read from here counts as used at most this long after it was: its record is written once a minute."""

@@ -3,11 +3,11 @@
 import time
 
 import asyncpg
+
 from nexus.identity.session_mgr.v1 import session_mgr_pb2 as pb
 from nexus.identity.session_mgr.v1.faults import SessionNotFound
 from nexus.identity.token_mgr.v1.token_mgr_pb2 import RevokeFamiliesRequest
 from nexus.identity.token_mgr.v1.token_mgr_pb2_grpc import TokenServiceStub
-
 from services.chassis.clock import now, timestamp
 from services.chassis.context import RequestContext
 from services.chassis.ids import hash_secret, new_id, new_secret

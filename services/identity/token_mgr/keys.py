@@ -7,8 +7,8 @@ from datetime import timedelta
 
 import asyncpg
 from joserfc.jwk import ECKey
-from nexus.identity.token_mgr.v1.faults import RotationTooSoon
 
+from nexus.identity.token_mgr.v1.faults import RotationTooSoon
 from services.chassis.clock import now
 from services.chassis.database import Database
 from services.chassis.ids import new_id

@@ -4,10 +4,10 @@ import time
 from datetime import datetime, timedelta
 
 from joserfc import jwt
+
 from nexus.identity.token_mgr.v1 import token_mgr_pb2 as pb
 from nexus.identity.token_mgr.v1.faults import RefreshTokenInvalid, RefreshTokenReused
 from nexus.type.v1.faults import TokenExpired, TokenInvalid
-
 from services.chassis.clock import moment, now, timestamp
 from services.chassis.context import RequestContext
 from services.chassis.ids import hash_secret, new_id, new_secret

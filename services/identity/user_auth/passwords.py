@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import argon2
+
 from nexus.identity.user_auth.v1.faults import PasswordWeak
 
 Result = TypeVar("Result")

@@ -2,11 +2,11 @@
 
 import asyncpg
 import email_validator
+
 from nexus.identity.session_mgr.v1.session_mgr_pb2 import EndUserSessionsRequest
 from nexus.identity.session_mgr.v1.session_mgr_pb2_grpc import SessionServiceStub
 from nexus.identity.user_auth.v1 import user_auth_pb2 as pb
 from nexus.identity.user_auth.v1.faults import CodeInvalid, CredentialsInvalid, EmailNotVerified, UserNotFound
-
 from services.chassis.clock import now, timestamp
 from services.chassis.context import RequestContext
 from services.chassis.ids import hash_secret, new_id, new_secret

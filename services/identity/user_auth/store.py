@@ -3,8 +3,8 @@
 from datetime import datetime
 
 import asyncpg
-from nexus.identity.user_auth.v1.faults import EmailTaken
 
+from nexus.identity.user_auth.v1.faults import EmailTaken
 from services.chassis.database import Database
 
 _USER = "user_id::text, email, display_name, password_hash, email_verified, roles, create_time"

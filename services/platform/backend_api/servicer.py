@@ -7,10 +7,10 @@ from functools import cached_property
 
 from google.api.httpbody_pb2 import HttpBody
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from nexus.platform.backend_api.v1 import backend_api_pb2 as pb
-from nexus.platform.backend_api.v1.faults import NotReady
 
 from edge import openapi, reference
+from nexus.platform.backend_api.v1 import backend_api_pb2 as pb
+from nexus.platform.backend_api.v1.faults import NotReady
 from services.chassis import contract
 from services.chassis.context import RequestContext
 from services.chassis.errors import Fault

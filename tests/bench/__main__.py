@@ -1,0 +1,72 @@
+"""Run the benchmarks: `make bench`, `make bench BENCH=chassis`, `FORMAT=json make bench`.
+
+Figures depend on the machine and on what else it does; what counts is the ratio of two taken in the same run.
+"""
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.bench import chassis, running
+from tests.bench.measure import Result, Unavailable
+from tests.platforms import Platform
+
+BENCHMARKS: dict[str, Callable[[Platform], Result]] = {
+    "chassis": chassis.run,
+    "startup": running.startup,
+    "memory": running.memory,
+}
+
+
+def main() -> int:
+    names = sys.argv[1:] or list(BENCHMARKS)
+    console = Console(stderr=True)
+    unknown = [name for name in names if name not in BENCHMARKS]
+    if unknown:
+        console.print(f"There is no benchmark {unknown[0]}; there are: {', '.join(BENCHMARKS)}.")
+        return 2
+    results = []
+    with tempfile.TemporaryDirectory(prefix="nexus-bench-") as folder:
+        Path(folder).chmod(0o711)
+        platform = Platform(Path(folder) / "platform")
+        platform.up()
+        try:
+            for name in names:
+                with console.status(f"measuring {name} ..."):
+                    try:
+                        results.append(BENCHMARKS[name](platform))
+                    except Unavailable as reason:
+                        console.print(f"{name}: skipped, {reason}")
+        finally:
+            platform.down()
+    if os.environ.get("FORMAT") == "json":
+        for result in results:
+            print(json.dumps({**vars(result), "ratio": result.ratio}))
+    else:
+        Console().print(table(results))
+    return 0
+
+
+def table(results: list[Result]) -> Table:
+    rows = Table("benchmark", "ours", "peer", "ratio", "bar", "unit", "rounds")
+    for result in results:
+        rows.add_row(
+            result.bench,
+            f"{result.ours:,.1f} ±{result.ours_spread / 2:.0%}",
+            f"{result.peer:,.1f} ±{(result.peer_spread or 0) / 2:.0%}" if result.peer else "",
+            f"{result.ratio:.2f}" if result.ratio else "",
+            result.bar,
+            result.unit,
+            str(result.rounds),
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(main())
