@@ -14,7 +14,7 @@ down: $(READY) ## Stop it; its data stays in .nexus/
 	@$(BIN)/nexus down
 
 ##@ Develop
-test: $(READY) ## Run all tests on real PostgreSQL, Redis and Envoy (T="-k name" for some)
+test: $(READY) tools ## Run all tests on real PostgreSQL, Redis and Envoy (T="-k name" for some)
 	@$(BIN)/pytest -n auto --dist loadgroup $(T)
 
 check: $(READY) ## Format, lint, types, contracts, and generated files up to date; under a minute
@@ -47,6 +47,11 @@ manifests: $(READY) ## Render what the edge serves: its Envoy bootstrap and the 
 setup: $(READY) ## Make .venv with everything in it; the other targets do it by themselves
 	@echo "Ready: $$($(BIN)/python --version) in .venv"
 
+tools: ## Build what is written in Go (grpcurl) into .tools/, where Go is installed
+	@[ -x .tools/grpcurl ] || ! command -v go >/dev/null || { \
+		echo "Building grpcurl into .tools ..."; cd mesh/tools && GOBIN=$(CURDIR)/.tools go install tool; } \
+		|| echo "grpcurl could not be built; its tests will be skipped."
+
 lock: ## Resolve the versions anew into requirements.lock
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 		--upgrade --group dev pyproject.toml -o requirements.lock
@@ -68,4 +73,4 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-.PHONY: up down test check format gen new-service bench manifests setup lock clean help
+.PHONY: up down test check format gen new-service bench manifests setup tools lock clean help

@@ -1,4 +1,4 @@
-"""Errors that Envoy itself raises, in the platform's one shape: a `google.rpc.Status`, as JSON or in gRPC's trailers."""
+"""Errors that Envoy itself raises, in the platform's one shape: a `google.rpc.Status`, as JSON or as gRPC has it."""
 
 import base64
 import re

@@ -205,7 +205,7 @@ async def test_the_tenant_of_a_call_is_the_calls_even_inside_a_job(
     assert await database.fetchval(TENANT_OF_SESSION) is None
 
 
-@pytest.mark.parametrize("tenant_id", ["", "x'; SET ROLE nexus_user_auth_platform; --", "UPPER", "a" * 64, "é", "a\n"])
+@pytest.mark.parametrize("tenant_id", ["x'; SET ROLE nexus_user_auth_platform; --", "UPPER", "a" * 64, "é", "a\n"])
 async def test_what_is_not_a_tenant_id_reaches_no_query(database: Database, tenant_id: str) -> None:
     with acting_for(tenant_id):
         with pytest.raises(ValueError, match="not a tenant id"):
@@ -216,14 +216,17 @@ async def test_what_is_not_a_tenant_id_reaches_no_query(database: Database, tena
 
 
 async def test_a_transaction_commits_or_rolls_back_as_a_whole(database: Database, tenant: Tenant) -> None:
+    async def fail() -> None:
+        async with database.transaction():
+            await insert(database, "third")
+            raise RuntimeError
+
     with acting_for(tenant.tenant_id):
         async with database.transaction():
             await insert(database, "first")
             await insert(database, "second")
         with pytest.raises(RuntimeError):
-            async with database.transaction():
-                await insert(database, "third")
-                raise RuntimeError
+            await fail()
         assert await emails(database) == ["first", "second"]
 
 
@@ -232,12 +235,15 @@ async def test_a_transaction_within_another_is_part_of_it(database: Database, te
         async with database.transaction():
             await insert(database, "inner")
 
+    async def fail() -> None:
+        async with database.transaction():
+            await inner()
+            assert await emails(database) == ["inner"]
+            raise RuntimeError
+
     with acting_for(tenant.tenant_id):
         with pytest.raises(RuntimeError):
-            async with database.transaction():
-                await inner()
-                assert await emails(database) == ["inner"]
-                raise RuntimeError
+            await fail()
         assert await emails(database) == []
         async with database.transaction():
             await inner()
@@ -263,15 +269,18 @@ async def test_others_see_a_transaction_only_when_it_has_committed(database: Dat
 
 
 async def test_a_connection_serves_on_after_a_statement_that_failed(narrow: Database, tenant: Tenant) -> None:
+    async def insert_both() -> None:
+        async with narrow.transaction():
+            await insert(narrow, "bob")
+            await insert(narrow, "ann")
+
     with acting_for(tenant.tenant_id):
         await insert(narrow, "ann")
         with pytest.raises(asyncpg.UniqueViolationError):
             await insert(narrow, "ann")
         assert await emails(narrow) == ["ann"]
         with pytest.raises(asyncpg.UniqueViolationError):
-            async with narrow.transaction():
-                await insert(narrow, "bob")
-                await insert(narrow, "ann")
+            await insert_both()
         assert await emails(narrow) == ["ann"]
 
 
@@ -348,14 +357,18 @@ async def test_a_server_that_is_away_is_an_unavailable_dependency(settings: Sett
 
 async def test_a_connection_that_was_cut_is_replaced(narrow: Database, tenant: Tenant) -> None:
     admin = await tenant.platform.admin()
+
+    async def lose_connection() -> None:
+        async with narrow.transaction():
+            await insert(narrow, "lost")
+            pid = await narrow.fetchval("SELECT pg_backend_pid()")
+            await admin.execute("SELECT pg_terminate_backend($1)", pid)
+            await insert(narrow, "lost too")
+
     try:
         with acting_for(tenant.tenant_id):
             with pytest.raises(DependencyUnavailable):
-                async with narrow.transaction():
-                    await insert(narrow, "lost")
-                    pid = await narrow.fetchval("SELECT pg_backend_pid()")
-                    await admin.execute("SELECT pg_terminate_backend($1)", pid)
-                    await insert(narrow, "lost too")
+                await lose_connection()
             assert await emails(narrow) == []
             assert await narrow.fetchval(TENANT_OF_SESSION) == tenant.tenant_id
     finally:
