@@ -197,15 +197,12 @@ def authenticate(method: Method, guards: Guards, call_next: Handler) -> Handler:
 def authorize(method: Method, guards: Guards, call_next: Handler) -> Handler:
     """Lets in the callers that the contract and the topology name, and users with the permission."""
     declared = guards.callers | {OPERATOR}
-    access, permission = method.access, method.policy.permission
+    permission, mesh_wide = method.policy.permission, method.policy.mesh_wide
+    from_outside = () if method.access == "service_only" else (None, EDGE)
 
     async def stage(request: Any, call: RequestContext) -> Any:
         caller = call.caller
-        if access == "service_only":
-            allowed = caller in declared
-        else:
-            allowed = access == "public" or caller is None or caller == EDGE or caller in declared
-        if not allowed:
+        if not (caller in from_outside or caller in declared or (mesh_wide and caller is not None)):
             raise faults.CallerNotAllowed(caller=caller or "An outside caller", method=method.full_name)
         if permission and not call.user.may(permission):
             raise faults.PermissionMissing(permission=permission)
