@@ -9,63 +9,42 @@ that method's route: token, rate class, timeout, retries.
 
 import json
 import sys
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any as AnyValue
 
 from envoy_data_plane.envoy.config.accesslog.v3 import AccessLog
 from envoy_data_plane.envoy.config.bootstrap.v3 import Admin, Bootstrap, BootstrapStaticResources
-from envoy_data_plane.envoy.config.cluster.v3 import (
-    CircuitBreakers,
-    CircuitBreakersThresholds,
-    Cluster,
-    ClusterDiscoveryType,
-)
+from envoy_data_plane.envoy.config.cluster.v3 import Cluster
 from envoy_data_plane.envoy.config.core.v3 import (
-    Address,
     DataSource,
     Http2ProtocolOptions,
     HttpProtocolOptions,
-    Pipe,
-    SocketAddress,
-    SubstitutionFormatString,
+    Node,
     TransportSocket,
 )
-from envoy_data_plane.envoy.config.core.v3 import (
-    HttpProtocolOptionsHeadersWithUnderscoresAction as Underscores,
-)
-from envoy_data_plane.envoy.config.endpoint.v3 import (
-    ClusterLoadAssignment,
-    Endpoint,
-    LbEndpoint,
-    LocalityLbEndpoints,
-)
-from envoy_data_plane.envoy.config.listener.v3 import Filter, FilterChain, Listener
-from envoy_data_plane.envoy.extensions.access_loggers.stream.v3 import StdoutAccessLog
+from envoy_data_plane.envoy.config.core.v3 import HttpProtocolOptionsHeadersWithUnderscoresAction as Underscores
+from envoy_data_plane.envoy.config.listener.v3 import FilterChain, Listener
 from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import (
     HttpConnectionManager,
     HttpConnectionManagerPathWithEscapedSlashesAction,
     HttpFilter,
+    Rds,
 )
 from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
     CommonTlsContext,
     DownstreamTlsContext,
     TlsCertificate,
-    TlsParameters,
-    TlsParametersTlsProtocol,
 )
-from envoy_data_plane.envoy.extensions.upstreams.http.v3 import (
-    HttpProtocolOptions as UpstreamHttpOptions,
-)
-from envoy_data_plane.envoy.extensions.upstreams.http.v3 import (
-    HttpProtocolOptionsExplicitHttpConfig,
-)
-from envoy_data_plane.google.protobuf import Any, Struct
+from envoy_data_plane.google.protobuf import Any
 
-from edge import filters, replies, routes, tls
+from edge import envoy, filters, replies, routes, tls
+from edge.envoy import manager_filter, pipe, tcp
+from edge.upstreams import Layout, Split, service_clusters
 from services.chassis.config import Settings, load_settings
-from services.chassis.spec import ServiceSpec, discover
+from services.chassis.spec import discover
 
+LISTENERS = ("http", "https")
 HTTP_PORT = 8080
 HTTPS_PORT = 8443
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
@@ -73,28 +52,41 @@ MAX_HEADER_KB = 32
 MAX_HEADERS = 100
 
 
-def write(settings: Settings, path: Path) -> None:
-    """Write the bootstrap, and the certificate it serves if there is none yet."""
+def write(settings: Settings, path: Path, layout: Layout | None = None) -> None:
+    """Write the bootstrap, its routes beside it, and the certificate it serves if there is none yet."""
     certificate = tls.ensure_certificate(settings.home / "secrets" / "edge")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render(build(settings, certificate)))
+    folder = path.parent / "routes"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_routes(settings, folder, {})
+    path.write_text(render(build(settings, certificate, layout or Layout(), folder)))
+
+
+def write_routes(settings: Settings, folder: Path, splits: Mapping[str, Split]) -> None:
+    """Write the route files, which a running edge takes up by itself."""
+    for name in LISTENERS:
+        envoy.write_resource(folder / f"{name}.json", routes.table(settings, name, splits))
 
 
 def render(bootstrap: Bootstrap) -> str:
     return json.dumps(bootstrap.to_dict(), indent=1, sort_keys=True)
 
 
-def build(settings: Settings, certificate: tls.Certificate) -> Bootstrap:
+def build(
+    settings: Settings, certificate: tls.Certificate, layout: Layout, routes_folder: Path | None = None
+) -> Bootstrap:
+    """The bootstrap. Its routes are part of it, unless there is a folder where they are watched for."""
     http_filters = filters.chain(settings, MAX_REQUEST_BYTES)
-    plain = _listener(settings, "http", HTTP_PORT, http_filters)
-    secure = _listener(settings, "https", HTTPS_PORT, http_filters, certificate)
-    keys = _keys_listener(settings)
-    specs = discover().values()
+    plain = [] if settings.strict else [_listener(settings, "http", HTTP_PORT, http_filters, routes_folder)]
+    secure = _listener(settings, "https", HTTPS_PORT, http_filters, routes_folder, certificate)
     return Bootstrap(
-        admin=Admin(address=Address(pipe=Pipe(path=str(settings.run_dir / "edge-admin.sock"), mode=0o600))),
+        node=Node(id="edge", cluster="edge"),
+        admin=Admin(address=pipe(settings.run_dir / "edge-admin.sock")),
         static_resources=BootstrapStaticResources(
-            listeners=[plain, secure, keys],
-            clusters=[*(_service_cluster(settings, spec) for spec in specs), _keys_cluster(settings)],
+            listeners=[*plain, secure, _keys_listener(settings)],
+            clusters=[
+                *(each for spec in discover().values() for each in service_clusters(settings, spec, layout)),
+                _keys_cluster(settings),
+            ],
         ),
     )
 
@@ -104,12 +96,12 @@ def _listener(
     name: str,
     port: int,
     http_filters: list[HttpFilter],
+    routes_folder: Path | None,
     certificate: tls.Certificate | None = None,
 ) -> Listener:
     manager = HttpConnectionManager(
         stat_prefix=name,
         server_name="nexus",
-        route_config=routes.table(settings, secure=certificate is not None),
         http_filters=http_filters,
         access_log=[access_log()],
         local_reply_config=replies.local_replies(),
@@ -136,14 +128,16 @@ def _listener(
         # A browser that shuts a connection sees the answer to what it sent before.
         delayed_close_timeout=timedelta(seconds=1),
     )
-    chain = FilterChain(
-        filters=[Filter(name="envoy.filters.network.http_connection_manager", typed_config=Any.pack(manager))]
-    )
+    if routes_folder is None:
+        manager.route_config = routes.table(settings, name, {})
+    else:
+        manager.rds = Rds(config_source=envoy.watched(routes_folder / f"{name}.json"), route_config_name=name)
+    chain = FilterChain(filters=[manager_filter(manager)])
     if certificate is not None:
         chain.transport_socket = _tls_1_3(certificate)
     return Listener(
         name=name,
-        address=Address(socket_address=SocketAddress(address=settings.host, port_value=settings.port(port))),
+        address=tcp(settings.host, settings.port(port)),
         filter_chains=[chain],
         per_connection_buffer_limit_bytes=MAX_REQUEST_BYTES,
     )
@@ -153,10 +147,7 @@ def _tls_1_3(certificate: tls.Certificate) -> TransportSocket:
     context = DownstreamTlsContext(
         common_tls_context=CommonTlsContext(
             alpn_protocols=["h2", "http/1.1"],
-            tls_params=TlsParameters(
-                tls_minimum_protocol_version=TlsParametersTlsProtocol.TLSv1_3,
-                tls_maximum_protocol_version=TlsParametersTlsProtocol.TLSv1_3,
-            ),
+            tls_params=envoy.TLS_1_3,
             tls_certificates=[
                 TlsCertificate(
                     certificate_chain=DataSource(filename=str(certificate.chain)),
@@ -169,50 +160,25 @@ def _tls_1_3(certificate: tls.Certificate) -> TransportSocket:
 
 
 def access_log() -> AccessLog:
-    """One JSON line a request. Paths without queries: queries may carry personal data."""
-    fields = {
-        "time": "%START_TIME%",
-        "service": "edge",
-        "request_id": "%REQ(X-REQUEST-ID)%",
-        "http_method": "%REQ(:METHOD)%",
-        "path": "%PATH(NQ:ORIG_OR_PATH)%",
-        "grpc_method": "%ROUTE_NAME%",
-        "protocol": "%PROTOCOL%",
-        "status": "%RESPONSE_CODE%",
-        "grpc_status": "%GRPC_STATUS_NUMBER%",
-        "flags": "%RESPONSE_FLAGS%",
-        "details": "%RESPONSE_CODE_DETAILS%",
-        "upstream": "%UPSTREAM_CLUSTER%",
-        "milliseconds": "%DURATION%",
-        "bytes_in": "%BYTES_RECEIVED%",
-        "bytes_out": "%BYTES_SENT%",
-        "client": "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
-    }
-    log = StdoutAccessLog(log_format=SubstitutionFormatString(json_format=Struct.from_dict(fields)))
-    return AccessLog(name="envoy.access_loggers.stdout", typed_config=Any.pack(log))
-
-
-def _service_cluster(settings: Settings, spec: ServiceSpec) -> Cluster:
-    return cluster(spec.id, Address(pipe=Pipe(path=str(settings.run_dir / f"{spec.id}.sock"))))
-
-
-def cluster(name: str, address: Address) -> Cluster:
-    """An HTTP/2 upstream with one endpoint."""
-    http2 = UpstreamHttpOptions(
-        explicit_http_config=HttpProtocolOptionsExplicitHttpConfig(http2_protocol_options=Http2ProtocolOptions())
-    )
-    return Cluster(
-        name=name,
-        type=ClusterDiscoveryType.STATIC,
-        connect_timeout=timedelta(seconds=1),
-        load_assignment=ClusterLoadAssignment(
-            cluster_name=name,
-            endpoints=[LocalityLbEndpoints(lb_endpoints=[LbEndpoint(endpoint=Endpoint(address=address))])],
-        ),
-        typed_extension_protocol_options={"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": Any.pack(http2)},
-        circuit_breakers=CircuitBreakers(
-            thresholds=[CircuitBreakersThresholds(max_requests=10_000, max_pending_requests=1_000, max_retries=20)]
-        ),
+    """Paths without queries: queries may carry personal data."""
+    return envoy.access_log(
+        "edge",
+        {
+            "request_id": "%REQ(X-REQUEST-ID)%",
+            "http_method": "%REQ(:METHOD)%",
+            "path": "%PATH(NQ:ORIG_OR_PATH)%",
+            "grpc_method": "%ROUTE_NAME%",
+            "protocol": "%PROTOCOL%",
+            "status": "%RESPONSE_CODE%",
+            "grpc_status": "%GRPC_STATUS_NUMBER%",
+            "flags": "%RESPONSE_FLAGS%",
+            "details": "%RESPONSE_CODE_DETAILS%",
+            "upstream": "%UPSTREAM_CLUSTER%",
+            "milliseconds": "%DURATION%",
+            "bytes_in": "%BYTES_RECEIVED%",
+            "bytes_out": "%BYTES_SENT%",
+            "client": "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
+        },
     )
 
 
@@ -225,27 +191,22 @@ def _keys_listener(settings: Settings) -> Listener:
     )
     return Listener(
         name="keys",
-        address=Address(pipe=Pipe(path=str(settings.run_dir / "edge-keys.sock"), mode=0o600)),
-        filter_chains=[
-            FilterChain(
-                filters=[Filter(name="envoy.filters.network.http_connection_manager", typed_config=Any.pack(manager))]
-            )
-        ],
+        address=pipe(settings.run_dir / "edge-keys.sock"),
+        filter_chains=[FilterChain(filters=[manager_filter(manager)])],
     )
 
 
 def _keys_cluster(settings: Settings) -> Cluster:
-    keys = cluster(filters.KEYS_CLUSTER, Address(pipe=Pipe(path=str(settings.run_dir / "edge-keys.sock"))))
-    keys.typed_extension_protocol_options = {}  # HTTP/1.1
-    return keys
+    return envoy.cluster(filters.KEYS_CLUSTER, [pipe(settings.run_dir / "edge-keys.sock")], http2=False)
 
 
 def main() -> int:
-    settings: AnyValue = load_settings(service_ids=discover())
+    settings = load_settings(service_ids=discover())
     if len(sys.argv) > 1:
         write(settings, Path(sys.argv[1]))
     else:
-        print(render(build(settings, tls.ensure_certificate(settings.home / "secrets" / "edge"))))
+        certificate = tls.Certificate(Path("tls.crt"), Path("tls.key"))
+        print(render(build(settings, certificate, Layout())))
     return 0
 
 

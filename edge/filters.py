@@ -3,7 +3,6 @@
 from datetime import timedelta
 from pathlib import Path
 
-from betterproto2 import Message
 from envoy_data_plane.envoy.config.common.mutation_rules.v3 import HeaderMutation as Mutation
 from envoy_data_plane.envoy.config.core.v3 import (
     DataSource,
@@ -61,6 +60,7 @@ from envoy_data_plane.envoy.type.v3 import FractionalPercent, FractionalPercentD
 from envoy_data_plane.google.protobuf import Any, Empty
 
 from edge import schemas
+from edge.envoy import http_filter
 from edge.routes import JWKS_METHOD, METADATA
 from services.chassis import contract
 from services.chassis.config import Settings
@@ -87,28 +87,24 @@ _SECURITY_HEADERS = {
 
 def chain(settings: Settings, max_request_bytes: int) -> list[HttpFilter]:
     return [
-        _filter("envoy.filters.http.header_mutation", _security_headers()),
-        _filter("envoy.filters.http.compressor", _compressor()),
-        _filter("envoy.filters.http.cors", Cors()),
-        _filter("envoy.filters.http.grpc_web", GrpcWeb()),
-        _filter("envoy.filters.http.lua", _strict_json()),
-        _filter("envoy.filters.http.grpc_json_transcoder", _transcoder(max_request_bytes)),
-        _filter("envoy.filters.http.jwt_authn", _jwt(settings)),
-        _filter("envoy.filters.http.local_ratelimit", _rate_limits(settings)),
-        _filter("envoy.filters.http.router", Router(suppress_envoy_headers=True)),
+        http_filter("header_mutation", _security_headers()),
+        http_filter("compressor", _compressor()),
+        http_filter("cors", Cors()),
+        http_filter("grpc_web", GrpcWeb()),
+        http_filter("lua", _strict_json()),
+        http_filter("grpc_json_transcoder", _transcoder(max_request_bytes)),
+        http_filter("jwt_authn", _jwt(settings)),
+        http_filter("local_ratelimit", _rate_limits(settings)),
+        http_filter("router", Router(suppress_envoy_headers=True)),
     ]
 
 
 def keys_chain() -> list[HttpFilter]:
     """Transcoding alone, for the edge's own reading of the keys."""
     return [
-        _filter("envoy.filters.http.grpc_json_transcoder", _transcoder(1024, JWKS_METHOD[1:].partition("/")[0])),
-        _filter("envoy.filters.http.router", Router()),
+        http_filter("grpc_json_transcoder", _transcoder(1024, JWKS_METHOD[1:].partition("/")[0])),
+        http_filter("router", Router()),
     ]
-
-
-def _filter(name: str, config: Message) -> HttpFilter:
-    return HttpFilter(name=name, typed_config=Any.pack(config))
 
 
 def _security_headers() -> HeaderMutation:
@@ -172,7 +168,7 @@ def _jwt(settings: Settings) -> JwtAuthentication:
                 timeout=timedelta(seconds=2),
             ),
             cache_duration=KEYS_FRESH,
-            async_fetch=JwksAsyncFetch(fast_listener=True, failed_refetch_duration=timedelta(seconds=1)),
+            async_fetch=JwksAsyncFetch(fast_listener=True, failed_refetch_duration=timedelta(milliseconds=200)),
         ),
     )
     # A call without a token goes on to the service, which names what the method needs; a bad token ends here.

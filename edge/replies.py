@@ -57,6 +57,7 @@ def error(fault: type[Fault], message: str | None = None, retry_seconds: int | N
 
 
 def local_replies() -> LocalReplyConfig:
+    bad_token = error(faults.TokenInvalid, f"The access token is not valid: {_BODY}.")
     unreadable = error(faults.MalformedRequest, f"The request cannot be read: {_BODY}")
     unclear_path = error(
         faults.MalformedRequest,
@@ -66,9 +67,11 @@ def local_replies() -> LocalReplyConfig:
     limited = error(faults.RateLimited, "Too many calls; try again in a moment.", RETRY_SECONDS)
     replies = [
         _when(401, error(faults.TokenExpired), detail="Jwt_is_expired"),
-        _when(401, error(faults.TokenInvalid, f"The access token is not valid: {_BODY}.")),
+        _when(401, bad_token),
         _when(400, unclear_path, detail="path_normalization_failed"),
         _when(400, unreadable),
+        # Envoy forbids what is meant for another audience; to us such a token is as bad as any other.
+        _when(403, bad_token, detail="jwt_authn_access_denied", becomes=401),
         _when(403, error(faults.CallerNotAllowed, f"Refused: {_BODY}")),
         _when(404, error(faults.RouteUnknown)),
         _when(405, error(faults.MethodNotAllowed)),
@@ -94,6 +97,7 @@ def _when(
     detail: str = "",
     at_least: bool = False,
     at_most: int | None = None,
+    becomes: int | None = None,
     retry: bool = False,
 ) -> tuple[ResponseMapper, ResponseMapper]:
     """Answer with `body` to local replies of this status: to gRPC callers, and to all others."""
@@ -109,12 +113,14 @@ def _when(
         headers["retry-after"] = str(RETRY_SECONDS)
     grpc = ResponseMapper(
         filter=_all(*conditions, _expression(f"{_GRPC} && !({_TRANSCODED})")),
+        status_code=becomes,
         body_format_override=SubstitutionFormatString(text_format_source=DataSource(inline_string=body["message"])),
         headers_to_add=_headers({**headers, **_grpc_status(status, body)}),
     )
     # Our own routes answer with such a body already.
     plain = ResponseMapper(
         filter=_all(*conditions, _lacks("direct_response")),
+        status_code=becomes,
         body_format_override=SubstitutionFormatString(json_format=Struct.from_dict(body)),
         headers_to_add=_headers(headers),
     )

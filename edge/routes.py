@@ -5,7 +5,7 @@ once transcoded it matches, like any gRPC request, the method's gRPC route, whic
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any as AnyValue
 
@@ -19,8 +19,6 @@ from envoy_data_plane.envoy.config.core.v3 import (
 from envoy_data_plane.envoy.config.route.v3 import (
     DirectResponseAction,
     HeaderMatcher,
-    RetryPolicy,
-    RetryPolicyRetryBackOff,
     Route,
     RouteAction,
     RouteConfiguration,
@@ -35,6 +33,8 @@ from envoy_data_plane.google.protobuf import Any, Struct
 from google.protobuf.descriptor import Descriptor
 
 from edge import openapi, reference, replies, schemas
+from edge.envoy import retries
+from edge.upstreams import TIMEOUT_MARGIN, Split, split_routes
 from nexus.type.v1 import faults
 from services.chassis import contract
 from services.chassis.config import Settings
@@ -47,23 +47,21 @@ JWKS_METHOD = "/nexus.identity.token_mgr.v1.TokenService/GetJwks"
 DOCS_METHOD = "/nexus.platform.backend_api.v1.PlatformService/GetReference"
 REFLECTION = ("/grpc.reflection.v1.ServerReflection/", "/grpc.reflection.v1alpha.ServerReflection/")
 REFLECTION_SERVICE = "backend-api"
-TIMEOUT_MARGIN = 0.5
-"""Seconds the edge waits beyond the contract's time, so that the service's own answer arrives."""
 _OVERWRITE = HeaderValueOptionHeaderAppendAction.OVERWRITE_IF_EXISTS_OR_ADD
 
 
-def table(settings: Settings, *, secure: bool) -> RouteConfiguration:
+def table(settings: Settings, name: str, splits: Mapping[str, Split]) -> RouteConfiguration:
     """All routes of a listener; what matches none of them is a 404 in the platform's shape."""
     external = [method for method in contract.methods().values() if method.external]
     return RouteConfiguration(
-        name="https" if secure else "http",
+        name=name,
         max_direct_response_body_size_bytes=8192,
         virtual_hosts=[
             VirtualHost(
                 name="everyone",
                 domains=["*"],
                 routes=[
-                    *(_grpc_route(settings, method) for method in external),
+                    *(route for method in external for route in _grpc_routes(settings, method, splits)),
                     *(_reflection_route(settings, prefix) for prefix in REFLECTION),
                     _answer(RouteMatch(path="/healthz"), 200, {"status": "ok"}),
                     *_http_routes(external),
@@ -78,34 +76,34 @@ def table(settings: Settings, *, secure: bool) -> RouteConfiguration:
 
 def keys_table(settings: Settings) -> RouteConfiguration:
     """The routes of the edge's private listener: token-mgr's keys, nothing else."""
-    keys = _grpc_route(settings, contract.methods()[JWKS_METHOD])
+    keys = _grpc_routes(settings, contract.methods()[JWKS_METHOD], {})
     return RouteConfiguration(
         name="keys",
-        virtual_hosts=[VirtualHost(name="keys", domains=["*"], routes=[keys])],
+        virtual_hosts=[VirtualHost(name="keys", domains=["*"], routes=keys)],
     )
 
 
-def _grpc_route(settings: Settings, method: Method) -> Route:
+def _grpc_routes(settings: Settings, method: Method, splits: Mapping[str, Split]) -> list[Route]:
     limit = method.timeout(settings.default_timeout)
     wait = timedelta(seconds=limit + TIMEOUT_MARGIN) if limit is not None else timedelta(0)
-    return Route(
-        name=method.full_name,
-        match=RouteMatch(path=method.path, grpc=RouteMatchGrpcRouteMatchOptions()),
-        route=RouteAction(
-            cluster=method.service_id,
-            timeout=wait,
-            idle_timeout=timedelta(minutes=5) if method.streams else wait,
-            retry_policy=_retries(method),
-        ),
-        request_headers_to_add=[_identity(settings)],
-        response_headers_to_add=_page_headers(settings) if method.path == DOCS_METHOD else [],
-        metadata=_rate_class(method.rate_class),
-        typed_per_filter_config={
+    action = RouteAction(
+        timeout=wait,
+        idle_timeout=timedelta(minutes=5) if method.streams else wait,
+        retry_policy=retries(method),
+    )
+    match = RouteMatch(path=method.path, grpc=RouteMatchGrpcRouteMatchOptions())
+    result = split_routes(match, action, method.service_id, splits.get(method.service_id))
+    for route in result:
+        route.name = method.full_name
+        route.request_headers_to_add = [_identity(settings)]
+        route.response_headers_to_add = _page_headers(settings) if method.path == DOCS_METHOD else []
+        route.metadata = _rate_class(method.rate_class)
+        route.typed_per_filter_config = {
             "envoy.filters.http.jwt_authn": Any.pack(
                 PerRouteConfig(requirement_name="signed_in") if method.needs_user else PerRouteConfig(disabled=True)
             )
-        },
-    )
+        }
+    return result
 
 
 def _page_headers(settings: Settings) -> list[HeaderValueOption]:
@@ -125,22 +123,9 @@ def _reflection_route(settings: Settings, prefix: str) -> Route:
     )
 
 
-def _retries(method: Method) -> RetryPolicy:
-    """A request that never reached a service may be sent again; more only where the contract allows it."""
-    conditions = "connect-failure,refused-stream"
-    if method.retryable and not method.streams:
-        conditions += ",reset-before-request,unavailable"
-    return RetryPolicy(
-        retry_on=conditions,
-        num_retries=3,
-        retry_back_off=RetryPolicyRetryBackOff(
-            base_interval=timedelta(milliseconds=25), max_interval=timedelta(milliseconds=250)
-        ),
-    )
-
-
 def _identity(settings: Settings) -> HeaderValueOption:
-    """Tells the service that the edge is calling; only its socket's own proxy is believed."""
+    """Tells the service that the edge is calling. In a mesh the proxy before the service overwrites it with what
+    the edge's certificate says."""
     return _header(XFCC, f"URI={settings.spiffe_id(EDGE)}")
 
 

@@ -1,6 +1,7 @@
 -- Refuses what the transcoder would misread in silence: fields that the message does not have or that come twice,
 -- text that is almost JSON (its parser takes single quotes, bare names and trailing commas), deep nesting, other
--- media types and encodings. Whether a value fits its field is left to the transcoder.
+-- media types and encodings. Whether a value fits its field is left to the transcoder. Lets no header through that
+-- could not be gRPC metadata.
 -- MESSAGES is prepended: message → field → message of the field, or true.
 
 local MAX_DEPTH = 64
@@ -136,6 +137,15 @@ local function check(text, message)
   end
 end
 
+-- Takes away the headers that gRPC has no place for: a service refuses a call for the sake of one of them.
+local function drop_unfit(headers)
+  local unfit = {}
+  for name in pairs(headers) do
+    if name:find("[^%l%d_.:-]") or name:find("^grpc%-") or name:find("%-bin$") then unfit[#unfit + 1] = name end
+  end
+  for _, name in ipairs(unfit) do headers:remove(name) end
+end
+
 function envoy_on_request(handle)
   local form = handle:metadata():get("body")
   if not form then return end -- not one of the HTTP routes
@@ -144,6 +154,7 @@ function envoy_on_request(handle)
   if kind:find("^application/grpc") then
     return handle:respond({ [":status"] = "404", ["grpc-status"] = "12" }, "This path is not a gRPC method's.")
   end
+  drop_unfit(headers)
   if form == "any" then return end
   local encoding = (headers:get("content-encoding") or "identity"):lower()
   local message = handle:metadata():get("message")

@@ -21,9 +21,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import typer
 from typer.core import TyperGroup
 
+from mesh import cli_mesh
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
+    from mesh.local.platform import Plan
     from mesh.local.supervisor import PlatformState, ProcessState
     from services.chassis.config import Settings
     from services.chassis.spec import ServiceSpec
@@ -55,6 +58,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Run and look into Nexus COS on this machine. Begin with `nexus up`.",
 )
+app.add_typer(cli_mesh.fault, name="fault")
+app.add_typer(cli_mesh.traffic, name="traffic")
+app.add_typer(cli_mesh.certificates, name="certificates")
 
 
 def main() -> None:
@@ -65,25 +71,53 @@ def main() -> None:
 def up(
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return once it is ready.")] = False,
     only: Annotated[list[str] | None, typer.Option(help="Only these services or domains; may be repeated.")] = None,
+    replicas: Annotated[list[str] | None, typer.Option(help="SERVICE=N: so many instances of a service.")] = None,
+    canary: Annotated[
+        list[str] | None, typer.Option(help="SERVICE[=CHECKOUT]: one more instance, of the code in that folder.")
+    ] = None,
+    strict: Annotated[bool, typer.Option(help="Open no plaintext port: only HTTPS at the edge.")] = False,
 ) -> None:
     """Start the platform: databases, services and edge.
 
     Ctrl-C lets calls in progress finish and stops everything; a second Ctrl-C does not wait.
 
-    Example: nexus up --only identity --only ledger-mgr
+    Example: nexus up --only identity --only ledger-mgr --replicas ledger-mgr=3
     """
     from mesh.local import platform
 
-    settings, specs = _settings(), _select(only or [])
+    plan = _plan(replicas or [], canary or [])
+    settings, specs = _settings().model_copy(update={"strict": True} if strict else {}), _select(only or [])
     if (running := _running_state(settings)) is not None:
         _console().print(f"The platform in {settings.home} is already running.")
         _console().print(_status_table(running))
         return
     with _Progress(settings) as progress:
         if detach:
-            _start_detached(settings, only or [], progress)
+            given = {"--only": only, "--replicas": replicas, "--canary": canary}
+            options = [part for name, words in given.items() for word in words or [] for part in (name, word)]
+            _start_detached(settings, [*options, *(["--strict"] if settings.strict else [])], progress)
         else:
-            asyncio.run(platform.run(settings, specs, progress.show))
+            asyncio.run(platform.run(settings, specs, progress.show, plan))
+
+
+def _plan(replicas: Sequence[str], canaries: Sequence[str]) -> "Plan":
+    """What `--replicas` and `--canary` ask for."""
+    from edge.upstreams import Layout
+    from mesh.local.platform import Plan
+    from mesh.local.supervisor import PlatformError
+
+    counts, checkouts = {}, {}
+    for word in replicas:
+        service, _, number = word.partition("=")
+        _select([service])
+        if not number.isdigit() or not 1 <= int(number) <= 32:
+            raise PlatformError(f"--replicas {word}: say how many, from 1 to 32, as in {service}=3.")
+        counts[service] = int(number)
+    for word in canaries:
+        service, _, folder = word.partition("=")
+        _select([service])
+        checkouts[service] = Path(folder).absolute() if folder else Path.cwd()
+    return Plan(Layout(counts, frozenset(checkouts)), checkouts)
 
 
 @app.command()
@@ -265,7 +299,7 @@ def token(
     """
     import httpx
 
-    from mesh.local.platform import HTTP_PORT
+    from mesh.local.platform import edge_certificate, edge_url
     from mesh.local.supervisor import PlatformError
 
     settings = _settings()
@@ -275,9 +309,17 @@ def token(
     tenant = tenant or demo.get("tenant")
     if not (who["email"] and who["password"] and tenant):
         raise PlatformError("No demo user, since no platform is ready here: `nexus up`, or say who you are.")
-    edge = f"http://127.0.0.1:{settings.port(HTTP_PORT)}"
+    if state and not any("http" in process.ports for process in state.processes):
+        settings = settings.model_copy(update={"strict": True})
+    edge = edge_url(settings)
     try:
-        answer = httpx.post(f"{edge}/api/v1/auth/login", json=who, headers={"x-nexus-tenant": tenant}, trust_env=False)
+        answer = httpx.post(
+            f"{edge}/api/v1/auth/login",
+            json=who,
+            headers={"x-nexus-tenant": tenant},
+            verify=edge_certificate(settings),
+            trust_env=False,
+        )
     except httpx.HTTPError as error:
         raise PlatformError(f"The edge at {edge} does not answer: {error}. Is the platform up?") from error
     if answer.is_error:
@@ -352,7 +394,7 @@ class _Progress:
             self._live = None
 
 
-def _start_detached(settings: "Settings", only: Sequence[str], progress: _Progress) -> None:
+def _start_detached(settings: "Settings", options: Sequence[str], progress: _Progress) -> None:
     """Start another `nexus up` that outlives this one, and show how it goes until it is ready."""
     from mesh.local.platform import make_folders
     from mesh.local.supervisor import POLL_INTERVAL, PlatformError, read_state
@@ -361,7 +403,7 @@ def _start_detached(settings: "Settings", only: Sequence[str], progress: _Progre
     said = settings.home / "logs" / "supervisor.log"
     with said.open("wb") as log:
         supervisor = subprocess.Popen(
-            [sys.executable, "-m", "mesh.cli", "up", *(part for name in only for part in ("--only", name))],
+            [sys.executable, "-m", "mesh.cli", "up", *options],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -466,18 +508,21 @@ def _progress_table(state: "PlatformState") -> "RenderableType":
 
 
 def _ready_screen(settings: "Settings", state: "PlatformState") -> str:
-    from mesh.local.platform import HTTP_PORT, HTTPS_PORT
+    from mesh.local.platform import HTTP_PORT, HTTPS_PORT, edge_url
     from services.chassis import clock
 
-    http, https = settings.port(HTTP_PORT), settings.port(HTTPS_PORT)
+    http, https, url = settings.port(HTTP_PORT), settings.port(HTTPS_PORT), edge_url(settings)
+    plaintext = {} if settings.strict else {"http": url}
+    grpc = "" if settings.strict else f"127.0.0.1:{http} (plaintext), "
+    trust = f"--cacert {settings.home}/secrets/edge/tls.crt " if settings.strict else ""
     took = (clock.now() - state.started_at).total_seconds()
     rows = {
-        "http": f"http://127.0.0.1:{http}",
+        **plaintext,
         "https": f"https://127.0.0.1:{https}",
-        "docs": f"http://127.0.0.1:{http}/docs",
-        "grpc": f"127.0.0.1:{http} (plaintext), 127.0.0.1:{https} (TLS), with reflection",
+        "docs": f"{url}/docs",
+        "grpc": f"{grpc}127.0.0.1:{https} (TLS), with reflection",
         "demo user": ", ".join(f"{name} [bold]{_escape(value)}[/]" for name, value in state.demo.items()),
-        "try": f'curl -H "authorization: Bearer $(nexus token)" http://127.0.0.1:{http}/api/v1/auth/me',
+        "try": f'curl {trust}-H "authorization: Bearer $(nexus token)" {url}/api/v1/auth/me',
         "": "nexus status · nexus logs -f user-auth · nexus mail · nexus graph · nexus down",
     }
     lines = [f"  [dim]{name:9}[/]  {value}" for name, value in rows.items()]

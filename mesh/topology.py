@@ -49,6 +49,18 @@ class Topology:
     def rules_of_caller(self, caller: str) -> list[Rule]:
         return [rule for rule in self.rules if rule.caller in (caller, ANYONE)]
 
+    def callees_of(self, caller: str) -> list[str]:
+        """The services that a caller has something to call of: those it declares, those with methods open to the
+        whole mesh, and for who watches over the platform, all of them."""
+        watches = caller == OPERATOR or (caller in self.services and self.services[caller].reflects_platform)
+        return [
+            callee
+            for callee, methods in self.methods.items()
+            if watches
+            or any(rule.caller == caller for rule in self.rules_of_callee(callee))
+            or any(method.policy.mesh_wide for method in methods)
+        ]
+
     def allows(self, caller: str, path: str) -> bool:
         """Whether a caller may call a contract method."""
         return any(rule.allows(path) for rule in self.rules_of_caller(caller))

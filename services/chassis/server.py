@@ -182,10 +182,11 @@ class RunningService:
         for name in ("", *self._names):
             await self._health.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
         settings.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path = settings.run_dir / f"{spec.id}.sock"
+        name = f"{spec.id}.{settings.instance}" if settings.instance else spec.id
+        path = settings.run_dir / f"{name}.sock"
         path.unlink(missing_ok=True)
         self._server.add_insecure_port(f"unix:{path}")
-        if not settings.strict:
+        if not (settings.strict or settings.instance):
             self._server.add_insecure_port(f"{settings.host}:{settings.port(spec.port)}")
         await self._server.start()
         self.service.start_jobs()

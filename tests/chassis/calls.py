@@ -52,14 +52,8 @@ def method(path: str) -> Method:
 
 def call_of(path: str, tenant: str | None = None, seconds: float | None = None, **more: Any) -> RequestContext:
     """The context of a call in the middle of being served."""
-    context = RequestContext(
-        method=method(path),
-        rpc=FakeRpc(),
-        metadata={},
-        request_id="r-1",
-        trace_id="",
-        **more,  # type: ignore[arg-type]
-    )
+    rpc: Any = FakeRpc()
+    context = RequestContext(method=method(path), rpc=rpc, metadata={}, request_id="r-1", trace_id="", **more)
     context.tenant = tenant
     if seconds is not None:
         context.deadline = time.monotonic() + seconds

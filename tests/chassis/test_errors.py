@@ -64,6 +64,14 @@ def test_the_message_has_its_blanks_filled_and_arrives_as_it_was() -> None:
     assert arrived.message == fault.message
 
 
+def test_the_callees_own_words_arrive_even_if_ours_have_changed_since() -> None:
+    status = EmailTaken().status()
+    status.message = "As another release says it."
+    fault = fault_from_status(status, USER_AUTH)
+    assert fault is not None
+    assert fault.message == "As another release says it."
+
+
 def test_a_blank_that_nobody_filled_stays_and_a_value_is_not_a_template() -> None:
     assert PasswordWeak().message == "Choose another password: {why}."
     assert PasswordWeak(why="{why.__class__} {0}").message == "Choose another password: {why.__class__} {0}."

@@ -46,11 +46,12 @@ SENSITIVE = [
 HARMLESS = st.sampled_from(["items", "detail", "reason", "seconds", "service", "x"])
 
 
-def line(message: str = "said", *args: object, exception: bool = False, **extra: object) -> str:
-    """What the formatter writes for `logger.info(message, *args, extra=extra)`."""
+def line(message: str = "said", *args: object, **extra: object) -> str:
+    """What the formatter writes for `logger.info(message, *args, extra=extra)`, or `logger.exception(…)`."""
     logger = logging.getLogger("services.test")
-    info = sys.exc_info() if exception else None
-    record = logger.makeRecord(logger.name, logging.INFO, "test.py", 1, message, args, info, extra=extra)
+    info = sys.exc_info()
+    exception = info if info[0] is not None else None
+    record = logger.makeRecord(logger.name, logging.INFO, "test.py", 1, message, args, exception, extra=extra)
     return JsonFormatter("user-auth").format(record)
 
 
@@ -133,7 +134,8 @@ def test_a_planted_secret_never_appears(name: str, prefix: str, secret: str, dat
     planted = st.sampled_from([{own: secret}, {own: [secret]}, {own: {"x": (secret,)}}, {own: secret.encode()}])
     value = data.draw(st.recursive(planted, nest, max_leaves=3))
     assert secret not in line("said", detail=value)
-    assert secret not in line("said", **{own: secret})
+    if own != "name":  # logging itself refuses that one
+        assert secret not in line("said", **{own: secret})
 
 
 def test_an_exception_is_kept_without_its_secrets() -> None:
@@ -143,7 +145,7 @@ def test_an_exception_is_kept_without_its_secrets() -> None:
         except ValueError as error:
             raise RuntimeError("no user ann@example.com") from error
     except RuntimeError:
-        entry = json.loads(line("failed", exception=True))
+        entry = json.loads(line("failed"))
     assert "ValueError" in entry["exception"]
     assert "RuntimeError" in entry["exception"]
     assert JWT not in entry["exception"]

@@ -280,8 +280,10 @@ async def test_a_removed_key_stops_verifying_even_what_is_remembered(
     verifier: TokenVerifier, keys: Keys, clock: Time
 ) -> None:
     old, new = keys.published[0], key("second")
-    token = signed(old)
-    await verifier.verify(token)
+    await verifier.verify(signed(old))
+    clock.passed = 30
+    token = signed(old, sub="user-3")
+    await verifier.verify(token)  # remembered until 90
     keys.published = [new]
     clock.passed = 61
     await verifier.verify(signed(new))

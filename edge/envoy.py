@@ -1,0 +1,243 @@
+"""Envoy configuration that the edge and the local mesh have in common: upstreams, identities by SDS, logs."""
+
+import json
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+
+from betterproto2 import Message
+from envoy_data_plane.envoy.config.accesslog.v3 import AccessLog
+from envoy_data_plane.envoy.config.cluster.v3 import (
+    CircuitBreakers,
+    CircuitBreakersThresholds,
+    CircuitBreakersThresholdsRetryBudget,
+    Cluster,
+    ClusterDiscoveryType,
+    ClusterLbPolicy,
+    OutlierDetection,
+)
+from envoy_data_plane.envoy.config.core.v3 import (
+    Address,
+    ApiVersion,
+    ConfigSource,
+    HealthCheck,
+    HealthCheckGrpcHealthCheck,
+    Http2ProtocolOptions,
+    KeepaliveSettings,
+    PathConfigSource,
+    Pipe,
+    SocketAddress,
+    SubstitutionFormatString,
+    TransportSocket,
+    WatchedDirectory,
+)
+from envoy_data_plane.envoy.config.endpoint.v3 import (
+    ClusterLoadAssignment,
+    Endpoint,
+    LbEndpoint,
+    LocalityLbEndpoints,
+)
+from envoy_data_plane.envoy.config.listener.v3 import Filter
+from envoy_data_plane.envoy.config.route.v3 import (
+    RetryPolicy,
+    RetryPolicyRetryBackOff,
+    RetryPolicyRetryHostPredicate,
+)
+from envoy_data_plane.envoy.extensions.access_loggers.stream.v3 import StdoutAccessLog
+from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import (
+    HttpConnectionManager,
+    HttpFilter,
+)
+from envoy_data_plane.envoy.extensions.retry.host.previous_hosts.v3 import PreviousHostsPredicate
+from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
+    CertificateValidationContext,
+    CommonTlsContext,
+    CommonTlsContextCombinedCertificateValidationContext,
+    DownstreamTlsContext,
+    SdsSecretConfig,
+    SubjectAltNameMatcher,
+    SubjectAltNameMatcherSanType,
+    TlsParameters,
+    TlsParametersTlsProtocol,
+    UpstreamTlsContext,
+)
+from envoy_data_plane.envoy.extensions.upstreams.http.v3 import (
+    HttpProtocolOptions,
+    HttpProtocolOptionsExplicitHttpConfig,
+)
+from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
+from envoy_data_plane.envoy.type.v3 import Percent
+from envoy_data_plane.google.protobuf import Any, Struct
+
+from services.chassis.contract import Method
+
+TLS_1_3 = TlsParameters(
+    tls_minimum_protocol_version=TlsParametersTlsProtocol.TLSv1_3,
+    tls_maximum_protocol_version=TlsParametersTlsProtocol.TLSv1_3,
+)
+FAILURES_TO_EJECT = 5
+EJECTION = timedelta(seconds=30)
+_HTTP2_UPSTREAM = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+
+
+def pipe(path: Path) -> Address:
+    return Address(pipe=Pipe(path=str(path), mode=0o600))
+
+
+def tcp(host: str, port: int) -> Address:
+    return Address(socket_address=SocketAddress(address=host, port_value=port))
+
+
+def http_filter(name: str, config: Message) -> HttpFilter:
+    return HttpFilter(name=f"envoy.filters.http.{name}", typed_config=Any.pack(config))
+
+
+def manager_filter(manager: HttpConnectionManager) -> Filter:
+    return Filter(name="envoy.filters.network.http_connection_manager", typed_config=Any.pack(manager))
+
+
+def access_log(service: str, fields: dict[str, str]) -> AccessLog:
+    """One JSON line a request."""
+    entry = {"time": "%START_TIME%", "service": service, **fields}
+    log = StdoutAccessLog(log_format=SubstitutionFormatString(json_format=Struct.from_dict(entry)))
+    return AccessLog(name="envoy.access_loggers.stdout", typed_config=Any.pack(log))
+
+
+def cluster(
+    name: str,
+    addresses: Sequence[Address],
+    *,
+    tls: TransportSocket | None = None,
+    discovery: ClusterDiscoveryType = ClusterDiscoveryType.STATIC,
+    http2: bool = True,
+    checked: bool = False,
+) -> Cluster:
+    """An upstream. With several endpoints the one with the fewest calls gets the next, and one that fails in a
+    row is left alone for a while. `checked` asks each endpoint for its gRPC health."""
+    options = HttpProtocolOptions(
+        explicit_http_config=HttpProtocolOptionsExplicitHttpConfig(
+            http2_protocol_options=Http2ProtocolOptions(
+                # A peer that is hung, not gone, is noticed by what it does not answer.
+                connection_keepalive=KeepaliveSettings(interval=timedelta(seconds=15), timeout=timedelta(seconds=5))
+            )
+        )
+    )
+    endpoints = [LbEndpoint(endpoint=Endpoint(address=address)) for address in addresses]
+    result = Cluster(
+        name=name,
+        type=discovery,
+        connect_timeout=timedelta(seconds=1),
+        load_assignment=ClusterLoadAssignment(
+            cluster_name=name, endpoints=[LocalityLbEndpoints(lb_endpoints=endpoints)]
+        ),
+        typed_extension_protocol_options={_HTTP2_UPSTREAM: Any.pack(options)} if http2 else {},
+        transport_socket=tls,
+        circuit_breakers=CircuitBreakers(
+            thresholds=[
+                CircuitBreakersThresholds(
+                    max_connections=1_000,
+                    max_pending_requests=1_000,
+                    max_requests=10_000,
+                    retry_budget=CircuitBreakersThresholdsRetryBudget(
+                        budget_percent=Percent(value=50), min_retry_concurrency=10
+                    ),
+                )
+            ]
+        ),
+    )
+    if len(addresses) > 1:
+        result.lb_policy = ClusterLbPolicy.LEAST_REQUEST
+        result.outlier_detection = OutlierDetection(
+            consecutive_5xx=FAILURES_TO_EJECT,
+            consecutive_gateway_failure=FAILURES_TO_EJECT,
+            consecutive_local_origin_failure=FAILURES_TO_EJECT,
+            split_external_local_origin_errors=True,
+            enforcing_consecutive_gateway_failure=100,
+            interval=timedelta(seconds=1),
+            base_ejection_time=EJECTION,
+            max_ejection_percent=50,
+        )
+    if checked:
+        result.health_checks = [
+            HealthCheck(
+                timeout=timedelta(seconds=1),
+                interval=timedelta(seconds=1),
+                no_traffic_interval=timedelta(seconds=1),
+                unhealthy_threshold=2,
+                healthy_threshold=1,
+                grpc_health_check=HealthCheckGrpcHealthCheck(),
+            )
+        ]
+    return result
+
+
+def retries(method: Method | None) -> RetryPolicy:
+    """A request that never reached a service may be sent again; more only where the contract allows it."""
+    conditions = "connect-failure,refused-stream"
+    if method is not None and method.retryable and not method.streams:
+        conditions += ",reset-before-request,unavailable"
+    return RetryPolicy(
+        retry_on=conditions,
+        num_retries=5,
+        retry_back_off=RetryPolicyRetryBackOff(
+            base_interval=timedelta(milliseconds=25), max_interval=timedelta(milliseconds=500)
+        ),
+        retry_host_predicate=[
+            RetryPolicyRetryHostPredicate(
+                name="envoy.retry_host_predicates.previous_hosts", typed_config=Any.pack(PreviousHostsPredicate())
+            )
+        ],
+        host_selection_retry_max_attempts=3,
+    )
+
+
+def client_tls(secrets: Path, identity: str, callee_uri: str) -> TransportSocket:
+    """TLS towards a service: our certificate, and theirs must carry their SPIFFE id."""
+    context = UpstreamTlsContext(common_tls_context=_mutual(secrets, identity, StringMatcher(exact=callee_uri)))
+    return TransportSocket(name="envoy.transport_sockets.tls", typed_config=Any.pack(context))
+
+
+def server_tls(secrets: Path, identity: str, trust_domain: str) -> TransportSocket:
+    """TLS towards callers: a certificate of the trust domain is required."""
+    anyone = StringMatcher(prefix=f"spiffe://{trust_domain}/")
+    context = DownstreamTlsContext(
+        common_tls_context=_mutual(secrets, identity, anyone), require_client_certificate=True
+    )
+    return TransportSocket(name="envoy.transport_sockets.tls", typed_config=Any.pack(context))
+
+
+def _mutual(secrets: Path, identity: str, peer: StringMatcher) -> CommonTlsContext:
+    return CommonTlsContext(
+        alpn_protocols=["h2"],
+        tls_params=TLS_1_3,
+        tls_certificate_sds_secret_configs=[_secret(secrets, identity)],
+        combined_validation_context=CommonTlsContextCombinedCertificateValidationContext(
+            default_validation_context=CertificateValidationContext(
+                match_typed_subject_alt_names=[
+                    SubjectAltNameMatcher(san_type=SubjectAltNameMatcherSanType.URI, matcher=peer)
+                ]
+            ),
+            validation_context_sds_secret_config=_secret(secrets, "trust"),
+        ),
+    )
+
+
+def _secret(secrets: Path, name: str) -> SdsSecretConfig:
+    """A secret read from a file, and read again when the file is replaced."""
+    return SdsSecretConfig(name=name, sds_config=watched(secrets / f"{name}.json"))
+
+
+def watched(path: Path) -> ConfigSource:
+    return ConfigSource(
+        path_config_source=PathConfigSource(path=str(path), watched_directory=WatchedDirectory(path=str(path.parent))),
+        resource_api_version=ApiVersion.V3,
+    )
+
+
+def write_resource(path: Path, resource: Message) -> None:
+    """Put one xDS resource where Envoy watches for it: written aside and moved, as Envoy asks for."""
+    packed = Any.pack(resource).to_dict()
+    draft = path.with_suffix(".draft")
+    draft.touch(mode=0o600)
+    draft.write_text(json.dumps({"resources": [packed]}))
+    draft.rename(path)

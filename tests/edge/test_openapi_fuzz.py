@@ -1,0 +1,45 @@
+"""What Schemathesis makes of /openapi.json: every operation is called with what it allows and what it does not.
+
+Two checks, for each answer: it is no server error, and its status, media type and body are documented. Left out:
+what an answer should have been (`positive_data_acceptance`, `negative_data_rejection`), because a request that
+fits the schema may still name a user or a code that does not exist, and what the transcoder reads as text, like
+a number in a query, fits every schema; and the checks of tokens, methods and headers (`ignored_auth`,
+`unsupported_method`, …), which `test_tokens.py` and `test_requests.py` make for every route by name.
+"""
+
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from edge import openapi
+from tests.platforms import Platform, SignedIn
+
+CHECKS = [not_a_server_error, content_type_conformance, response_schema_conformance, status_code_conformance]
+schema = schemathesis.openapi.from_dict(openapi.document(server_url="http://127.0.0.1"))
+
+
+@pytest.fixture(scope="module")
+async def owner(platform: Platform) -> SignedIn:
+    """May do everything in a tenant of its own."""
+    return await (await platform.new_tenant()).sign_in("owner")
+
+
+def test_the_platform_serves_the_document_that_is_tested(platform: Platform) -> None:
+    served = httpx.get(f"{platform.http_url}/openapi.json").json()
+    assert served == openapi.document(server_url=platform.settings.public_url)
+
+
+# Signing out would end the session that the other operations are called in.
+@schema.exclude(path_regex="logout|change-password").exclude(path="/api/v1/sessions", method="DELETE").parametrize()
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+def test_every_operation_keeps_to_the_document(case: Any, platform: Platform, owner: SignedIn) -> None:
+    case.call_and_validate(base_url=platform.http_url, headers=owner.headers, checks=CHECKS)
