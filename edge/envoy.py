@@ -148,7 +148,7 @@ def cluster(
     if len(addresses) > 1:
         result.lb_policy = ClusterLbPolicy.LEAST_REQUEST
         result.outlier_detection = OutlierDetection(
-            consecutive_5xx=FAILURES_TO_EJECT,
+            # consecutive_5xx has this default; set, it would be written by a name that Envoy does not know.
             consecutive_gateway_failure=FAILURES_TO_EJECT,
             consecutive_local_origin_failure=FAILURES_TO_EJECT,
             split_external_local_origin_errors=True,
@@ -165,7 +165,8 @@ def cluster(
                 no_traffic_interval=timedelta(seconds=1),
                 unhealthy_threshold=2,
                 healthy_threshold=1,
-                grpc_health_check=HealthCheckGrpcHealthCheck(),
+                # Not the name of the cluster: its slash is no part of an authority, and such a call is cut off.
+                grpc_health_check=HealthCheckGrpcHealthCheck(authority=name.rpartition("/")[2]),
             )
         ]
     return result

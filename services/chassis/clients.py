@@ -140,13 +140,14 @@ class _Callable:
 
     def _metadata(self, extra: Any) -> list[tuple[str, str]]:
         metadata = [self._callee.identity, *(extra or ())]
+        tenant = context.current_tenant()
+        if tenant is not None:
+            metadata.append(("x-nexus-tenant", tenant))
         call = context.current()
         if call is not None:
             metadata.append(("x-request-id", call.request_id))
             if call.token is not None:
                 metadata.append(("authorization", f"Bearer {call.token}"))
-            if call.tenant is not None:
-                metadata.append(("x-nexus-tenant", call.tenant))
             if not trace.get_current_span().get_span_context().is_valid:
                 # The decision not to trace travels along, with an id that ties the logs together.
                 trace_id = call.trace_id.replace("-", "")

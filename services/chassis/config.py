@@ -71,6 +71,9 @@ class Settings(BaseModel):
     trusted_proxies: str = "unix"
     """Peers whose `x-forwarded-client-cert` is believed: "unix", or addresses of the mesh's sidecar, by comma."""
 
+    platform_tenant: str = "platform"
+    """The tenant of those who run the platform. Only its users have permissions that reach beyond one tenant."""
+
     default_timeout: float = Field(default=10.0, gt=0)
     """Seconds that a call may take when neither the contract nor the caller says less."""
     drain_timeout: float = Field(default=20.0, gt=0)

@@ -1,6 +1,8 @@
 """The context of a call: who calls, for which tenant, until when."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -80,6 +82,7 @@ class RequestContext:
         return left if given is None else min(left, given)
 
 
+_acting_for: ContextVar[str | None] = ContextVar("nexus_acting_for", default=None)
 _current: ContextVar[RequestContext | None] = ContextVar("nexus_call", default=None)
 
 
@@ -91,3 +94,22 @@ def current() -> RequestContext | None:
 def enter(context: RequestContext) -> None:
     """Make this the call being served in the running task. gRPC runs every call in a task of its own."""
     _current.set(context)
+
+
+def current_tenant() -> str | None:
+    """The tenant that queries and calls to other services are made for."""
+    named = _acting_for.get()
+    if named is not None:
+        return named
+    call = _current.get()
+    return call.tenant if call is not None else None
+
+
+@contextlib.contextmanager
+def acting_for(tenant_id: str) -> Iterator[None]:
+    """Act for a tenant that the call does not name by itself: in a job, in a subscriber, for a tenant in a path."""
+    token = _acting_for.set(tenant_id)
+    try:
+        yield
+    finally:
+        _acting_for.reset(token)

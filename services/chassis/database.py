@@ -8,7 +8,7 @@ runs by itself, in one round trip where the connection last served the same tena
 import contextlib
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
 from urllib.parse import parse_qs, quote, urlencode, urlsplit
@@ -16,10 +16,12 @@ from urllib.parse import parse_qs, quote, urlencode, urlsplit
 import asyncpg
 
 from nexus.type.v1.faults import Conflict, DeadlineExceeded, DependencyUnavailable
-from services.chassis import context
 from services.chassis.config import Settings
+from services.chassis.context import acting_for, current_tenant
 from services.chassis.sealing import Sealer
 from services.chassis.spec import ServiceSpec
+
+__all__ = ["TENANT_ID", "Database", "acting_for", "role_password", "service_dsn"]
 
 TENANT_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _STATEMENT_TIMEOUT_MS = 8_000
@@ -73,6 +75,7 @@ class Database:
         self._spec = spec
         self._pool_size = settings.database_pool_size
         self._pool: Any = None
+        self._hooks: ContextVar[list[Callable[[], None]] | None] = ContextVar(f"{spec.id}_hooks", default=None)
         self._transaction: ContextVar[Any] = ContextVar(f"{spec.id}_transaction", default=None)
 
     async def start(self) -> None:
@@ -129,11 +132,13 @@ class Database:
             assert not platform_wide, "a tenant's transaction cannot become platform-wide"
             yield
             return
-        scope = f"SET LOCAL ROLE {self._spec.role}_platform" if platform_wide else _set_tenant(_tenant(), local=True)
+        scope = (
+            f"SET LOCAL ROLE {self._spec.role}_platform" if platform_wide else _set_tenant(current_tenant(), local=True)
+        )
         connection = await self._acquire()
         try:
             await _run_on(connection, asyncpg.Connection.execute, f"BEGIN; {scope}")
-            token = self._transaction.set(connection)
+            token, hooks_token = self._transaction.set(connection), self._hooks.set([])
             try:
                 yield
             except BaseException:
@@ -143,10 +148,19 @@ class Database:
                 raise
             else:
                 await _run_on(connection, asyncpg.Connection.execute, "COMMIT")
+                for hook in self._hooks.get() or ():
+                    hook()
             finally:
                 self._transaction.reset(token)
+                self._hooks.reset(hooks_token)
         finally:
             await self._pool.release(connection)
+
+    def after_commit(self, callback: Callable[[], None]) -> None:
+        """Call this once the running transaction has committed; not at all if it does not."""
+        hooks = self._hooks.get()
+        assert hooks is not None, "there is no transaction to commit"
+        hooks.append(callback)
 
     async def _run(self, operation: _Operation, *args: Any) -> Any:
         open_transaction = self._transaction.get()
@@ -154,7 +168,7 @@ class Database:
             return await _run_on(open_transaction, operation, *args)
         connection = await self._acquire()
         try:
-            await _run_on(connection, _serve, _tenant())
+            await _run_on(connection, _serve, current_tenant())
             return await _run_on(connection, operation, *args)
         finally:
             await self._pool.release(connection)
@@ -179,24 +193,6 @@ async def _run_on(connection: Any, operation: _Operation, *args: Any) -> Any:
 
 async def _serve(connection: Any, tenant: str | None) -> None:
     await connection.serve(tenant)
-
-
-def _tenant() -> str | None:
-    call = context.current()
-    return call.tenant if call is not None else _job_tenant.get()
-
-
-_job_tenant: ContextVar[str | None] = ContextVar("nexus_job_tenant", default=None)
-
-
-@contextlib.contextmanager
-def acting_for(tenant_id: str) -> Iterator[None]:
-    """Run queries for a tenant outside a call: in a job or a test."""
-    token = _job_tenant.set(tenant_id)
-    try:
-        yield
-    finally:
-        _job_tenant.reset(token)
 
 
 def _set_tenant(tenant: str | None, *, local: bool) -> str:

@@ -19,7 +19,7 @@ from google.protobuf.message import Message
 
 from nexus.type.v1 import faults
 from services.chassis import contract, telemetry
-from services.chassis.context import EDGE, OPERATOR, RequestContext, enter
+from services.chassis.context import EDGE, OPERATOR, RequestContext, User, enter
 from services.chassis.contract import Method
 from services.chassis.errors import STATUS_DETAILS, Fault
 from services.chassis.ids import new_id
@@ -53,6 +53,7 @@ class Guards:
     tenants: TenantDirectory
     once: "Once"
     tracer: telemetry.CallTracer
+    platform_tenant: str
     default_timeout: float
 
 
@@ -200,11 +201,16 @@ def authorize(method: Method, guards: Guards, call_next: Handler) -> Handler:
     permission, mesh_wide = method.policy.permission, method.policy.mesh_wide
     from_outside = () if method.access == "service_only" else (None, EDGE)
 
+    def may(user: User) -> bool:
+        # A tenant's owner may do everything in the tenant, and nothing to the platform.
+        in_reach = method.tenant_scoped or user.tenant_id == guards.platform_tenant
+        return in_reach and user.may(permission)
+
     async def stage(request: Any, call: RequestContext) -> Any:
         caller = call.caller
         if not (caller in from_outside or caller in declared or (mesh_wide and caller is not None)):
             raise faults.CallerNotAllowed(caller=caller or "An outside caller", method=method.full_name)
-        if permission and not call.user.may(permission):
+        if permission and not may(call.user):
             raise faults.PermissionMissing(permission=permission)
         return await call_next(request, call)
 

@@ -33,6 +33,7 @@ from services.chassis.config import Settings, load_service_config
 from services.chassis.context import RequestContext
 from services.chassis.database import Database
 from services.chassis.errors import Fault
+from services.chassis.events import Events, handler_name
 from services.chassis.idempotency import Once
 from services.chassis.mail import Mailer
 from services.chassis.peers import PeerIdentifier
@@ -47,7 +48,7 @@ from services.chassis.tokens import KeySource, TokenVerifier
 
 HEALTH_SECONDS = 1.0
 HEALTH_TIMEOUT = 2.0
-FORGET_KEYS_SECONDS = 3600.0
+FORGET_SECONDS = 3600.0
 
 Servicers = list[tuple[Any, ServiceDescriptor]]
 """Servicers, each with the gRPC service that it serves."""
@@ -126,12 +127,14 @@ def _redis(settings: Settings) -> "redis.asyncio.Redis":
 
 
 def _service(settings: Settings, spec: ServiceSpec, client: "redis.asyncio.Redis", signals: Signals) -> Service:
+    database = Database(settings, spec)
     return Service(
         spec=spec,
         settings=settings,
         config=load_service_config(spec.config, spec.id),
-        database=Database(settings, spec),
+        database=database,
         redis=client,
+        events=Events(spec.id, database, client),
         clients=Clients(settings, spec.id, frozenset(spec.calls)),
         signals=signals,
         sealer=Sealer(read_root_key(settings), spec.id),
@@ -166,12 +169,15 @@ class RunningService:
             tenants=TenantDirectory(service.database, service.signals),
             once=once,
             tracer=telemetry.CallTracer(trace.get_tracer_provider(), settings.trace_ratio),
+            platform_tenant=settings.platform_tenant,
             default_timeout=settings.default_timeout,
         )
         self._servicers = servicers or _servicers(service)
         self._names = [descriptor.full_name for _, descriptor in self._servicers]
         self._add_reflection()
-        service.every(FORGET_KEYS_SECONDS, once.forget_old)
+        service.every(FORGET_SECONDS, once.forget_old)
+        service.every(FORGET_SECONDS, service.events.forget_handled)
+        _subscribe(service)
         self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -190,6 +196,7 @@ class RunningService:
             self._server.add_insecure_port(f"{settings.host}:{settings.port(spec.port)}")
         await self._server.start()
         self.service.start_jobs()
+        self.service.events.start()
         self._watching = asyncio.create_task(self._watch_dependencies(), name=f"{spec.id} health")
 
     async def stop(self) -> None:
@@ -199,6 +206,7 @@ class RunningService:
         await self._health.enter_graceful_shutdown()
         await self.service.stop_jobs()
         await self._server.stop(self.service.settings.drain_timeout)
+        await self.service.events.stop()
 
     def _add(self, servicer: Any, descriptor: ServiceDescriptor) -> None:
         handlers = {}
@@ -272,6 +280,15 @@ def _servicers(service: Service) -> Servicers:
     if not found:
         raise contract.ContractError(f"{spec.id}: no gRPC service in the package {spec.proto_package}")
     return found
+
+
+def _subscribe(service: Service) -> None:
+    """Bind the events that the spec names to the methods of `Subscribers`."""
+    spec = service.spec
+    if spec.subscribes:
+        subscribers = importlib.import_module(f"{spec.module}.subscribers").Subscribers(service)
+        for event_type in spec.subscribes:
+            service.events.subscribe(event_type, getattr(subscribers, handler_name(event_type)))
 
 
 def _unify(method: contract.Method, behaviour: Any) -> Handler:

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from services.chassis.clients import Clients
 from services.chassis.config import Settings
 from services.chassis.database import Database
+from services.chassis.events import Events
 from services.chassis.mail import Mailer
 from services.chassis.sealing import Sealer
 from services.chassis.signals import Signals
@@ -32,6 +33,7 @@ class Service:
     """An instance of the spec's `config` model."""
     database: Database
     redis: "redis.asyncio.Redis"
+    events: Events
     clients: Clients
     signals: Signals
     sealer: Sealer

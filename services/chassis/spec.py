@@ -34,6 +34,9 @@ class ServiceSpec:
     """The well-known port."""
     calls: Sequence[str] = ()
     """Ids of the services that this one may call. Anything else is refused on both sides."""
+    subscribes: Sequence[str] = ()
+    """The events it hears, by the full names of their messages. `subscribers.py` has a class `Subscribers` with a
+    method for each: `on_user_created(message, event)`."""
     config: type[BaseModel] = NoConfig
     """Its own settings, `NEXUS_<SERVICE>_…`."""
     reflects_platform: bool = False

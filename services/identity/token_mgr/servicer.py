@@ -2,23 +2,36 @@
 
 import time
 from datetime import datetime, timedelta
+from typing import Any
 
 from joserfc import jwt
+from joserfc.errors import JoseError
+from joserfc.jwk import KeySet
 
 from nexus.identity.token_mgr.v1 import token_mgr_pb2 as pb
-from nexus.identity.token_mgr.v1.faults import RefreshTokenInvalid, RefreshTokenReused
+from nexus.identity.token_mgr.v1.faults import (
+    PermissionNotHeld,
+    RefreshTokenInvalid,
+    RefreshTokenReused,
+    ScopeTooWide,
+    SessionEnded,
+    SubjectTokenInvalid,
+)
 from nexus.type.v1.faults import TokenExpired, TokenInvalid
 from services.chassis.clock import moment, now, timestamp
 from services.chassis.context import RequestContext
 from services.chassis.ids import hash_secret, new_id, new_secret
 from services.chassis.service import Service
 from services.chassis.tokens import ALGORITHM, TokenVerifier
+from services.identity.token_mgr.claims import Grant, access_claims, half_hash, issuer, narrowed
 from services.identity.token_mgr.keys import KeyRing
 from services.identity.token_mgr.rotation import Verdict, judge
 from services.identity.token_mgr.spec import Config
 from services.identity.token_mgr.store import TokenStore
 
 _FORGET_EXPIRED_SECONDS = 3600.0
+_ACCESS, _REFRESH = "access_token", "refresh_token"
+_UNEXPIRED = jwt.JWTClaimsRegistry(exp={"essential": True}, sid={"essential": True}, jti={"essential": True})
 
 
 class TokenService:
@@ -26,6 +39,7 @@ class TokenService:
         self._config: Config = service.config
         self._settings = service.settings
         self._database = service.database
+        self._signals = service.signals
         self._access_lifetime = timedelta(seconds=service.settings.access_token_seconds)
         self._store = TokenStore(service.database)
         self._keys = KeyRing(
@@ -43,10 +57,7 @@ class TokenService:
             await self._store.insert_family(request.session_id, request.user_id, session_expires)
             tokens = await self._issue(
                 call.tenant_id,
-                request.user_id,
-                request.session_id,
-                list(request.permissions),
-                session_expires,
+                Grant(request.session_id, request.user_id, list(request.permissions), session_expires),
             )
         return pb.IssueTokensResponse(tokens=tokens)
 
@@ -56,14 +67,24 @@ class TokenService:
         found = await self._store.find(hash_secret(request.refresh_token))
         if found is None:
             raise RefreshTokenInvalid()
-        return pb.InspectRefreshTokenResponse(user_id=found["user_id"], session_id=found["session_id"])
+        return pb.InspectRefreshTokenResponse(
+            user_id=found["user_id"] or "",
+            session_id=found["session_id"],
+            client_id=found["client_id"],
+            scope=found["scope"],
+            parent_session_id=found["parent_session_id"] or "",
+            auth_time=timestamp(found["auth_time"]) if found["auth_time"] else None,
+        )
 
     async def RefreshTokens(self, request: pb.RefreshTokensRequest, call: RequestContext) -> pb.RefreshTokensResponse:
         token_hash = hash_secret(request.refresh_token)
         async with self._database.transaction():
             found = await self._store.find_locked(token_hash)
-            if found is None:
+            if found is None or found["client_id"] != request.client_id:
                 raise RefreshTokenInvalid()
+            scope = narrowed(found["scope"], request.scope)
+            if scope is None:
+                raise ScopeTooWide(scope=request.scope)
             verdict = judge(
                 now=now(),
                 grace=self._config.refresh_grace,
@@ -74,16 +95,19 @@ class TokenService:
             )
             if verdict is Verdict.EXCHANGE:
                 await self._store.spend(token_hash)
-                tokens = await self._issue(
-                    call.tenant_id,
-                    found["user_id"],
+                grant = Grant(
                     found["session_id"],
+                    found["user_id"],
                     list(request.permissions),
                     found["family_expires"],
+                    found["client_id"],
+                    scope,
+                    found["audiences"],
                 )
+                tokens = await self._issue(call.tenant_id, grant)
                 return pb.RefreshTokensResponse(tokens=tokens)
             if verdict is Verdict.REUSED:
-                await self._store.revoke([found["session_id"]])
+                await self._revoke([found["session_id"]])
         # Raised only now: a revocation must commit.
         raise RefreshTokenReused() if verdict is Verdict.REUSED else RefreshTokenInvalid()
 
@@ -105,7 +129,88 @@ class TokenService:
     async def RevokeFamilies(
         self, request: pb.RevokeFamiliesRequest, call: RequestContext
     ) -> pb.RevokeFamiliesResponse:
-        return pb.RevokeFamiliesResponse(revoked_families=await self._store.revoke(list(request.session_ids)))
+        return pb.RevokeFamiliesResponse(revoked_families=await self._revoke(list(request.session_ids)))
+
+    async def IssueGrant(self, request: pb.IssueGrantRequest, call: RequestContext) -> pb.IssueGrantResponse:
+        parent = request.parent_session_id or None
+        expires = moment(request.expire_time)
+        grant = Grant(
+            request.grant_id,
+            request.user_id or None,
+            list(request.permissions),
+            expires,
+            request.client_id,
+            request.scope,
+            list(request.audiences),
+        )
+        async with self._database.transaction():
+            if parent is not None and await self._store.family(parent, keep=True) is None:
+                raise SessionEnded()
+            await self._store.insert_grant(
+                grant.family_id,
+                grant.user_id,
+                expires,
+                client_id=grant.client_id,
+                scope=grant.scope,
+                audiences=list(grant.audiences),
+                parent_session_id=parent,
+                auth_time=moment(request.auth_time) if request.HasField("auth_time") else None,
+            )
+            tokens = await self._issue(call.tenant_id, grant, refreshable=request.refreshable)
+        return pb.IssueGrantResponse(tokens=tokens)
+
+    async def SignIdToken(self, request: pb.SignIdTokenRequest, call: RequestContext) -> pb.SignIdTokenResponse:
+        issued = now()
+        claims = {
+            "iss": issuer(self._settings, call.tenant_id),
+            "sub": request.user_id,
+            "aud": request.client_id,
+            "iat": int(issued.timestamp()),
+            "exp": int((issued + self._config.id_token_lifetime).timestamp()),
+            "auth_time": request.auth_time.seconds if request.HasField("auth_time") else None,
+            "nonce": request.nonce,
+            "sid": request.session_id,
+            "amr": list(request.amr),
+            "at_hash": half_hash(request.access_token) if request.access_token else None,
+            "email": request.email,
+            "email_verified": request.email_verified if request.email else None,
+            "name": request.display_name,
+        }
+        present = {name: value for name, value in claims.items() if value not in (None, "", [])}
+        return pb.SignIdTokenResponse(id_token=await self._sign(present, "JWT"))
+
+    async def ExchangeToken(self, request: pb.ExchangeTokenRequest, call: RequestContext) -> pb.ExchangeTokenResponse:
+        subject = await self._introspect(request.subject_token, call.tenant_id)
+        if subject is None or subject.kind != _ACCESS:
+            raise SubjectTokenInvalid()
+        asked = request.scope.split()
+        permissions = [name for name in asked if name in subject.permissions or "*" in subject.permissions]
+        lacking = set(asked) - set(permissions) - set(subject.scope.split())
+        if lacking:
+            raise PermissionNotHeld(permission=min(lacking))
+        grant = Grant(
+            subject.session_id,
+            subject.user_id or None,
+            permissions if asked else list(subject.permissions),
+            moment(subject.expire_time),
+            subject.client_id or request.actor,
+            " ".join(asked) or subject.scope,
+            list(request.audiences),
+            request.actor,
+        )
+        token, expires = await self._access_token(call.tenant_id, grant)
+        return pb.ExchangeTokenResponse(access_token=token, expire_time=timestamp(expires), scope=grant.scope)
+
+    async def IntrospectToken(
+        self, request: pb.IntrospectTokenRequest, call: RequestContext
+    ) -> pb.IntrospectTokenResponse:
+        return await self._introspect(request.token, call.tenant_id) or pb.IntrospectTokenResponse(active=False)
+
+    async def RevokeToken(self, request: pb.RevokeTokenRequest, call: RequestContext) -> pb.RevokeTokenResponse:
+        token = await self._introspect(request.token, call.tenant_id)
+        if token is None or token.client_id != request.client_id or token.actor:
+            return pb.RevokeTokenResponse(revoked=False)
+        return pb.RevokeTokenResponse(revoked=await self._revoke([token.session_id]) > 0)
 
     async def RotateKeys(self, request: pb.RotateKeysRequest, call: RequestContext) -> pb.RotateKeysResponse:
         current, upcoming = await self._keys.rotate()
@@ -117,31 +222,94 @@ class TokenService:
     async def _key_set(self) -> dict[str, list[dict[str, str]]]:
         return {"keys": await self._keys.public()}
 
-    async def _issue(
-        self, tenant_id: str, user_id: str, session_id: str, permissions: list[str], session_expires: datetime
-    ) -> pb.TokenPair:
-        """A new pair, its refresh token stored. Neither token outlives the session."""
-        issued = now()
-        access_expires = min(issued + self._access_lifetime, session_expires)
-        refresh_expires = min(issued + self._config.refresh_lifetime, session_expires)
-        refresh_token = new_secret()
-        await self._store.insert_token(hash_secret(refresh_token), session_id, refresh_expires)
-        signing = await self._keys.current()
-        claims = {
-            "iss": self._settings.token_issuer,
-            "aud": self._settings.token_audience,
-            "sub": user_id,
-            "tid": tenant_id,
-            "sid": session_id,
-            "permissions": permissions,
-            "iat": int(time.time()),
-            "exp": int(access_expires.timestamp()),
-            "jti": new_id(),
-        }
-        header = {"alg": ALGORITHM, "kid": signing.kid, "typ": "JWT"}
-        return pb.TokenPair(
-            access_token=jwt.encode(header, claims, signing.key, algorithms=[ALGORITHM]),
-            refresh_token=refresh_token,
-            access_expire_time=timestamp(access_expires),
-            refresh_expire_time=timestamp(refresh_expires),
+    async def _revoke(self, family_ids: list[str]) -> int:
+        """Revoke families and the grants that came from them; tell every process of the grants.
+
+        Of sessions session-mgr tells them.
+        """
+        revoked = await self._store.revoke(family_ids)
+        grants = [family["session_id"] for family in revoked if family["client_id"]]
+        await self._signals.end_sessions(grants, time.time() + self._settings.access_token_seconds)
+        return len(revoked)
+
+    async def _introspect(self, token: str, tenant_id: str) -> pb.IntrospectTokenResponse | None:
+        """What a token of the tenant stands for; None if it is not good."""
+        if token.count(".") != 2:
+            return await self._introspect_refresh_token(token, tenant_id)
+        claims = await self._verified_claims(token)
+        # Only access tokens have permissions: an ID token is not one.
+        if claims is None or claims.get("tid") != tenant_id or "permissions" not in claims:
+            return None
+        family = await self._store.family(claims["sid"])
+        if family is None or self._signals.session_ended(claims["sid"]):
+            return None
+        client_id = claims.get("client_id", "")
+        audiences = claims["aud"] if isinstance(claims["aud"], list) else [claims["aud"]]
+        answer = pb.IntrospectTokenResponse(
+            active=True,
+            kind=_ACCESS,
+            client_id=client_id,
+            user_id="" if claims["sub"] == client_id else claims["sub"],
+            session_id=claims["sid"],
+            scope=claims.get("scope", ""),
+            permissions=claims["permissions"],
+            audiences=audiences,
+            issuer=claims["iss"],
+            jti=claims["jti"],
+            actor=claims.get("act", {}).get("sub", ""),
         )
+        answer.issue_time.FromSeconds(claims["iat"])
+        answer.expire_time.FromSeconds(claims["exp"])
+        return answer
+
+    async def _introspect_refresh_token(self, token: str, tenant_id: str) -> pb.IntrospectTokenResponse | None:
+        found = await self._store.find(hash_secret(token))
+        if found is None or found["revoke_time"] is not None or found["spend_time"] is not None:
+            return None
+        expires = min(found["token_expires"], found["family_expires"])
+        if expires <= now():
+            return None
+        return pb.IntrospectTokenResponse(
+            active=True,
+            kind=_REFRESH,
+            client_id=found["client_id"],
+            user_id=found["user_id"] or "",
+            session_id=found["session_id"],
+            scope=found["scope"],
+            audiences=found["audiences"],
+            issuer=issuer(self._settings, tenant_id),
+            expire_time=timestamp(expires),
+        )
+
+    async def _verified_claims(self, token: str) -> dict[str, Any] | None:
+        """The claims of a token that we signed and that has not expired, whoever it is meant for."""
+        try:
+            keys = KeySet.import_key_set(await self._key_set())
+            claims = jwt.decode(token, keys, algorithms=[ALGORITHM]).claims
+            _UNEXPIRED.validate(claims)
+        except (JoseError, ValueError, TypeError, KeyError, RecursionError):
+            return None
+        return claims
+
+    async def _issue(self, tenant_id: str, grant: Grant, *, refreshable: bool = True) -> pb.TokenPair:
+        """New tokens, the refresh token stored. Neither outlives the grant."""
+        access_token, access_expires = await self._access_token(tenant_id, grant)
+        pair = pb.TokenPair(access_token=access_token, access_expire_time=timestamp(access_expires))
+        if refreshable:
+            refresh_token, refresh_expires = new_secret(), min(now() + self._config.refresh_lifetime, grant.expires)
+            await self._store.insert_token(hash_secret(refresh_token), grant.family_id, refresh_expires)
+            pair.refresh_token = refresh_token
+            pair.refresh_expire_time.CopyFrom(timestamp(refresh_expires))
+        return pair
+
+    async def _access_token(self, tenant_id: str, grant: Grant) -> tuple[str, datetime]:
+        """The token and when it expires."""
+        issued = now()
+        expires = min(issued + self._access_lifetime, grant.expires)
+        claims = access_claims(self._settings, tenant_id, grant, jti=new_id(), issued=issued, expires=expires)
+        return await self._sign(claims, "at+jwt" if grant.client_id else "JWT"), expires
+
+    async def _sign(self, claims: dict[str, Any], kind: str) -> str:
+        signing = await self._keys.current()
+        header = {"alg": ALGORITHM, "kid": signing.kid, "typ": kind}
+        return jwt.encode(header, claims, signing.key, algorithms=[ALGORITHM])

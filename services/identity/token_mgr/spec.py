@@ -9,6 +9,8 @@ class Config(BaseModel):
     refresh_lifetime: timedelta = timedelta(days=30)
     refresh_grace: timedelta = timedelta(seconds=10)
     """How long an exchanged refresh token is still taken, for clients that refresh in parallel."""
+    id_token_lifetime: timedelta = timedelta(minutes=10)
+    """How long a client may take to read an ID token."""
     key_propagation: timedelta = timedelta(seconds=30)
     """How long a key is published before it may sign: longer than any verifier caches the key set."""
 

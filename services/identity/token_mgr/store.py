@@ -4,11 +4,12 @@ from datetime import datetime
 
 import asyncpg
 
+from nexus.identity.token_mgr.v1.faults import GrantExists
 from services.chassis.database import Database
 
 _TOKEN = """
-SELECT f.session_id::text, f.user_id::text, f.expire_time AS family_expires, f.revoke_time,
-       t.expire_time AS token_expires, t.spend_time
+SELECT f.session_id::text, f.user_id::text, f.expire_time AS family_expires, f.revoke_time, f.client_id, f.scope,
+       f.audiences, f.parent_session_id::text, f.auth_time, t.expire_time AS token_expires, t.spend_time
 FROM refresh_tokens t JOIN token_families f USING (session_id)
 WHERE t.token_hash = $1
 """
@@ -26,6 +27,48 @@ class TokenStore:
             session_id,
             user_id,
             expires,
+        )
+
+    async def insert_grant(
+        self,
+        grant_id: str,
+        user_id: str | None,
+        expires: datetime,
+        *,
+        client_id: str,
+        scope: str,
+        audiences: list[str],
+        parent_session_id: str | None,
+        auth_time: datetime | None,
+    ) -> None:
+        """Raises GrantExists."""
+        inserted = await self._database.execute(
+            """
+            INSERT INTO token_families
+                (session_id, user_id, expire_time, client_id, scope, audiences, parent_session_id, auth_time)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING
+            """,
+            grant_id,
+            user_id,
+            expires,
+            client_id,
+            scope,
+            audiences,
+            parent_session_id,
+            auth_time,
+        )
+        if not inserted:
+            raise GrantExists()
+
+    async def family(self, session_id: str, *, keep: bool = False) -> asyncpg.Record | None:
+        """A family that has neither ended nor been revoked. With `keep`, nobody can revoke it until the transaction
+        ends."""
+        return await self._database.fetchrow(
+            f"""
+            SELECT client_id, scope, expire_time FROM token_families
+            WHERE session_id = $1 AND revoke_time IS NULL AND expire_time > now() {"FOR SHARE" if keep else ""}
+            """,
+            session_id,
         )
 
     async def insert_token(self, token_hash: bytes, session_id: str, expires: datetime) -> None:
@@ -49,9 +92,14 @@ class TokenStore:
             token_hash,
         )
 
-    async def revoke(self, session_ids: list[str]) -> int:
-        return await self._database.execute(
-            "UPDATE token_families SET revoke_time = now() WHERE session_id = ANY($1) AND revoke_time IS NULL",
+    async def revoke(self, session_ids: list[str]) -> list[asyncpg.Record]:
+        """Revoke these families and the grants that came from them; returns those that it revoked."""
+        return await self._database.fetch(
+            """
+            UPDATE token_families SET revoke_time = now()
+            WHERE (session_id = ANY($1) OR parent_session_id = ANY($1)) AND revoke_time IS NULL
+            RETURNING session_id::text, client_id
+            """,
             session_ids,
         )
 

@@ -1,0 +1,221 @@
+"""Events: with their rows or not at all, in order, handled once, and a chain that shows tampering."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import redis.asyncio
+
+from nexus.type.v1.event_pb2 import Event
+from services.chassis import events
+from services.chassis.context import acting_for
+from services.chassis.database import Database
+from services.chassis.events import Events, stream_of
+from services.chassis.ids import new_id
+from services.chassis.spec import discover
+from tests.platforms import Platform, Tenant
+
+pytestmark = pytest.mark.xdist_group("events")
+
+# Any message will do: an event that tells of itself.
+TYPE = Event.DESCRIPTOR.full_name
+
+
+@dataclass
+class Bench:
+    """A publisher and subscribers on the platform's database and broker."""
+
+    platform: Platform
+    tenant: Tenant
+    broker: "redis.asyncio.Redis"
+    publisher: Events
+    publishing: Database
+    hearing: Database
+    heard: list[str] = field(default_factory=list)
+
+    async def publish(self, *names: str, aggregate: str = "one") -> None:
+        with acting_for(self.tenant.tenant_id):
+            async with self.publishing.transaction():
+                for name in names:
+                    await self.publisher.publish(Event(event_id=name), aggregate)
+
+    def subscriber(self, handler: Callable[[str], Any] = lambda name: None) -> Events:
+        """A subscriber of its own name that hears this tenant's events only."""
+        subscriber = Events(f"test-{new_id()}", self.hearing, self.broker)
+
+        async def handle(message: Event, envelope: Event) -> None:
+            if envelope.tenant_id == self.tenant.tenant_id:
+                handler(message.event_id)
+                self.heard.append(message.event_id)
+
+        subscriber.subscribe(TYPE, handle)
+        return subscriber
+
+    async def hears(self, *names: str) -> None:
+        async with asyncio.timeout(30):
+            while len(self.heard) < len(names):
+                await asyncio.sleep(0.02)
+        assert self.heard == list(names)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "message_class", lambda event_type: Event)
+    monkeypatch.setattr(events, "_FIRST_BACKOFF", 0.01)
+    monkeypatch.setattr(events, "_LONGEST_BACKOFF", 0.05)
+    monkeypatch.setattr(events, "READ_MS", 200)
+
+
+@pytest.fixture
+async def bench(platform: Platform, tenant: Tenant) -> AsyncIterator[Bench]:
+    async with AsyncExitStack() as stack:
+        databases = []
+        for service in ("auth-service", "session-mgr"):
+            database = Database(platform.settings, discover()[service])
+            await database.start()
+            stack.push_async_callback(database.stop)
+            databases.append(database)
+        assert platform.settings.redis_url is not None
+        broker = redis.asyncio.Redis.from_url(platform.settings.redis_url.get_secret_value())
+        stack.push_async_callback(broker.aclose)
+        publisher = Events("auth-service", databases[0], broker)
+        yield Bench(platform, tenant, broker, publisher, databases[0], databases[1])
+
+
+async def test_events_are_heard_in_the_order_in_which_they_happened(bench: Bench) -> None:
+    subscriber = bench.subscriber()
+    subscriber.start()
+    for number in range(0, 30, 3):
+        await bench.publish(str(number), str(number + 1), str(number + 2))
+    await bench.publisher.relay_batch()
+
+    await bench.hears(*map(str, range(30)))
+    await subscriber.stop()
+
+
+async def test_what_is_rolled_back_never_happened(bench: Bench) -> None:
+    with pytest.raises(ZeroDivisionError), acting_for(bench.tenant.tenant_id):
+        async with bench.publishing.transaction():
+            await bench.publisher.publish(Event(event_id="never"), "one")
+            raise ZeroDivisionError
+    await bench.publish("always")
+    subscriber = bench.subscriber()
+    subscriber.start()
+    await bench.publisher.relay_batch()
+
+    await bench.hears("always")
+    await subscriber.stop()
+
+
+async def test_an_event_that_arrives_twice_is_handled_once(bench: Bench) -> None:
+    await bench.publish("first")
+    await bench.publisher.relay_batch()
+    [sent] = [
+        fields
+        for _, fields in await bench.broker.xrange(stream_of(TYPE))
+        if Event.FromString(fields[b"event"]).tenant_id == bench.tenant.tenant_id
+    ]
+    await bench.broker.xadd(stream_of(TYPE), sent)
+    await bench.publish("second")
+    await bench.publisher.relay_batch()
+    subscriber = bench.subscriber()
+    subscriber.start()
+
+    await bench.hears("first", "second")
+    await subscriber.stop()
+
+
+async def test_a_handler_that_fails_is_tried_again_and_those_behind_wait(bench: Bench) -> None:
+    failures = iter([True, True, False, False])
+
+    def fail_twice(name: str) -> None:
+        if name == "hard" and next(failures):
+            raise RuntimeError("not yet")
+
+    await bench.publish("hard", "easy")
+    await bench.publisher.relay_batch()
+    subscriber = bench.subscriber(fail_twice)
+    subscriber.start()
+
+    await bench.hears("hard", "easy")
+    await subscriber.stop()
+
+
+async def test_an_event_that_always_fails_is_put_aside(bench: Bench) -> None:
+    def refuse(name: str) -> None:
+        if name == "poison":
+            raise RuntimeError("never")
+
+    await bench.publish("poison", "after")
+    await bench.publisher.relay_batch()
+    subscriber = bench.subscriber(refuse)
+    subscriber.start()
+    await bench.hears("after")
+    await subscriber.stop()
+
+    with acting_for(bench.tenant.tenant_id):
+        [letter] = await bench.hearing.fetch("SELECT error, attempts FROM dead_letters")
+    assert letter["error"] == "RuntimeError: never"
+    assert letter["attempts"] == events.ATTEMPTS
+
+
+async def test_a_subscriber_that_dies_halfway_leaves_its_event_to_the_next(bench: Bench) -> None:
+    reached = asyncio.Event()
+
+    def hang(name: str) -> None:
+        reached.set()
+        raise RuntimeError("the process dies here")
+
+    dying = bench.subscriber(hang)
+    await bench.publish("left")
+    await bench.publisher.relay_batch()
+    dying.start()
+    await reached.wait()
+    await dying.stop()
+    await bench.broker.delete(f"nexus:lease:{dying._service}:{stream_of(TYPE)}")  # its lease runs out
+
+    heir = Events(dying._service, bench.hearing, bench.broker)
+
+    async def handle(message: Event, envelope: Event) -> None:
+        if envelope.tenant_id == bench.tenant.tenant_id:
+            bench.heard.append(message.event_id)
+
+    heir.subscribe(TYPE, handle)
+    heir.start()
+    await bench.hears("left")
+    await heir.stop()
+
+
+async def test_two_relays_at_once_send_everything_once_and_keep_the_chain(bench: Bench) -> None:
+    other = Events("auth-service", bench.publishing, bench.broker)
+    for number in range(20):
+        await bench.publish(str(number))
+    await asyncio.gather(*(relay.relay_batch() for relay in [bench.publisher, other] * 5))
+
+    sent = [Event.FromString(fields[b"event"]) for _, fields in await bench.broker.xrange(stream_of(TYPE))]
+    ours = [event for event in sent if event.tenant_id == bench.tenant.tenant_id]
+    assert [event.position for event in ours] == list(range(1, 21))
+    assert await bench.publisher.broken_links(bench.tenant.tenant_id) == []
+
+
+async def test_tampering_shows(bench: Bench) -> None:
+    await bench.publish("a", "b", "c")
+    while await bench.publisher.relay_batch():
+        pass
+    admin = await bench.platform.admin()
+    try:
+        with pytest.raises(Exception, match="append-only"):
+            await admin.execute("DELETE FROM auth_service.events WHERE tenant_id = $1", bench.tenant.tenant_id)
+        await admin.execute("ALTER TABLE auth_service.events DISABLE TRIGGER events_are_facts")
+        await admin.execute(
+            "UPDATE auth_service.events SET actor = 'somebody else' WHERE tenant_id = $1 AND position = 2",
+            bench.tenant.tenant_id,
+        )
+    finally:
+        await admin.execute("ALTER TABLE auth_service.events ENABLE TRIGGER events_are_facts")
+        await admin.close()
+
+    assert len(await bench.publisher.broken_links(bench.tenant.tenant_id)) == 1
