@@ -9,7 +9,6 @@ that method's route: token, rate class, timeout, retries.
 
 import json
 import sys
-from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 
@@ -29,7 +28,6 @@ from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v
     HttpConnectionManager,
     HttpConnectionManagerPathWithEscapedSlashesAction,
     HttpFilter,
-    Rds,
 )
 from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
     CommonTlsContext,
@@ -40,11 +38,10 @@ from envoy_data_plane.google.protobuf import Any
 
 from edge import envoy, filters, replies, routes, tls
 from edge.envoy import manager_filter, pipe, tcp
-from edge.upstreams import Layout, Split, service_clusters
+from edge.upstreams import Layout, service_clusters, supervisor_socket, through_local_mesh
 from services.chassis.config import Settings, load_settings
 from services.chassis.spec import discover
 
-LISTENERS = ("http", "https")
 HTTP_PORT = 8080
 HTTPS_PORT = 8443
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
@@ -53,40 +50,29 @@ MAX_HEADERS = 100
 
 
 def write(settings: Settings, path: Path, layout: Layout | None = None) -> None:
-    """Write the bootstrap, its routes beside it, and the certificate it serves if there is none yet."""
+    """Write the bootstrap, and the certificate it serves if there is none yet."""
     certificate = tls.ensure_certificate(settings.home / "secrets" / "edge")
-    folder = path.parent / "routes"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_routes(settings, folder, {})
-    path.write_text(render(build(settings, certificate, layout or Layout(), folder)))
-
-
-def write_routes(settings: Settings, folder: Path, splits: Mapping[str, Split]) -> None:
-    """Write the route files, which a running edge takes up by itself."""
-    for name in LISTENERS:
-        envoy.write_resource(folder / f"{name}.json", routes.table(settings, name, splits))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(render(build(settings, certificate, layout or Layout())))
 
 
 def render(bootstrap: Bootstrap) -> str:
     return json.dumps(bootstrap.to_dict(), indent=1, sort_keys=True)
 
 
-def build(
-    settings: Settings, certificate: tls.Certificate, layout: Layout, routes_folder: Path | None = None
-) -> Bootstrap:
-    """The bootstrap. Its routes are part of it, unless there is a folder where they are watched for."""
+def build(settings: Settings, certificate: tls.Certificate, layout: Layout) -> Bootstrap:
     http_filters = filters.chain(settings, MAX_REQUEST_BYTES)
-    plain = [] if settings.strict else [_listener(settings, "http", HTTP_PORT, http_filters, routes_folder)]
-    secure = _listener(settings, "https", HTTPS_PORT, http_filters, routes_folder, certificate)
+    plain = [] if settings.strict else [_listener(settings, "http", HTTP_PORT, http_filters, layout)]
+    secure = _listener(settings, "https", HTTPS_PORT, http_filters, layout, certificate)
+    clusters = [each for spec in discover().values() for each in service_clusters(settings, spec, layout)]
+    if through_local_mesh(settings):
+        clusters.append(envoy.supervisor_cluster(supervisor_socket(settings)))
     return Bootstrap(
         node=Node(id="edge", cluster="edge"),
         admin=Admin(address=pipe(settings.run_dir / "edge-admin.sock")),
+        layered_runtime=envoy.runtime(),
         static_resources=BootstrapStaticResources(
-            listeners=[*plain, secure, _keys_listener(settings)],
-            clusters=[
-                *(each for spec in discover().values() for each in service_clusters(settings, spec, layout)),
-                _keys_cluster(settings),
-            ],
+            listeners=[*plain, secure, _keys_listener(settings)], clusters=[*clusters, _keys_cluster(settings)]
         ),
     )
 
@@ -96,12 +82,13 @@ def _listener(
     name: str,
     port: int,
     http_filters: list[HttpFilter],
-    routes_folder: Path | None,
+    layout: Layout,
     certificate: tls.Certificate | None = None,
 ) -> Listener:
     manager = HttpConnectionManager(
         stat_prefix=name,
         server_name="nexus",
+        route_config=routes.table(settings, name, layout),
         http_filters=http_filters,
         access_log=[access_log()],
         local_reply_config=replies.local_replies(),
@@ -128,10 +115,6 @@ def _listener(
         # A browser that shuts a connection sees the answer to what it sent before.
         delayed_close_timeout=timedelta(seconds=1),
     )
-    if routes_folder is None:
-        manager.route_config = routes.table(settings, name, {})
-    else:
-        manager.rds = Rds(config_source=envoy.watched(routes_folder / f"{name}.json"), route_config_name=name)
     chain = FilterChain(filters=[manager_filter(manager)])
     if certificate is not None:
         chain.transport_socket = _tls_1_3(certificate)

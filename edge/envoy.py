@@ -1,12 +1,16 @@
 """Envoy configuration that the edge and the local mesh have in common: upstreams, identities by SDS, logs."""
 
-import json
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
 from betterproto2 import Message
 from envoy_data_plane.envoy.config.accesslog.v3 import AccessLog
+from envoy_data_plane.envoy.config.bootstrap.v3 import (
+    LayeredRuntime,
+    RuntimeLayer,
+    RuntimeLayerAdminLayer,
+)
 from envoy_data_plane.envoy.config.cluster.v3 import (
     CircuitBreakers,
     CircuitBreakersThresholds,
@@ -18,18 +22,20 @@ from envoy_data_plane.envoy.config.cluster.v3 import (
 )
 from envoy_data_plane.envoy.config.core.v3 import (
     Address,
+    ApiConfigSource,
+    ApiConfigSourceApiType,
     ApiVersion,
     ConfigSource,
+    GrpcService,
+    GrpcServiceEnvoyGrpc,
     HealthCheck,
     HealthCheckGrpcHealthCheck,
     Http2ProtocolOptions,
     KeepaliveSettings,
-    PathConfigSource,
     Pipe,
     SocketAddress,
     SubstitutionFormatString,
     TransportSocket,
-    WatchedDirectory,
 )
 from envoy_data_plane.envoy.config.endpoint.v3 import (
     ClusterLoadAssignment,
@@ -75,6 +81,9 @@ TLS_1_3 = TlsParameters(
     tls_minimum_protocol_version=TlsParametersTlsProtocol.TLSv1_3,
     tls_maximum_protocol_version=TlsParametersTlsProtocol.TLSv1_3,
 )
+SUPERVISOR = "supervisor"
+TRUST = "trust"
+"""The secret with the authority that the mesh trusts."""
 FAILURES_TO_EJECT = 5
 EJECTION = timedelta(seconds=30)
 _HTTP2_UPSTREAM = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
@@ -192,53 +201,55 @@ def retries(method: Method | None) -> RetryPolicy:
     )
 
 
-def client_tls(secrets: Path, identity: str, callee_uri: str) -> TransportSocket:
+def client_tls(identity: str, callee_uri: str) -> TransportSocket:
     """TLS towards a service: our certificate, and theirs must carry their SPIFFE id."""
-    context = UpstreamTlsContext(common_tls_context=_mutual(secrets, identity, StringMatcher(exact=callee_uri)))
+    context = UpstreamTlsContext(common_tls_context=_mutual(identity, StringMatcher(exact=callee_uri)))
     return TransportSocket(name="envoy.transport_sockets.tls", typed_config=Any.pack(context))
 
 
-def server_tls(secrets: Path, identity: str, trust_domain: str) -> TransportSocket:
+def server_tls(identity: str, trust_domain: str) -> TransportSocket:
     """TLS towards callers: a certificate of the trust domain is required."""
     anyone = StringMatcher(prefix=f"spiffe://{trust_domain}/")
-    context = DownstreamTlsContext(
-        common_tls_context=_mutual(secrets, identity, anyone), require_client_certificate=True
-    )
+    context = DownstreamTlsContext(common_tls_context=_mutual(identity, anyone), require_client_certificate=True)
     return TransportSocket(name="envoy.transport_sockets.tls", typed_config=Any.pack(context))
 
 
-def _mutual(secrets: Path, identity: str, peer: StringMatcher) -> CommonTlsContext:
+def _mutual(identity: str, peer: StringMatcher) -> CommonTlsContext:
     return CommonTlsContext(
         alpn_protocols=["h2"],
         tls_params=TLS_1_3,
-        tls_certificate_sds_secret_configs=[_secret(secrets, identity)],
+        tls_certificate_sds_secret_configs=[_secret(identity)],
         combined_validation_context=CommonTlsContextCombinedCertificateValidationContext(
             default_validation_context=CertificateValidationContext(
                 match_typed_subject_alt_names=[
                     SubjectAltNameMatcher(san_type=SubjectAltNameMatcherSanType.URI, matcher=peer)
                 ]
             ),
-            validation_context_sds_secret_config=_secret(secrets, "trust"),
+            validation_context_sds_secret_config=_secret(TRUST),
         ),
     )
 
 
-def _secret(secrets: Path, name: str) -> SdsSecretConfig:
-    """A secret read from a file, and read again when the file is replaced."""
-    return SdsSecretConfig(name=name, sds_config=watched(secrets / f"{name}.json"))
+def _secret(name: str) -> SdsSecretConfig:
+    """A secret that the supervisor hands out, and hands out anew before it expires (SDS).
 
-
-def watched(path: Path) -> ConfigSource:
-    return ConfigSource(
-        path_config_source=PathConfigSource(path=str(path), watched_directory=WatchedDirectory(path=str(path.parent))),
-        resource_api_version=ApiVersion.V3,
+    Not from a file: Envoy takes an inotify instance for each file it watches, and Linux gives a user 128. And so no
+    private key of a service ever touches the disk.
+    """
+    supervisor = GrpcService(envoy_grpc=GrpcServiceEnvoyGrpc(cluster_name=SUPERVISOR))
+    source = ApiConfigSource(
+        api_type=ApiConfigSourceApiType.GRPC, transport_api_version=ApiVersion.V3, grpc_services=[supervisor]
+    )
+    return SdsSecretConfig(
+        name=name, sds_config=ConfigSource(api_config_source=source, resource_api_version=ApiVersion.V3)
     )
 
 
-def write_resource(path: Path, resource: Message) -> None:
-    """Put one xDS resource where Envoy watches for it: written aside and moved, as Envoy asks for."""
-    packed = Any.pack(resource).to_dict()
-    draft = path.with_suffix(".draft")
-    draft.touch(mode=0o600)
-    draft.write_text(json.dumps({"resources": [packed]}))
-    draft.rename(path)
+def supervisor_cluster(socket: Path) -> Cluster:
+    """Where a proxy of the local mesh gets its secrets: the supervisor's discovery service on this socket."""
+    return cluster(SUPERVISOR, [pipe(socket)])
+
+
+def runtime() -> LayeredRuntime:
+    """Settings that the admin socket may change while the proxy runs: faults, canaries, mirrors."""
+    return LayeredRuntime(layers=[RuntimeLayer(name="admin", admin_layer=RuntimeLayerAdminLayer())])

@@ -5,7 +5,7 @@ once transcoded it matches, like any gRPC request, the method's gRPC route, whic
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any as AnyValue
 
@@ -34,13 +34,14 @@ from google.protobuf.descriptor import Descriptor
 
 from edge import openapi, reference, replies, schemas
 from edge.envoy import retries
-from edge.upstreams import TIMEOUT_MARGIN, Split, split_routes
+from edge.upstreams import TIMEOUT_MARGIN, Layout, routes_to
 from nexus.type.v1 import faults
 from services.chassis import contract
 from services.chassis.config import Settings
 from services.chassis.context import EDGE
 from services.chassis.contract import HttpRoute, Method
 from services.chassis.peers import XFCC
+from services.chassis.spec import discover
 
 METADATA = "nexus"
 JWKS_METHOD = "/nexus.identity.token_mgr.v1.TokenService/GetJwks"
@@ -50,9 +51,10 @@ REFLECTION_SERVICE = "backend-api"
 _OVERWRITE = HeaderValueOptionHeaderAppendAction.OVERWRITE_IF_EXISTS_OR_ADD
 
 
-def table(settings: Settings, name: str, splits: Mapping[str, Split]) -> RouteConfiguration:
+def table(settings: Settings, name: str, layout: Layout) -> RouteConfiguration:
     """All routes of a listener; what matches none of them is a 404 in the platform's shape."""
-    external = [method for method in contract.methods().values() if method.external]
+    # A contract may come before its service.
+    external = [method for method in contract.methods().values() if method.external and method.service_id in discover()]
     return RouteConfiguration(
         name=name,
         max_direct_response_body_size_bytes=8192,
@@ -61,7 +63,7 @@ def table(settings: Settings, name: str, splits: Mapping[str, Split]) -> RouteCo
                 name="everyone",
                 domains=["*"],
                 routes=[
-                    *(route for method in external for route in _grpc_routes(settings, method, splits)),
+                    *(route for method in external for route in _grpc_routes(settings, method, layout)),
                     *(_reflection_route(settings, prefix) for prefix in REFLECTION),
                     _answer(RouteMatch(path="/healthz"), 200, {"status": "ok"}),
                     *_http_routes(external),
@@ -76,14 +78,14 @@ def table(settings: Settings, name: str, splits: Mapping[str, Split]) -> RouteCo
 
 def keys_table(settings: Settings) -> RouteConfiguration:
     """The routes of the edge's private listener: token-mgr's keys, nothing else."""
-    keys = _grpc_routes(settings, contract.methods()[JWKS_METHOD], {})
+    keys = _grpc_routes(settings, contract.methods()[JWKS_METHOD], Layout())
     return RouteConfiguration(
         name="keys",
         virtual_hosts=[VirtualHost(name="keys", domains=["*"], routes=keys)],
     )
 
 
-def _grpc_routes(settings: Settings, method: Method, splits: Mapping[str, Split]) -> list[Route]:
+def _grpc_routes(settings: Settings, method: Method, layout: Layout) -> list[Route]:
     limit = method.timeout(settings.default_timeout)
     wait = timedelta(seconds=limit + TIMEOUT_MARGIN) if limit is not None else timedelta(0)
     action = RouteAction(
@@ -92,7 +94,7 @@ def _grpc_routes(settings: Settings, method: Method, splits: Mapping[str, Split]
         retry_policy=retries(method),
     )
     match = RouteMatch(path=method.path, grpc=RouteMatchGrpcRouteMatchOptions())
-    result = split_routes(match, action, method.service_id, splits.get(method.service_id))
+    result = routes_to(method.service_id, match, action, layout)
     for route in result:
         route.name = method.full_name
         route.request_headers_to_add = [_identity(settings)]

@@ -15,12 +15,9 @@ from envoy_data_plane.envoy.config.route.v3 import (
     RouteAction,
     RouteActionRequestMirrorPolicy,
     RouteMatch,
-    WeightedCluster,
-    WeightedClusterClusterWeight,
 )
 from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
-from envoy_data_plane.envoy.type.v3 import FractionalPercent, FractionalPercentDenominatorType
-from pydantic import BaseModel, Field
+from envoy_data_plane.envoy.type.v3 import FractionalPercent
 
 from edge.envoy import client_tls, cluster, pipe, tcp
 from services.chassis.config import Settings
@@ -31,15 +28,6 @@ TIMEOUT_MARGIN = 0.5
 """Seconds a proxy waits beyond the contract's time, so that the service's own answer arrives."""
 VERSION_HEADER = "x-nexus-version"
 CANARY = "canary"
-
-
-class Split(BaseModel):
-    """How calls to a service are divided between its two versions."""
-
-    canary_percent: int = Field(default=0, ge=0, le=100)
-    """A call with the header `x-nexus-version: canary` goes to the canary whatever the share."""
-    mirror_percent: float = Field(default=0, ge=0, le=100)
-    """The share of calls that the canary gets a copy of; its answers are thrown away."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +60,19 @@ class Layout:
         ]
 
 
+def supervisor_socket(settings: Settings) -> Path:
+    """Where the supervisor hands out secrets to the proxies."""
+    return settings.run_dir / "mesh" / "supervisor.sock"
+
+
 def inbound_socket(settings: Settings, instance: str) -> Path:
     """Where the local mesh takes calls for an instance of a service."""
     return settings.run_dir / "mesh" / f"{instance}.in.sock"
+
+
+def through_local_mesh(settings: Settings) -> bool:
+    """Whether calls go through the local mesh proxy."""
+    return "{caller}" in settings.service_address
 
 
 def service_clusters(settings: Settings, spec: ServiceSpec, layout: Layout) -> list[Cluster]:
@@ -87,9 +85,9 @@ def service_clusters(settings: Settings, spec: ServiceSpec, layout: Layout) -> l
             .rpartition(":")
         )
         return [cluster(spec.id, [tcp(host, int(port))], discovery=ClusterDiscoveryType.STRICT_DNS)]
-    if "{caller}" not in address:
+    if not through_local_mesh(settings):
         return [cluster(spec.id, [pipe(settings.run_dir / f"{spec.id}.sock")])]
-    tls = client_tls(settings.home / "secrets" / "mesh", EDGE, settings.spiffe_id(spec.id))
+    tls = client_tls(EDGE, settings.spiffe_id(spec.id))
     return mesh_clusters(settings, layout, spec.id, tls)
 
 
@@ -110,32 +108,40 @@ def mesh_clusters(
     ]
 
 
-def split_routes(match: RouteMatch, action: RouteAction, upstream: str, split: Split | None) -> list[Route]:
-    """The routes of one method: to its service, or divided between the service and its canary."""
-    if split is None:
-        action.cluster = upstream
+def canary_share(service: str) -> str:
+    """The runtime key of the percentage of calls that a service's canary serves."""
+    return f"nexus.traffic.{service}.canary"
+
+
+def mirror_share(service: str) -> str:
+    """The runtime key of the percentage of calls that a service's canary gets a copy of."""
+    return f"nexus.traffic.{service}.mirror"
+
+
+def routes_to(service: str, match: RouteMatch, action: RouteAction, layout: Layout, prefix: str = "") -> list[Route]:
+    """The routes of a method: to its service, or divided between the service and its canary.
+
+    A call with the header `x-nexus-version: canary` goes to the canary whatever the shares.
+    """
+    action.cluster = prefix + service
+    if layout.canary(service) is None:
         return [Route(match=match, route=action)]
-    canary = f"{upstream}.{CANARY}"
-    chosen = RouteMatch.from_dict(match.to_dict())
-    chosen.headers = [*chosen.headers, HeaderMatcher(name=VERSION_HEADER, string_match=StringMatcher(exact=CANARY))]
+    canary = f"{prefix}{layout.canary(service)}"
+    action.request_mirror_policies = [
+        RouteActionRequestMirrorPolicy(cluster=canary, runtime_fraction=_share(mirror_share(service)))
+    ]
+    asked, drawn = (RouteMatch.from_dict(match.to_dict()) for _ in range(2))
+    asked.headers = [*asked.headers, HeaderMatcher(name=VERSION_HEADER, string_match=StringMatcher(exact=CANARY))]
+    drawn.runtime_fraction = _share(canary_share(service))
     to_canary = RouteAction.from_dict(action.to_dict())
-    to_canary.cluster = canary
-    action.weighted_clusters = WeightedCluster(
-        clusters=[
-            WeightedClusterClusterWeight(name=upstream, weight=100 - split.canary_percent),
-            WeightedClusterClusterWeight(name=canary, weight=split.canary_percent),
-        ]
-    )
-    if split.mirror_percent:
-        action.request_mirror_policies = [
-            RouteActionRequestMirrorPolicy(
-                cluster=canary,
-                runtime_fraction=RuntimeFractionalPercent(
-                    default_value=FractionalPercent(
-                        numerator=round(split.mirror_percent * 10_000),
-                        denominator=FractionalPercentDenominatorType.MILLION,
-                    )
-                ),
-            )
-        ]
-    return [Route(match=chosen, route=to_canary), Route(match=match, route=action)]
+    to_canary.cluster, to_canary.request_mirror_policies = canary, []
+    return [
+        Route(match=asked, route=to_canary),
+        Route(match=drawn, route=RouteAction.from_dict(to_canary.to_dict())),
+        Route(match=match, route=action),
+    ]
+
+
+def _share(runtime_key: str) -> RuntimeFractionalPercent:
+    """A share that is nothing until the key is set, in percent."""
+    return RuntimeFractionalPercent(default_value=FractionalPercent(), runtime_key=runtime_key)

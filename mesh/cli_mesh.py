@@ -1,14 +1,11 @@
 """`nexus fault`, `nexus traffic` and `nexus certificates`: what the mesh does, changed while it runs."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from services.chassis.config import Settings, load_settings
 from services.chassis.spec import discover
-
-if TYPE_CHECKING:
-    from mesh.local.traffic import Traffic
 
 fault = typer.Typer(no_args_is_help=True, help="Make calls to a service fail or wait, to see what its callers do.")
 traffic = typer.Typer(no_args_is_help=True, help="Divide calls between a service and its canary.")
@@ -22,7 +19,7 @@ def fault_add(
     to: Service,
     abort: Annotated[str | None, typer.Option(help="A gRPC status: UNAVAILABLE.")] = None,
     delay: Annotated[str | None, typer.Option(help="How long to wait: 300ms, 2s.")] = None,
-    percent: Annotated[float, typer.Option(min=0, max=100, help="The share of calls.")] = 100,
+    percent: Annotated[int, typer.Option(min=0, max=100, help="The share of calls.")] = 100,
 ) -> None:
     """Inject a fault into calls to a service; replaces the one before.
 
@@ -30,25 +27,25 @@ def fault_add(
     """
     from grpc import StatusCode
 
+    from mesh.local import traffic as rules
     from mesh.local.supervisor import PlatformError
-    from mesh.local.traffic import Fault
 
     if abort is None and delay is None:
         raise PlatformError("Say what goes wrong: --abort UNAVAILABLE, --delay 300ms, or both.")
     if abort is not None and abort not in StatusCode.__members__:
         raise PlatformError(f"{abort} is no gRPC status; there are {', '.join(StatusCode.__members__)}.")
-    settings, current = _running(to)
-    current.faults[to] = Fault(abort=abort, delay_ms=_milliseconds(delay) if delay else None, percent=percent)
-    _apply(settings, current)
+    wait = _milliseconds(delay) if delay else None
+    rules.inject(_running(to), to, rules.Fault(abort=abort, delay_ms=wait, percent=percent))
 
 
 @fault.command("list")
 def fault_list() -> None:
     """Show the faults in effect. Example: nexus fault list"""
-    _, current = _running()
-    for service, injected in current.faults.items():
+    from mesh.local import traffic as rules
+
+    for service, injected in rules.faults(_running()).items():
         parts = [injected.abort, f"{injected.delay_ms} ms" if injected.delay_ms else None]
-        print(f"{service}: {' after '.join(filter(None, parts))}, {injected.percent:g} % of calls")
+        print(f"{service}: {' after '.join(filter(None, parts))}, {injected.percent} % of calls")
 
 
 @fault.command("clear")
@@ -56,16 +53,16 @@ def fault_clear(
     to: Annotated[str | None, typer.Option("--to", help="Only this service's.")] = None,
 ) -> None:
     """Take faults out again. Example: nexus fault clear"""
-    settings, current = _running(to)
-    current.faults = {service: each for service, each in current.faults.items() if to not in (None, service)}
-    _apply(settings, current)
+    from mesh.local import traffic as rules
+
+    rules.clear_faults(_running(to), to)
 
 
 @traffic.command("set")
 def traffic_set(
     to: Service,
     canary: Annotated[int, typer.Option(min=0, max=100, help="Percent of calls that the canary serves.")] = 0,
-    mirror: Annotated[float, typer.Option(min=0, max=100, help="Percent of calls it gets a copy of.")] = 0,
+    mirror: Annotated[int, typer.Option(min=0, max=100, help="Percent of calls it gets a copy of.")] = 0,
 ) -> None:
     """Send a share of calls to the canary. The header `x-nexus-version: canary` always reaches it.
 
@@ -73,37 +70,39 @@ def traffic_set(
 
     Example: nexus up --canary user-auth=../branch, then: nexus traffic set --to user-auth --canary 10
     """
-    from edge.upstreams import Split
     from mesh.local import meshed
+    from mesh.local import traffic as rules
     from mesh.local.supervisor import PlatformError
 
-    settings, current = _running(to)
+    settings = _running(to)
     if to not in meshed.canaries(settings):
         raise PlatformError(f"{to} runs no canary: start with `nexus up --canary {to}`.")
-    current.splits[to] = Split(canary_percent=canary, mirror_percent=mirror)
-    _apply(settings, current)
+    rules.split(settings, to, canary_percent=canary, mirror_percent=mirror)
 
 
 @traffic.command("clear")
 def traffic_clear() -> None:
     """Send everything to the ordinary version again. Example: nexus traffic clear"""
-    settings, current = _running()
-    current.splits = {}
-    _apply(settings, current)
+    from mesh.local import traffic as rules
+
+    rules.clear_splits(_running())
 
 
 @certificates.command("renew")
 def certificates_renew() -> None:
     """Replace every identity's certificate now; nothing is interrupted. Example: nexus certificates renew"""
-    from mesh.local import meshed
+    import os
 
-    settings, _ = _running()
-    meshed.renew_certificates(settings)
+    from mesh.local.meshed import RENEW_SIGNAL
+    from mesh.local.supervisor import read_state
+
+    state = read_state(_running().run_dir)
+    assert state is not None, "it runs"
+    os.kill(state.pid, RENEW_SIGNAL)
 
 
-def _running(service: str | None = None) -> tuple[Settings, "Traffic"]:
-    """The settings and the traffic rules of the platform that runs in this home."""
-    from mesh.local import traffic as rules
+def _running(service: str | None = None) -> Settings:
+    """The settings of the platform that runs in this home."""
     from mesh.local.platform import connected
     from mesh.local.supervisor import PlatformError, read_state
 
@@ -113,13 +112,7 @@ def _running(service: str | None = None) -> tuple[Settings, "Traffic"]:
         raise PlatformError(f"No platform runs in {settings.home}.")
     if service is not None and service not in discover():
         raise PlatformError(f"There is no service {service}.")
-    return settings, rules.read(settings.run_dir)
-
-
-def _apply(settings: Settings, current: "Traffic") -> None:
-    from mesh.local import meshed
-
-    meshed.change_traffic(settings, current)
+    return settings
 
 
 def _milliseconds(text: str) -> int:

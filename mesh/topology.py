@@ -76,7 +76,8 @@ def topology() -> Topology:
     services = discover()
     methods: dict[str, list[Method]] = {service: [] for service in services}
     for method in contract.methods().values():
-        methods[method.service_id].append(method)
+        if method.service_id in methods:  # a contract may come before its service; the guards name it
+            methods[method.service_id].append(method)
     rules = [rule for service in services.values() for rule in _rules(service, services, methods[service.id])]
     return Topology(services, methods, sorted(rules, key=lambda rule: (rule.callee, rule.caller)))
 

@@ -1,7 +1,7 @@
 """The local certificate authority: a short-lived certificate for every identity of the mesh.
 
-Certificates are SPIFFE X.509-SVIDs, as Istio's. Each is a file that Envoy watches (SDS); a new one is moved into its
-place and taken up without a connection being dropped.
+Certificates are SPIFFE X.509-SVIDs, as Istio's. The supervisor hands them to the proxies (`discovery.py`), and new ones
+in time; their keys live in memory only. The authority's own key is kept, sealed off in the platform's secrets.
 """
 
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
     TlsCertificate,
 )
 
-from edge.envoy import write_resource
+from edge.envoy import TRUST
 from services.chassis.clock import now
 from services.chassis.config import Settings
 
@@ -39,22 +39,19 @@ class Authority:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._key, self._certificate = self._load_or_make()
 
-    def issue(self, identities: Iterable[str]) -> None:
-        """Give every identity a fresh certificate, and Envoy the authority to trust."""
-        trust = Secret(
-            name="trust",
-            validation_context=CertificateValidationContext(trusted_ca=_inline(_pem(self._certificate))),
-        )
-        write_resource(self.folder / "trust.json", trust)
+    def issue(self, identities: Iterable[str]) -> list[Secret]:
+        """A fresh certificate for every identity, and the authority to trust."""
+        secrets = [
+            Secret(
+                name=TRUST,
+                validation_context=CertificateValidationContext(trusted_ca=_inline(_pem(self._certificate))),
+            )
+        ]
         for identity in identities:
             key, certificate = self.certify(self._settings.spiffe_id(identity), self._lifetime)
-            secret = Secret(
-                name=identity,
-                tls_certificate=TlsCertificate(
-                    certificate_chain=_inline(_pem(certificate)), private_key=_inline(_key_pem(key))
-                ),
-            )
-            write_resource(self.folder / f"{identity}.json", secret)
+            tls = TlsCertificate(certificate_chain=_inline(_pem(certificate)), private_key=_inline(_key_pem(key)))
+            secrets.append(Secret(name=identity, tls_certificate=tls))
+        return secrets
 
     def certify(self, uri: str, lifetime: timedelta) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
         """A new key and a certificate for a SPIFFE id."""

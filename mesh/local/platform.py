@@ -17,7 +17,7 @@ import httpx
 import psutil
 from pydantic import SecretStr
 
-from edge.upstreams import CANARY, Layout
+from edge.upstreams import CANARY, Layout, through_local_mesh
 from mesh.local.embedded import Postgres, Redis
 from mesh.local.supervisor import (
     POLL_INTERVAL,
@@ -71,7 +71,7 @@ async def run(
     """
     from mesh.local import meshed
 
-    renewing: asyncio.Task[None] | None = None
+    plan = plan or Plan()
     make_folders(settings)
     os.umask(0o077)  # all that a platform writes is its owner's alone
     with exclusive(settings.run_dir):
@@ -84,21 +84,15 @@ async def run(
         supervisor = Supervisor(settings.run_dir, settings.home / "logs", patience, changed)
         _obey_signals(supervisor)
         try:
-            async with supervisor:
-                await _start(supervisor, settings, specs, plan or Plan())
-                if meshed.is_local(connected(settings)):
-                    renewing = asyncio.create_task(meshed.keep_certificates_fresh(settings))
+            async with meshed.prepared(connected(settings), plan.layout, [spec.id for spec in specs]), supervisor:
+                await _start(supervisor, settings, specs, plan)
                 await supervisor.watch()
         except asyncio.CancelledError:
             if not supervisor.stopping:
                 raise
-        finally:
-            if renewing is not None:
-                renewing.cancel()
 
 
 async def _start(supervisor: Supervisor, settings: Settings, specs: Sequence[ServiceSpec], plan: Plan) -> None:
-    from mesh.local import meshed
     from services.chassis import migrations
 
     embedded: list[Postgres | Redis] = []
@@ -118,12 +112,11 @@ async def _start(supervisor: Supervisor, settings: Settings, specs: Sequence[Ser
     except migrations.MigrationError as error:
         raise PlatformError(f"Migration failed: {error}.") from error
     supervisor.enter("starting the services")
-    meshed.prepare(settings, plan.layout, [spec.id for spec in specs])
     databases_up = [process.name for process in databases]
     services = [
         *domain_processes(settings, specs, databases_up),
         *instance_processes(settings, plan, databases_up),
-        *([mesh_process(settings)] if meshed.is_local(settings) else []),
+        *([mesh_process(settings)] if through_local_mesh(settings) else []),
     ]
     await supervisor.start([*services, edge_process(settings, [process.name for process in services])])
     if settings.environment == "development" and any(spec.id == "user-auth" for spec in specs):

@@ -5,13 +5,11 @@ through the callee's inbound socket, where it must be allowed by the topology be
 
     caller ─▶ run/mesh/<caller>.sock ═mTLS═▶ run/mesh/<callee>.in.sock ─▶ run/<callee>.sock
 
-Routes are files of their own (RDS), so that faults, canaries and mirrors change while it runs.
+Faults, canaries and mirrors hang on runtime keys (`traffic.py`), so that they change while it runs.
 """
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import timedelta
-from pathlib import Path
 
 from envoy_data_plane.envoy.config.bootstrap.v3 import Admin, Bootstrap, BootstrapStaticResources
 from envoy_data_plane.envoy.config.cluster.v3 import Cluster
@@ -34,8 +32,6 @@ from envoy_data_plane.envoy.config.route.v3 import (
     RouteMatch,
     VirtualHost,
 )
-from envoy_data_plane.envoy.extensions.filters.common.fault.v3 import FaultDelay
-from envoy_data_plane.envoy.extensions.filters.http.fault.v3 import FaultAbort, HttpFault
 from envoy_data_plane.envoy.extensions.filters.http.rbac.v3 import Rbac
 from envoy_data_plane.envoy.extensions.filters.http.router.v3 import Router
 from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import (
@@ -44,18 +40,13 @@ from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v
     HttpConnectionManagerForwardClientCertDetails,
     HttpConnectionManagerSetCurrentClientCertDetails,
     HttpFilter,
-    Rds,
 )
 from envoy_data_plane.envoy.type.matcher.v3 import PathMatcher, StringMatcher
-from envoy_data_plane.envoy.type.v3 import FractionalPercent, FractionalPercentDenominatorType
-from envoy_data_plane.google.protobuf import Any
-from grpc import StatusCode
 
 from edge import envoy
-from edge.envoy import cluster, http_filter, manager_filter, pipe, retries, watched
-from edge.upstreams import TIMEOUT_MARGIN, Layout, inbound_socket, mesh_clusters, split_routes
+from edge.envoy import cluster, http_filter, manager_filter, pipe, retries
+from edge.upstreams import TIMEOUT_MARGIN, Layout, inbound_socket, mesh_clusters, routes_to, supervisor_socket
 from mesh.local import traffic
-from mesh.local.traffic import Traffic
 from mesh.topology import ANYONE, Topology
 from services.chassis import contract
 from services.chassis.config import Settings
@@ -71,12 +62,14 @@ def build(settings: Settings, topology: Topology, layout: Layout, services: Iter
     return Bootstrap(
         node=Node(id=NAME, cluster=NAME),
         admin=Admin(address=pipe(settings.run_dir / "mesh-admin.sock")),
+        layered_runtime=envoy.runtime(),
         static_resources=BootstrapStaticResources(
             listeners=[
-                *(_outbound(settings, caller) for caller in callers),
+                *(_outbound(settings, topology, layout, caller, set(running)) for caller in callers),
                 *(_inbound(settings, topology, service, name) for service, name in layout.all(running)),
             ],
             clusters=[
+                envoy.supervisor_cluster(supervisor_socket(settings)),
                 *(
                     each
                     for caller in callers
@@ -91,30 +84,6 @@ def build(settings: Settings, topology: Topology, layout: Layout, services: Iter
             ],
         ),
     )
-
-
-def write_bootstrap(
-    settings: Settings, topology: Topology, layout: Layout, services: Sequence[str], path: Path
-) -> None:
-    for folder in (settings.run_dir / "mesh", _routes_folder(settings)):
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path.write_text(json.dumps(build(settings, topology, layout, services).to_dict()))
-    write_routes(settings, topology, layout, services, traffic.read(settings.run_dir))
-
-
-def write_routes(
-    settings: Settings, topology: Topology, layout: Layout, services: Sequence[str], current: Traffic
-) -> None:
-    """Render the route files; Envoy takes up those that changed."""
-    folder = _routes_folder(settings)
-    running = set(services)
-    for caller in topology.callers:
-        if caller != EDGE:
-            envoy.write_resource(
-                folder / f"{caller}.out.json", _outbound_routes(settings, topology, layout, caller, running, current)
-            )
-    for service, name in layout.all(services):
-        envoy.write_resource(folder / f"{name}.in.json", _inbound_routes(service, name, current))
 
 
 def rules_of(topology: Topology, settings: Settings, service: str) -> Rules:
@@ -142,17 +111,15 @@ def _path(path: str) -> StringMatcher:
 
 
 def _towards(settings: Settings, layout: Layout, caller: str, callee: str) -> list[Cluster]:
-    tls = envoy.client_tls(settings.home / "secrets" / "mesh", caller, settings.spiffe_id(callee))
+    tls = envoy.client_tls(caller, settings.spiffe_id(callee))
     return mesh_clusters(settings, layout, callee, tls, prefix=f"{caller}/")
 
 
-def _outbound(settings: Settings, caller: str) -> Listener:
+def _outbound(settings: Settings, topology: Topology, layout: Layout, caller: str, running: set[str]) -> Listener:
     manager = HttpConnectionManager(
         codec_type=HttpConnectionManagerCodecType.HTTP2,
         stat_prefix=f"out.{caller}",
-        rds=Rds(
-            config_source=watched(_routes_folder(settings) / f"{caller}.out.json"), route_config_name=f"{caller}.out"
-        ),
+        route_config=_outbound_routes(settings, topology, layout, caller, running),
         http_filters=[_router()],
         generate_request_id=False,
         preserve_external_request_id=True,
@@ -166,7 +133,7 @@ def _outbound(settings: Settings, caller: str) -> Listener:
 
 
 def _outbound_routes(
-    settings: Settings, topology: Topology, layout: Layout, caller: str, running: set[str], current: Traffic
+    settings: Settings, topology: Topology, layout: Layout, caller: str, running: set[str]
 ) -> RouteConfiguration:
     """A virtual host for each callee, with what the caller may call of it. The rest is refused at once."""
     hosts = []
@@ -179,12 +146,7 @@ def _outbound_routes(
         routes = [
             route
             for path in paths
-            for route in split_routes(
-                _match(path),
-                _action(settings, path),
-                f"{caller}/{callee}",
-                current.splits.get(callee) if layout.canary(callee) else None,
-            )
+            for route in routes_to(callee, _match(path), _action(settings, path), layout, prefix=f"{caller}/")
         ]
         hosts.append(VirtualHost(name=callee, domains=[callee], routes=[*routes, _refusal()]))
     hosts.append(VirtualHost(name="undeclared", domains=["*"], routes=[_refusal()]))
@@ -212,13 +174,10 @@ def _inbound(settings: Settings, topology: Topology, service: str, instance: str
     manager = HttpConnectionManager(
         codec_type=HttpConnectionManagerCodecType.HTTP2,
         stat_prefix=f"in.{instance}",
-        rds=Rds(
-            config_source=watched(_routes_folder(settings) / f"{instance}.in.json"),
-            route_config_name=f"{instance}.in",
-        ),
+        route_config=_inbound_routes(service, instance),
         http_filters=[
             http_filter("rbac", Rbac(rules=rules_of(topology, settings, service))),
-            http_filter("fault", HttpFault()),
+            http_filter("fault", traffic.filter_of(service)),
             _router(),
         ],
         # The service learns who calls from the certificate, whatever the caller wrote into the header.
@@ -234,37 +193,19 @@ def _inbound(settings: Settings, topology: Topology, service: str, instance: str
         filter_chains=[
             FilterChain(
                 filters=[manager_filter(manager)],
-                transport_socket=envoy.server_tls(settings.home / "secrets" / "mesh", service, settings.trust_domain),
+                transport_socket=envoy.server_tls(service, settings.trust_domain),
             )
         ],
     )
 
 
-def _inbound_routes(service: str, instance: str, current: Traffic) -> RouteConfiguration:
-    fault = current.faults.get(service)
+def _inbound_routes(service: str, instance: str) -> RouteConfiguration:
     # Who may wait how long is the caller's to say; here nothing ends a call before its time.
     route = Route(match=RouteMatch(prefix="/"), route=RouteAction(cluster=f"local/{instance}", timeout=timedelta(0)))
-    host = VirtualHost(name=service, domains=["*"], routes=[route])
-    if fault is not None:
-        host.typed_per_filter_config = {"envoy.filters.http.fault": Any.pack(_fault(fault))}
-    return RouteConfiguration(name=f"{instance}.in", virtual_hosts=[host])
-
-
-def _fault(fault: traffic.Fault) -> HttpFault:
-    share = FractionalPercent(
-        numerator=round(fault.percent * 10_000), denominator=FractionalPercentDenominatorType.MILLION
+    return RouteConfiguration(
+        name=f"{instance}.in", virtual_hosts=[VirtualHost(name=service, domains=["*"], routes=[route])]
     )
-    result = HttpFault()
-    if fault.abort is not None:
-        result.abort = FaultAbort(grpc_status=StatusCode[fault.abort].value[0], percentage=share)
-    if fault.delay_ms is not None:
-        result.delay = FaultDelay(fixed_delay=timedelta(milliseconds=fault.delay_ms), percentage=share)
-    return result
 
 
 def _router() -> HttpFilter:
     return http_filter("router", Router(suppress_envoy_headers=True))
-
-
-def _routes_folder(settings: Settings) -> Path:
-    return settings.run_dir / "mesh" / "routes"

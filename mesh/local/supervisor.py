@@ -6,9 +6,9 @@ It knows nothing of the platform; `platform.py` says what is to run.
 
 import asyncio
 import contextlib
-import ctypes
 import fcntl
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -22,12 +22,11 @@ from typing import Literal, Self
 import psutil
 from pydantic import BaseModel, ValidationError
 
+from mesh.local import launch
 from services.chassis import clock
 
 POLL_INTERVAL = 0.05
 STATE_FILE = "platform.json"
-_libc = ctypes.CDLL(None)  # loaded here, because little is safe between fork and exec
-_PR_SET_PDEATHSIG = 1
 
 
 class PlatformError(Exception):
@@ -386,21 +385,16 @@ class _Child:
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
     async def _spawn(self) -> asyncio.subprocess.Process:
-        account = self.process.account
         output = self._log.attach()
         try:
             self._running = await asyncio.create_subprocess_exec(
-                *self.process.argv,
+                *_launched(self.process),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 env=dict(self.process.env),
                 cwd=self.process.cwd,
                 start_new_session=True,  # so that Ctrl-C in the terminal reaches only the supervisor
-                user=account.uid if account else None,
-                group=account.gid if account else None,
-                extra_groups=[] if account else None,
-                preexec_fn=_stop_with_parent(self.process.stop_signal),
             )
         finally:
             os.close(output)
@@ -458,24 +452,14 @@ class _Child:
         self._changed()
 
 
-def _stop_with_parent(stop_signal: signal.Signals) -> Callable[[], None] | None:
-    """What a child does before it becomes its program: ask the kernel for its stop signal when we die.
-
-    A supervisor that is killed with -9 can stop nobody, and children that live on would hold ports and data
-    against the next start. They get the signal of an orderly stop, so that calls in progress still finish
-    and PostgreSQL takes its backends with it. The kernel forgets the request when a process changes its
-    user, which Python does before this runs; and it binds it to the thread that forks, which is the loop's.
-    """
-    if sys.platform != "linux":
-        return None  # the next start ends what is left
-    parent = os.getpid()
-
-    def request() -> None:
-        _libc.prctl(_PR_SET_PDEATHSIG, int(stop_signal))
-        if os.getppid() != parent:  # we died in between
-            os._exit(1)
-
-    return request
+def _launched(process: Process) -> list[str]:
+    """The command line that starts it through `launch.py`, which sees to it that it ends with us."""
+    account = (str(process.account.uid), str(process.account.gid)) if process.account else (launch.NOBODY_ELSE,) * 2
+    program = shutil.which(process.argv[0])
+    if program is None:
+        raise FileNotFoundError(f"{process.argv[0]} is not there")
+    words = (str(os.getpid()), str(int(process.stop_signal)), *account, program, *process.argv[1:])
+    return [sys.executable, "-I", "-S", launch.__file__, *words]
 
 
 def _creation_time(pid: int) -> float:

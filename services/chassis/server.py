@@ -107,12 +107,14 @@ async def serving(settings: Settings, specs: Sequence[ServiceSpec]) -> AsyncIter
             stack.push_async_callback(service.database.stop)
             stack.push_async_callback(service.clients.stop)
             running[spec.id] = RunningService(service)
+        started: list[RunningService] = []  # only these: gRPC waits for ever to stop what never started
         try:
             for server in running.values():
                 await server.start()
+                started.append(server)
             yield running
         finally:
-            await asyncio.gather(*(server.stop() for server in running.values()))
+            await asyncio.gather(*(server.stop() for server in started))
 
 
 def _redis(settings: Settings) -> "redis.asyncio.Redis":
