@@ -79,7 +79,13 @@ async def serve_chassis(port: int) -> None:
 
     spec = discover()["token-mgr"]  # any: the bench borrows its database role
     platform = connected(load_settings(service_ids=discover()))
-    settings = platform.model_copy(update={"port_offset": port - spec.port, "home": platform.home / "echo"})
+    settings = platform.model_copy(
+        update={
+            "port_offset": port - spec.port,
+            "home": platform.home / "echo",
+            "root_key_file": platform.home / "secrets" / "root.key",
+        }
+    )
     logs.configure("WARNING", "bench")
     trace.set_tracer_provider(telemetry.tracer_provider(settings, "bench"))
     key = ECKey.generate_key("P-256", {"kid": "bench"}, auto_kid=False)
