@@ -36,9 +36,19 @@ Handler = Callable[[Any, Any], Awaitable[Any]]
 
 SLOW_SECONDS = 1.0
 CONFLICT_ATTEMPTS = 3
+MAX_KEY_LENGTH = 128
 
 logger = logging.getLogger(__name__)
+_HEX_ID = re.compile(r"[0-9a-f]{32}")
 _REQUEST_ID = re.compile(r"[\w.:-]{1,64}")
+
+
+@dataclass
+class Load:
+    """How many calls a service works on. Counted here: gRPC's own `maximum_concurrent_rpcs` costs a sixth of a call."""
+
+    limit: int
+    calls: int = 0
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,7 @@ class Guards:
     tenants: TenantDirectory
     once: "Once"
     tracer: telemetry.CallTracer
+    load: Load
     platform_tenant: str
     default_timeout: float
 
@@ -71,7 +82,7 @@ def observe(method: Method, guards: Guards, call_next: Handler) -> Handler:
     """Opens the call's context with request id and trace; at the end maps errors, measures and logs."""
     seconds = telemetry.CALL_SECONDS
     by_code = {code: seconds.labels(method.service_id, method.name, code.name) for code in grpc.StatusCode}
-    in_progress = telemetry.CALLS_IN_PROGRESS.labels(method.service_id)
+    load = guards.load
     time_ok = by_code[grpc.StatusCode.OK]
     peers = guards.peers
     sampled = guards.tracer.sampled
@@ -92,14 +103,16 @@ def observe(method: Method, guards: Guards, call_next: Handler) -> Handler:
             rpc=rpc,
             metadata=metadata,
             request_id=request_id,
-            trace_id=telemetry.current_trace_id() or metadata.get("traceparent", request_id)[3:35],
+            trace_id=telemetry.current_trace_id() or _trace_id(metadata.get("traceparent", ""), request_id),
         )
         forwarded = metadata.get(XFCC)
         if forwarded is not None:
             call.caller = peers.caller(rpc.peer(), forwarded)
         enter(call)
-        in_progress.inc()
+        load.calls += 1
         try:
+            if load.calls > load.limit:
+                raise faults.RateLimited(seconds=1, retry_after=1)
             answer = await call_next(request, call)
         except Fault as fault:
             await _refuse(call, fault)
@@ -118,7 +131,7 @@ def observe(method: Method, guards: Guards, call_next: Handler) -> Handler:
                 logger.warning("slow", extra={"seconds": round(elapsed, 3), "caller": call.caller})
             return answer
         finally:
-            in_progress.dec()
+            load.calls -= 1
 
     async def _refuse(call: RequestContext, fault: Fault) -> None:
         elapsed = time.monotonic() - call.started
@@ -289,7 +302,10 @@ def once(method: Method, guards: Guards, call_next: Handler) -> Handler:
     async def stage(request: Any, call: RequestContext) -> Any:
         key = ""
         if keyed:
-            key = (request.request_id if has_field else "") or call.metadata.get("idempotency-key", "")[:255]
+            key = (request.request_id if has_field else "") or call.metadata.get("idempotency-key", "")
+            if len(key) > MAX_KEY_LENGTH:
+                long = ("idempotency-key", f"must be at most {MAX_KEY_LENGTH} characters")
+                raise faults.InvalidRequest(violations=[long], summary=": ".join(long))
             if not key:
                 return await call_next(request, call)
             call.idempotency_key = key
@@ -317,6 +333,14 @@ STAGES: tuple[Stage, ...] = (
     once,
 )
 """From the outside in."""
+
+
+def _trace_id(traceparent: str, request_id: str) -> str:
+    """The caller's trace, else one named after the request, which ties the logs of an untraced call together."""
+    if len(traceparent) == 55:
+        return traceparent[3:35]
+    named = request_id.replace("-", "")
+    return named if _HEX_ID.fullmatch(named) else new_id().replace("-", "")
 
 
 def _invalid(error: protovalidate.ValidationError) -> Fault:

@@ -37,7 +37,7 @@ from services.chassis.events import Events, handler_name
 from services.chassis.idempotency import Once
 from services.chassis.mail import Mailer
 from services.chassis.peers import PeerIdentifier
-from services.chassis.pipeline import Guards, Handler, bind
+from services.chassis.pipeline import Guards, Handler, Load, bind
 from services.chassis.rates import RateLimiter
 from services.chassis.sealing import Sealer, read_root_key
 from services.chassis.service import Service
@@ -158,11 +158,12 @@ class RunningService:
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a port to share
             ],
-            maximum_concurrent_rpcs=settings.max_concurrent_calls,
         )
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         once = Once(service.database, service.sealer)
+        load = Load(settings.max_concurrent_calls)
+        telemetry.CALLS_IN_PROGRESS.labels(spec.id).set_function(lambda: load.calls)
         self._guards = Guards(
             peers=PeerIdentifier(settings),
             callers=callers_of(spec.id),
@@ -171,6 +172,7 @@ class RunningService:
             tenants=TenantDirectory(service.database, service.signals),
             once=once,
             tracer=telemetry.CallTracer(trace.get_tracer_provider(), settings.trace_ratio),
+            load=load,
             platform_tenant=settings.platform_tenant,
             default_timeout=settings.default_timeout,
         )

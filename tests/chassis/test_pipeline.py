@@ -13,18 +13,20 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from opentelemetry.sdk.trace import TracerProvider
 
+from nexus.identity.token_mgr.v1.token_mgr_pb2 import GetJwksRequest
 from nexus.identity.user_auth.v1 import user_auth_pb2 as pb
 from nexus.type.v1.faults import Conflict, RateLimited, TenantUnknown, TokenInvalid
 from services.chassis.config import Settings
 from services.chassis.context import RequestContext, User, current
 from services.chassis.errors import STATUS_DETAILS
 from services.chassis.peers import XFCC, PeerIdentifier
-from services.chassis.pipeline import CONFLICT_ATTEMPTS, Guards, Handler, bind
+from services.chassis.pipeline import CONFLICT_ATTEMPTS, Guards, Handler, Load, bind
 from services.chassis.telemetry import CallTracer
 from tests.chassis.calls import USERS, Aborted, FakeRpc, method, user_of
 
 USER_ID = "0197f0c1-2345-7abc-8def-0123456789ab"
 ASKED = pb.GetUserRequest(user_id=USER_ID)
+KEYS = "/nexus.identity.token_mgr.v1.TokenService/GetJwks"
 TENANT = ("x-nexus-tenant", "acme")
 SIGNED_IN = ("authorization", "Bearer good")
 
@@ -62,6 +64,8 @@ class Stand:
             "tenants": SimpleNamespace(require_active=require_active),
             "once": SimpleNamespace(run=self.once),
             "tracer": CallTracer(TracerProvider(), 0),
+            "load": Load(limit=100),
+            "platform_tenant": "platform",
             "default_timeout": self.default_timeout,
         }
         return Guards(**parts)
@@ -72,7 +76,8 @@ class Stand:
         async def answer(_request: Any, call: RequestContext) -> RequestContext:
             return call
 
-        return await bind(method(USERS + name), self.guards(), handler or answer)(request, rpc)
+        path = name if name.startswith("/") else USERS + name
+        return await bind(method(path), self.guards(), handler or answer)(request, rpc)
 
     async def refusal(self, name: str, request: Any, rpc: FakeRpc, handler: Handler | None = None) -> str:
         """The reason with which a call is refused."""
@@ -190,6 +195,20 @@ async def test_a_method_for_services_takes_those_that_declare_it(stand: Stand, c
 async def test_a_method_for_services_refuses_all_others(stand: Stand, metadata: list[tuple[str, str]]) -> None:
     rpc = FakeRpc([*metadata, TENANT])
     assert await stand.refusal("ResolveUser", pb.ResolveUserRequest(user_id=USER_ID), rpc) == "CALLER_NOT_ALLOWED"
+
+
+async def test_a_service_that_does_not_declare_the_call_is_refused_by_a_public_method_too(stand: Stand) -> None:
+    request = pb.ResendVerificationRequest(email="ann@example.com")
+    assert await stand.refusal("ResendVerification", request, FakeRpc([TENANT, by("streamcore")])) == (
+        "CALLER_NOT_ALLOWED"
+    )
+    await stand.call("ResendVerification", request, FakeRpc([TENANT, by("auth-service")]))
+
+
+async def test_a_method_for_the_whole_mesh_takes_any_service(stand: Stand) -> None:
+    assert method(KEYS).policy.mesh_wide
+    for metadata in ([], [by("edge")], [by("streamcore")]):
+        await stand.call(KEYS, GetJwksRequest(), FakeRpc(metadata))
 
 
 async def test_an_identity_from_an_untrusted_connection_counts_for_nothing(stand: Stand) -> None:
