@@ -200,9 +200,7 @@ async def test_two_relays_at_once_send_everything_once_and_keep_the_chain(bench:
         await bench.publish(str(number))
     await asyncio.gather(*(relay.relay_batch() for relay in [bench.publisher, other] * 5))
 
-    sent = [Event.FromString(fields[b"event"]) for _, fields in await bench.broker.xrange(stream_of(TYPE))]
-    ours = [event for event in sent if event.tenant_id == bench.tenant.tenant_id]
-    assert [event.position for event in ours] == list(range(1, 21))
+    assert [event.position for event in await bench.sent()] == list(range(1, 21))
     assert await bench.publisher.broken_links(bench.tenant.tenant_id) == []
 
 
