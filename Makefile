@@ -22,6 +22,7 @@ check: $(READY) ## Format, lint, types, contracts, and generated files up to dat
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/python -m services.chassis.tools.contracts
 	@$(BIN)/python -m services.chassis.tools.generate --check
+	@$(BIN)/python -m mesh.kubernetes --check
 	@$(BIN)/mypy
 	@echo "All checks passed."
 
@@ -40,17 +41,20 @@ new-service: $(READY) ## Write a service that works: make new-service DOMAIN=fin
 bench: $(READY) ## Benchmarks beside their peers (BENCH=name for one, FORMAT=json for lines of JSON)
 	@$(BIN)/python -m tests.bench $(BENCH)
 
-manifests: $(READY) ## Render what the edge serves: its Envoy bootstrap and the OpenAPI document
+manifests: $(READY) ## Render the Kubernetes manifests, and what the edge serves into dist/
+	@$(BIN)/python -m mesh.kubernetes
 	@$(BIN)/python -m edge.manifests
 
 ##@ Set up
 setup: $(READY) ## Make .venv with everything in it; the other targets do it by themselves
 	@echo "Ready: $$($(BIN)/python --version) in .venv"
 
-tools: ## Build what is written in Go (grpcurl) into .tools/, where Go is installed
-	@[ -x .tools/grpcurl ] || ! command -v go >/dev/null || { \
-		echo "Building grpcurl into .tools ..."; cd mesh/tools && GOBIN=$(CURDIR)/.tools go install tool; } \
-		|| echo "grpcurl could not be built; its tests will be skipped."
+TOOLS := grpcurl istioctl kustomize analyze
+tools: ## Build what is written in Go (grpcurl, istioctl, …) into .tools/, where Go is installed
+	@[ -z "$(filter-out $(notdir $(wildcard .tools/*)),$(TOOLS))" ] || ! command -v go >/dev/null || { \
+		echo "Building $(TOOLS) into .tools: once, some minutes ..."; \
+		cd mesh/tools && GOBIN=$(CURDIR)/.tools go install -ldflags="-s -w" tool; } \
+		|| echo "They could not be built; their tests will be skipped."
 
 lock: ## Resolve the versions anew into requirements.lock
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \

@@ -38,13 +38,13 @@ from envoy_data_plane.google.protobuf import Any
 
 from edge import envoy, filters, replies, routes, tls
 from edge.envoy import manager_filter, pipe, tcp
+from edge.transcoding import MAX_REQUEST_BYTES
 from edge.upstreams import Layout, service_clusters, supervisor_socket, through_local_mesh
 from services.chassis.config import Settings, load_settings
 from services.chassis.spec import discover
 
 HTTP_PORT = 8080
 HTTPS_PORT = 8443
-MAX_REQUEST_BYTES = 4 * 1024 * 1024
 MAX_HEADER_KB = 32
 MAX_HEADERS = 100
 
@@ -52,7 +52,8 @@ MAX_HEADERS = 100
 def write(settings: Settings, path: Path, layout: Layout | None = None) -> None:
     """Write the bootstrap, and the certificate it serves if there is none yet."""
     certificate = tls.ensure_certificate(settings.home / "secrets" / "edge")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    for folder in (path.parent, settings.run_dir):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     path.write_text(render(build(settings, certificate, layout or Layout())))
 
 
@@ -61,7 +62,7 @@ def render(bootstrap: Bootstrap) -> str:
 
 
 def build(settings: Settings, certificate: tls.Certificate, layout: Layout) -> Bootstrap:
-    http_filters = filters.chain(settings, MAX_REQUEST_BYTES)
+    http_filters = filters.chain(settings)
     plain = [] if settings.strict else [_listener(settings, "http", HTTP_PORT, http_filters, layout)]
     secure = _listener(settings, "https", HTTPS_PORT, http_filters, layout, certificate)
     clusters = [each for spec in discover().values() for each in service_clusters(settings, spec, layout)]
@@ -94,6 +95,7 @@ def _listener(
         local_reply_config=replies.local_replies(),
         # The address of the caller is what the connection says, not what a header claims.
         use_remote_address=True,
+        xff_num_trusted_hops=settings.trusted_hops,
         always_set_request_id_in_response=True,
         normalize_path=True,
         merge_slashes=True,

@@ -45,6 +45,7 @@ from envoy_data_plane.envoy.config.endpoint.v3 import (
 )
 from envoy_data_plane.envoy.config.listener.v3 import Filter
 from envoy_data_plane.envoy.config.route.v3 import (
+    HeaderMatcher,
     RetryPolicy,
     RetryPolicyRetryBackOff,
     RetryPolicyRetryHostPredicate,
@@ -75,7 +76,9 @@ from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
 from envoy_data_plane.envoy.type.v3 import Percent
 from envoy_data_plane.google.protobuf import Any, Struct
 
+from edge.replies import UNDELIVERED
 from services.chassis.contract import Method
+from services.chassis.peers import MESH_REPLY
 
 TLS_1_3 = TlsParameters(
     tls_minimum_protocol_version=TlsParametersTlsProtocol.TLSv1_3,
@@ -183,11 +186,12 @@ def cluster(
 
 def retries(method: Method | None) -> RetryPolicy:
     """A request that never reached a service may be sent again; more only where the contract allows it."""
-    conditions = "connect-failure,refused-stream"
+    conditions = "connect-failure,refused-stream,retriable-headers"
     if method is not None and method.retryable and not method.streams:
         conditions += ",reset-before-request,unavailable"
     return RetryPolicy(
         retry_on=conditions,
+        retriable_headers=[HeaderMatcher(name=MESH_REPLY, string_match=StringMatcher(exact=UNDELIVERED))],
         num_retries=5,
         retry_back_off=RetryPolicyRetryBackOff(
             base_interval=timedelta(milliseconds=25), max_interval=timedelta(milliseconds=500)

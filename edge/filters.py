@@ -32,11 +32,6 @@ from envoy_data_plane.envoy.extensions.filters.http.compressor.v3 import (
     CompressorResponseDirectionConfig,
 )
 from envoy_data_plane.envoy.extensions.filters.http.cors.v3 import Cors
-from envoy_data_plane.envoy.extensions.filters.http.grpc_json_transcoder.v3 import (
-    GrpcJsonTranscoder,
-    GrpcJsonTranscoderPrintOptions,
-    GrpcJsonTranscoderRequestValidationOptions,
-)
 from envoy_data_plane.envoy.extensions.filters.http.grpc_web.v3 import GrpcWeb
 from envoy_data_plane.envoy.extensions.filters.http.header_mutation.v3 import HeaderMutation, Mutations
 from envoy_data_plane.envoy.extensions.filters.http.jwt_authn.v3 import (
@@ -62,7 +57,7 @@ from envoy_data_plane.google.protobuf import Any, Empty
 from edge import schemas
 from edge.envoy import http_filter
 from edge.routes import JWKS_METHOD, METADATA
-from services.chassis import contract
+from edge.transcoding import transcoder
 from services.chassis.config import Settings
 
 KEYS_CLUSTER = "edge-keys"
@@ -85,14 +80,14 @@ _SECURITY_HEADERS = {
 }
 
 
-def chain(settings: Settings, max_request_bytes: int) -> list[HttpFilter]:
+def chain(settings: Settings) -> list[HttpFilter]:
     return [
         http_filter("header_mutation", _security_headers()),
         http_filter("compressor", _compressor()),
         http_filter("cors", Cors()),
         http_filter("grpc_web", GrpcWeb()),
         http_filter("lua", _strict_json()),
-        http_filter("grpc_json_transcoder", _transcoder(max_request_bytes)),
+        http_filter("grpc_json_transcoder", transcoder()),
         http_filter("jwt_authn", _jwt(settings)),
         http_filter("local_ratelimit", _rate_limits(settings)),
         http_filter("router", Router(suppress_envoy_headers=True)),
@@ -102,7 +97,7 @@ def chain(settings: Settings, max_request_bytes: int) -> list[HttpFilter]:
 def keys_chain() -> list[HttpFilter]:
     """Transcoding alone, for the edge's own reading of the keys."""
     return [
-        http_filter("grpc_json_transcoder", _transcoder(1024, JWKS_METHOD[1:].partition("/")[0])),
+        http_filter("grpc_json_transcoder", transcoder(JWKS_METHOD[1:].partition("/")[0])),
         http_filter("router", Router()),
     ]
 
@@ -136,20 +131,6 @@ def _strict_json() -> Lua:
     return Lua(
         default_source_code=DataSource(inline_string=f"local MESSAGES = {schemas.lua_table()}\n{script}"),
         stat_prefix="strict_json",
-    )
-
-
-def _transcoder(max_request_bytes: int, *services: str) -> GrpcJsonTranscoder:
-    external = sorted({m.path[1:].partition("/")[0] for m in contract.methods().values() if m.external})
-    return GrpcJsonTranscoder(
-        proto_descriptor=str(contract.IMAGE),
-        services=list(services) or external,
-        convert_grpc_status=True,
-        print_options=GrpcJsonTranscoderPrintOptions(always_print_primitive_fields=True, stream_newline_delimited=True),
-        request_validation_options=GrpcJsonTranscoderRequestValidationOptions(
-            reject_unknown_query_parameters=True, reject_binding_body_field_collisions=True
-        ),
-        max_request_body_size=max_request_bytes,
     )
 
 

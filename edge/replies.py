@@ -33,12 +33,14 @@ from grpc import StatusCode
 
 from nexus.type.v1 import faults
 from services.chassis.errors import STATUS_DETAILS, Fault
+from services.chassis.peers import MESH_REPLY
 
 _BODY = "%LOCAL_REPLY_BODY%"
 _GRPC = "request.headers['content-type'].startsWith('application/grpc')"
 _TRANSCODED = "'x-envoy-original-path' in request.headers"
 _ABSENT = HeaderValueOptionHeaderAppendAction.ADD_IF_ABSENT
 RETRY_SECONDS = 1
+UNDELIVERED = "undelivered"
 
 
 def error(fault: type[Fault], message: str | None = None, retry_seconds: int | None = None) -> dict[str, AnyValue]:
@@ -88,6 +90,29 @@ def local_replies() -> LocalReplyConfig:
         _when(402, unreadable, at_least=True, at_most=499),
     ]
     return LocalReplyConfig(mappers=[mapper for pair in replies for mapper in pair])
+
+
+def mesh_replies() -> LocalReplyConfig:
+    """What a proxy of the local mesh says in a service's place: the same shape, and marked, so that no caller takes
+    it for the service's own answer."""
+    away = error(faults.DependencyUnavailable, "The service is not available at the moment; try again.", RETRY_SECONDS)
+    late = error(faults.DeadlineExceeded, "The call took longer than its contract gives it.")
+    unreached = _expression("response.code_details.contains('connection_failure')")
+    return LocalReplyConfig(
+        mappers=[
+            _in_its_place(503, away, UNDELIVERED, unreached),
+            _in_its_place(503, away, "failed"),
+            _in_its_place(504, late, "failed"),
+        ]
+    )
+
+
+def _in_its_place(status: int, body: dict[str, AnyValue], mark: str, *conditions: AccessLogFilter) -> ResponseMapper:
+    return ResponseMapper(
+        filter=_all(_status(ComparisonFilterOp.EQ, status), _lacks("direct_response"), *conditions),
+        body_format_override=SubstitutionFormatString(text_format_source=DataSource(inline_string=body["message"])),
+        headers_to_add=_headers({MESH_REPLY: mark, **_grpc_status(status, body)}),
+    )
 
 
 def _when(

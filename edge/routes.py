@@ -34,13 +34,14 @@ from google.protobuf.descriptor import Descriptor
 
 from edge import openapi, reference, replies, schemas
 from edge.envoy import retries
+from edge.transcoding import speaks_for_itself, transcoder
 from edge.upstreams import TIMEOUT_MARGIN, Layout, routes_to
 from nexus.type.v1 import faults
 from services.chassis import contract
 from services.chassis.config import Settings
 from services.chassis.context import EDGE
 from services.chassis.contract import HttpRoute, Method
-from services.chassis.peers import XFCC
+from services.chassis.peers import MESH_REPLY, XFCC
 from services.chassis.spec import discover
 
 METADATA = "nexus"
@@ -58,6 +59,7 @@ def table(settings: Settings, name: str, layout: Layout) -> RouteConfiguration:
     return RouteConfiguration(
         name=name,
         max_direct_response_body_size_bytes=8192,
+        response_headers_to_remove=[MESH_REPLY],
         virtual_hosts=[
             VirtualHost(
                 name="everyone",
@@ -98,6 +100,8 @@ def _grpc_routes(settings: Settings, method: Method, layout: Layout) -> list[Rou
     for route in result:
         route.name = method.full_name
         route.request_headers_to_add = [_identity(settings)]
+        # Where no user is asked for, a token that has run out must not get in the way, here or in a sidecar.
+        route.request_headers_to_remove = [] if method.needs_user else ["authorization"]
         route.response_headers_to_add = _page_headers(settings) if method.path == DOCS_METHOD else []
         route.metadata = _rate_class(method.rate_class)
         route.typed_per_filter_config = {
@@ -159,6 +163,11 @@ def _http_routes(methods: Sequence[Method]) -> list[Route]:
                     direct_response=_json_body(500, replies.error(faults.Internal, "The request was not transcoded.")),
                     metadata=Metadata(
                         filter_metadata={"envoy.filters.http.lua": Struct.from_dict(_form(binding, method))}
+                    ),
+                    typed_per_filter_config=(
+                        {"envoy.filters.http.grpc_json_transcoder": Any.pack(transcoder(lenient=True))}
+                        if speaks_for_itself(method) and "{" in path
+                        else {}
                     ),
                 )
             )

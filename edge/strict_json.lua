@@ -175,3 +175,12 @@ function envoy_on_request(handle)
     return refuse(handle, 400, "MALFORMED_REQUEST", "The request cannot be read: " .. problem .. ".")
   end
 end
+
+-- Methods that answer as HTTP standards have it say their status in a header; of others it is not believed.
+function envoy_on_response(handle)
+  local headers = handle:headers()
+  local status = headers:get("x-http-status")
+  if not status then return end
+  headers:remove("x-http-status")
+  if status:find("^[2-5]%d%d$") and headers:get(":status") == "200" then headers:replace(":status", status) end
+end

@@ -22,11 +22,11 @@ from envoy_data_plane.envoy.type.v3 import FractionalPercent
 from edge.envoy import client_tls, cluster, pipe, tcp
 from services.chassis.config import Settings
 from services.chassis.context import EDGE
+from services.chassis.peers import VERSION_HEADER as VERSION_HEADER
 from services.chassis.spec import ServiceSpec
 
 TIMEOUT_MARGIN = 0.5
 """Seconds a proxy waits beyond the contract's time, so that the service's own answer arrives."""
-VERSION_HEADER = "x-nexus-version"
 CANARY = "canary"
 
 

@@ -129,6 +129,7 @@ class Platform:
             **{name: value for name, value in os.environ.items() if not name.startswith("NEXUS_")},
             "NEXUS_HOME": str(self.home),
             "NEXUS_PORT_OFFSET": str(self.offset),
+            "NEXUS_PUBLIC_URL": f"http://127.0.0.1:{8080 + self.offset}",
             **limits,
             **self.variables,
         }

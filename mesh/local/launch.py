@@ -28,7 +28,7 @@ def main() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(stop_signal))
         if os.getppid() != int(parent):  # it died in between
             sys.exit(1)
-    os.execv(argv[0], argv)
+    os.execv(argv[0], argv)  # noqa: S606  which program is the supervisor's to say
 
 
 if __name__ == "__main__":

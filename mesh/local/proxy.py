@@ -26,6 +26,7 @@ from envoy_data_plane.envoy.config.rbac.v3 import (
 from envoy_data_plane.envoy.config.rbac.v3 import Rbac as Rules
 from envoy_data_plane.envoy.config.route.v3 import (
     DirectResponseAction,
+    RetryPolicy,
     Route,
     RouteAction,
     RouteConfiguration,
@@ -43,7 +44,7 @@ from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v
 )
 from envoy_data_plane.envoy.type.matcher.v3 import PathMatcher, StringMatcher
 
-from edge import envoy
+from edge import envoy, replies
 from edge.envoy import cluster, http_filter, manager_filter, pipe, retries
 from edge.upstreams import TIMEOUT_MARGIN, Layout, inbound_socket, mesh_clusters, routes_to, supervisor_socket
 from mesh.local import traffic
@@ -121,6 +122,7 @@ def _outbound(settings: Settings, topology: Topology, layout: Layout, caller: st
         stat_prefix=f"out.{caller}",
         route_config=_outbound_routes(settings, topology, layout, caller, running),
         http_filters=[_router()],
+        local_reply_config=replies.mesh_replies(),
         generate_request_id=False,
         preserve_external_request_id=True,
         stream_idle_timeout=timedelta(0),
@@ -183,6 +185,7 @@ def _inbound(settings: Settings, topology: Topology, service: str, instance: str
         # The service learns who calls from the certificate, whatever the caller wrote into the header.
         forward_client_cert_details=HttpConnectionManagerForwardClientCertDetails.SANITIZE_SET,
         set_current_client_cert_details=HttpConnectionManagerSetCurrentClientCertDetails(uri=True),
+        local_reply_config=replies.mesh_replies(),
         generate_request_id=False,
         preserve_external_request_id=True,
         stream_idle_timeout=timedelta(0),
@@ -200,8 +203,14 @@ def _inbound(settings: Settings, topology: Topology, service: str, instance: str
 
 
 def _inbound_routes(service: str, instance: str) -> RouteConfiguration:
-    # Who may wait how long is the caller's to say; here nothing ends a call before its time.
-    route = Route(match=RouteMatch(prefix="/"), route=RouteAction(cluster=f"local/{instance}", timeout=timedelta(0)))
+    # Who may wait how long is the caller's to say; here nothing ends a call before its time. What a service that is
+    # about to stop refuses to begin is tried once more, and then told to be undelivered.
+    action = RouteAction(
+        cluster=f"local/{instance}",
+        timeout=timedelta(0),
+        retry_policy=RetryPolicy(retry_on="refused-stream", num_retries=1),
+    )
+    route = Route(match=RouteMatch(prefix="/"), route=action)
     return RouteConfiguration(
         name=f"{instance}.in", virtual_hosts=[VirtualHost(name=service, domains=["*"], routes=[route])]
     )

@@ -20,7 +20,7 @@ from services.chassis.breaker import Breaker
 from services.chassis.config import Settings
 from services.chassis.contract import Method
 from services.chassis.errors import STATUS_DETAILS, fault_from_status
-from services.chassis.peers import XFCC
+from services.chassis.peers import MESH_REPLY, VERSION_HEADER, XFCC
 from services.chassis.spec import discover
 
 Stub = TypeVar("Stub")
@@ -148,6 +148,8 @@ class _Callable:
             metadata.append(("x-request-id", call.request_id))
             if call.token is not None:
                 metadata.append(("authorization", f"Bearer {call.token}"))
+            if VERSION_HEADER in call.metadata:
+                metadata.append((VERSION_HEADER, call.metadata[VERSION_HEADER]))
             if not trace.get_current_span().get_span_context().is_valid:
                 # The decision not to trace travels along, with an id that ties the logs together.
                 trace_id = call.trace_id.replace("-", "")
@@ -247,8 +249,8 @@ class _Stream(_Callable):
 
 def _status(error: "grpc.aio.AioRpcError") -> status_pb2.Status | None:
     """The `google.rpc.Status` that the callee answered with, if it got as far as answering."""
-    trailing: Any = error.trailing_metadata()
-    for name, value in trailing or ():
-        if name == STATUS_DETAILS:
-            return status_pb2.Status.FromString(value)
-    return None
+    pairs: Any = error.trailing_metadata()
+    trailing = dict(pairs or ())
+    if STATUS_DETAILS not in trailing or MESH_REPLY in trailing:
+        return None
+    return status_pb2.Status.FromString(trailing[STATUS_DETAILS])

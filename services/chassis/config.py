@@ -74,6 +74,9 @@ class Settings(BaseModel):
     platform_tenant: str = "platform"
     """The tenant of those who run the platform. Only its users have permissions that reach beyond one tenant."""
 
+    trusted_hops: int = Field(default=0, ge=0)
+    """Proxies before the edge whose x-forwarded-for is believed."""
+
     default_timeout: float = Field(default=10.0, gt=0)
     """Seconds that a call may take when neither the contract nor the caller says less."""
     drain_timeout: float = Field(default=20.0, gt=0)

@@ -142,8 +142,7 @@ class Database:
             try:
                 yield
             except BaseException:
-                # A closed connection has rolled back by itself.
-                if not connection.is_closed():
+                if _is_open(connection):
                     await _run_on(connection, asyncpg.Connection.execute, "ROLLBACK")
                 raise
             else:
@@ -189,6 +188,14 @@ async def _run_on(connection: Any, operation: _Operation, *args: Any) -> Any:
         if fault is error:
             raise
         raise fault from error
+
+
+def _is_open(connection: Any) -> bool:
+    """Whether there is something to roll back; a connection that was lost has done so by itself."""
+    try:
+        return not connection.is_closed()
+    except asyncpg.InterfaceError:  # the pool has taken it back
+        return False
 
 
 async def _serve(connection: Any, tenant: str | None) -> None:

@@ -1,5 +1,6 @@
 """Structured logs: one JSON object a line, with the call it belongs to, and no secrets or personal data."""
 
+import dataclasses
 import logging
 import re
 import sys
@@ -7,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import orjson
+from google.protobuf.message import Message
 
 from services.chassis import context
 
@@ -19,8 +21,8 @@ _SENSITIVE_NAME = re.compile(
 _SENSITIVE_TEXT = re.compile(
     r"eyJ[\w-]{8,}\.[\w-]+\.[\w-]*"  # JWT
     r"|(?i:bearer)\s+[\w.~+/-]+=*"
-    r"|[\w.+-]+@[\w-]+\.[\w.-]+"  # e-mail address
-    r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"  # user and password in a URL
+    r"|[\w.+'-]+@[\w-]+\.[\w.-]+"  # e-mail address
+    r"|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"  # user and password in a URL
 )
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -68,18 +70,33 @@ class JsonFormatter(logging.Formatter):
 
 
 def redact(name: str, value: Any) -> Any:
-    """The value as it may be logged under this name."""
-    if _SENSITIVE_NAME.search(name) and value not in (None, "", True, False):
+    """The value as it may be logged under this name: plain data, without secrets."""
+    if isinstance(value, bool) or value is None or value == "":
+        return value
+    if _SENSITIVE_NAME.search(name):
         return REDACTED
-    if isinstance(value, str):
-        return redact_text(value)
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return str(value)
+    if isinstance(value, int | float):
+        return value
     if isinstance(value, dict):
-        return {key: redact(str(key), item) for key, item in value.items()}
+        return {_clean(str(key)): redact(str(key), item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [redact(name, item) for item in value]
-    return value
+    if isinstance(value, Message):
+        return f"<{value.DESCRIPTOR.full_name}>"  # what is in it is for the handler
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: redact(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, bytes | bytearray):
+        return redact_text(value.decode(errors="replace"))
+    return redact_text(str(value))
+
+
+def _clean(text: str) -> str:
+    """Text that JSON can carry: half a surrogate pair cannot be written as UTF-8."""
+    return text.encode(errors="replace").decode()
 
 
 def redact_text(text: str) -> str:
     """The text without tokens, e-mail addresses and passwords in URLs."""
-    return _SENSITIVE_TEXT.sub(REDACTED, text)
+    return _SENSITIVE_TEXT.sub(REDACTED, _clean(text))

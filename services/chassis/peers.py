@@ -10,6 +10,10 @@ from urllib.parse import unquote
 from services.chassis.config import Settings
 
 XFCC = "x-forwarded-client-cert"
+VERSION_HEADER = "x-nexus-version"
+"""Names the version of the services that a call wants to meet, all the way down."""
+MESH_REPLY = "x-nexus-mesh"
+"""Marks what a proxy says in a service's place: "undelivered" where the service never saw the call, else "failed"."""
 _URI = re.compile(r'(?:^|;)URI="?([^;,"]+)"?')
 
 
@@ -19,7 +23,8 @@ class PeerIdentifier:
     def __init__(self, settings: Settings) -> None:
         proxies = [proxy.strip() for proxy in settings.trusted_proxies.split(",")]
         self._trusted = tuple(
-            "unix:" if proxy == "unix" else f"{'ipv6:%5B' if ':' in proxy else 'ipv4:'}{proxy}" for proxy in proxies
+            "unix:" if proxy == "unix" else f"ipv6:%5B{proxy}%5D:" if ":" in proxy else f"ipv4:{proxy}:"
+            for proxy in proxies
         )
         self._prefix = settings.spiffe_id("")
 

@@ -191,6 +191,8 @@ class RunningService:
             self._add(servicer, descriptor)
         for name in ("", *self._names):
             await self._health.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
+        # For who asks only whether to restart the process: a database that is away is no reason.
+        await self._health.set("live", health_pb2.HealthCheckResponse.SERVING)
         settings.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         name = f"{spec.id}.{settings.instance}" if settings.instance else spec.id
         path = settings.run_dir / f"{name}.sock"

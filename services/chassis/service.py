@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from services.chassis.clients import Clients
 from services.chassis.config import Settings
 from services.chassis.database import Database
+from services.chassis.erasure import ROUND_SECONDS, TenantErasure
 from services.chassis.events import Events
 from services.chassis.mail import Mailer
 from services.chassis.sealing import Sealer
@@ -54,6 +55,7 @@ class Service:
         self._loops.append((seconds, job))
 
     def start_jobs(self) -> None:
+        self.every(ROUND_SECONDS, TenantErasure(self.spec, self.database, self.signals).run)
         self._tasks = [asyncio.create_task(_repeat(seconds, job)) for seconds, job in self._loops]
 
     async def stop_jobs(self) -> None:

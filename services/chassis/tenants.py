@@ -19,6 +19,7 @@ class TenantDirectory:
     def __init__(self, database: Database, signals: Signals) -> None:
         self._database = database
         self._states: dict[str, tuple[str | None, float]] = {}
+        self._changes = 0
         signals.on_tenant_changed(self._forget)
 
     async def require_active(self, tenant_id: str) -> None:
@@ -26,7 +27,7 @@ class TenantDirectory:
         state, expires = self._states.get(tenant_id, (None, 0.0))
         if expires < time.monotonic():
             state = await self._read(tenant_id)
-        if state is None:
+        if state in (None, "erased"):
             raise TenantUnknown(tenant=tenant_id)
         if state != "active":
             raise TenantSuspended(tenant=tenant_id)
@@ -34,15 +35,17 @@ class TenantDirectory:
     async def _read(self, tenant_id: str) -> str | None:
         if not TENANT_ID.fullmatch(tenant_id):
             raise TenantUnknown(tenant=tenant_id[:64])
+        changes = self._changes
         state: str | None = await self._database.fetchval(_STATE, tenant_id)
-        # An unknown tenant is not remembered: it may be made at any moment.
-        if state is not None:
+        # An unknown tenant is not remembered: it may be made at any moment. Nor is what may have changed meanwhile.
+        if state is not None and changes == self._changes:
             if len(self._states) >= _REMEMBER_TENANTS:
                 self._states.clear()
             self._states[tenant_id] = (state, time.monotonic() + _REMEMBER_SECONDS)
         return state
 
     def _forget(self, tenant_id: str) -> None:
+        self._changes += 1
         if tenant_id == "*":
             self._states.clear()
         else:

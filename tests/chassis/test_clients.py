@@ -297,23 +297,25 @@ async def test_a_callee_that_is_away_is_left_alone_until_a_connection_stands(
 ) -> None:
     callee = UserAuth(folder)
 
-    async def fails() -> bool:
+    async def failure() -> DependencyUnavailable | None:
         try:
             await users.ResendVerification(pb.ResendVerificationRequest(), timeout=5)
-        except DependencyUnavailable:
-            return True
-        return False
+        except DependencyUnavailable as unavailable:
+            return unavailable
+        return None
 
-    for _ in range(5):
-        assert await fails()
+    for tried in (True, True, True, True, True, False, False):
+        unavailable = await failure()
+        assert unavailable is not None
+        assert isinstance(unavailable.__cause__, grpc.aio.AioRpcError) == tried
     assert breaker_is_open()
     await callee.start()
     try:
         async with asyncio.timeout(10):
-            while await fails():  # noqa: ASYNC110  the breaker tells nobody when it closes
+            while await failure():  # noqa: ASYNC110  the breaker tells nobody when it closes
                 await asyncio.sleep(0.02)
         for _ in range(2):
-            assert not await fails()
+            assert await failure() is None
         assert not breaker_is_open()
     finally:
         await callee.stop()

@@ -191,17 +191,17 @@ async def test_many_tenants_at_once_on_few_connections_never_see_each_other(
     await database.stop()
 
 
-async def test_the_tenant_of_a_call_is_the_calls_even_inside_a_job(
+async def test_a_call_has_its_own_tenant_but_while_it_acts_for_another(
     database: Database, tenant: Tenant, other_tenant: Tenant
 ) -> None:
-    async def serve() -> str | None:
+    async def serve() -> list[str | None]:
         context.enter(call_of(USERS + "GetUser", tenant.tenant_id))
-        tenant_id: str | None = await database.fetchval(TENANT_OF_SESSION)
-        return tenant_id
+        seen = [await database.fetchval(TENANT_OF_SESSION)]
+        with acting_for(other_tenant.tenant_id):
+            seen.append(await database.fetchval(TENANT_OF_SESSION))
+        return [*seen, await database.fetchval(TENANT_OF_SESSION)]
 
-    with acting_for(other_tenant.tenant_id):
-        assert await asyncio.create_task(serve()) == tenant.tenant_id
-        assert await database.fetchval(TENANT_OF_SESSION) == other_tenant.tenant_id
+    assert await asyncio.create_task(serve()) == [tenant.tenant_id, other_tenant.tenant_id, tenant.tenant_id]
     assert await database.fetchval(TENANT_OF_SESSION) is None
 
 
@@ -355,7 +355,11 @@ async def test_a_server_that_is_away_is_an_unavailable_dependency(settings: Sett
     await database.stop()
 
 
-async def test_a_connection_that_was_cut_is_replaced(narrow: Database, tenant: Tenant) -> None:
+@pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 10, 100, 1000])
+async def test_a_connection_cut_inside_a_transaction_is_an_unavailable_dependency_and_is_replaced(
+    narrow: Database, tenant: Tenant, turns: int
+) -> None:
+    """However far the client has got with noticing it when the next query comes."""
     admin = await tenant.platform.admin()
 
     async def lose_connection() -> None:
@@ -363,6 +367,8 @@ async def test_a_connection_that_was_cut_is_replaced(narrow: Database, tenant: T
             await insert(narrow, "lost")
             pid = await narrow.fetchval("SELECT pg_backend_pid()")
             await admin.execute("SELECT pg_terminate_backend($1)", pid)
+            for _ in range(turns):
+                await asyncio.sleep(0)
             await insert(narrow, "lost too")
 
     try:

@@ -35,7 +35,7 @@ def test_http_2_is_preferred(platform: Platform) -> None:
 
 
 def test_an_older_client_is_refused(platform: Platform) -> None:
-    with pytest.raises(ssl.SSLError, match="(?i)protocol.version"):
+    with pytest.raises(ssl.SSLError, match=r"(?i)protocol.version"):
         handshake(platform, context(platform, ssl.TLSVersion.TLSv1_2, "http/1.1"))
 
 

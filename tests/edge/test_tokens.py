@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import grpc
@@ -23,6 +23,9 @@ from services.chassis.sealing import Sealer, read_root_key
 from services.chassis.spec import discover
 from tests.edge.wire import reason, request
 from tests.platforms import Platform, SignedIn, Tenant
+
+if TYPE_CHECKING:
+    from nexus.identity.auth_service.v1.auth_service_pb2_grpc import AuthServiceAsyncStub
 
 ME = "/api/v1/auth/me"
 Json = dict[str, Any]
@@ -76,7 +79,7 @@ async def mint(platform: Platform, user: SignedIn) -> Mint:
 
 
 @pytest.fixture
-async def behind_the_edge(platform: Platform) -> AsyncIterator[AuthServiceStub]:
+async def behind_the_edge(platform: Platform) -> AsyncIterator["AuthServiceAsyncStub"]:
     """The service's own port, where no edge has looked at the token."""
     port = platform.settings.port(discover()["auth-service"].port)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -138,7 +141,7 @@ SLIPS: dict[str, Forgery] = {
 
 
 async def test_the_mint_makes_tokens_that_work(
-    http: httpx.AsyncClient, behind_the_edge: AuthServiceStub, mint: Mint
+    http: httpx.AsyncClient, behind_the_edge: "AuthServiceAsyncStub", mint: Mint
 ) -> None:
     headers = {"authorization": f"Bearer {mint.token()}"}
     assert (await http.get(ME, headers=headers)).status_code == 200
@@ -147,7 +150,7 @@ async def test_the_mint_makes_tokens_that_work(
 
 @pytest.mark.parametrize("forgery", [*FORGERIES.values(), *SLIPS.values()], ids=[*FORGERIES, *SLIPS])
 async def test_a_forged_token_opens_nothing(
-    http: httpx.AsyncClient, behind_the_edge: AuthServiceStub, mint: Mint, forgery: Forgery
+    http: httpx.AsyncClient, behind_the_edge: "AuthServiceAsyncStub", mint: Mint, forgery: Forgery
 ) -> None:
     headers = {"authorization": f"Bearer {forgery(mint)}"}
     assert reason(await http.get(ME, headers=headers), 401) == "TOKEN_INVALID"
@@ -158,7 +161,7 @@ async def test_a_forged_token_opens_nothing(
 
 @pytest.mark.parametrize("age", [5, 86_400])
 async def test_a_token_past_its_time_is_called_expired(
-    http: httpx.AsyncClient, behind_the_edge: AuthServiceStub, mint: Mint, age: int
+    http: httpx.AsyncClient, behind_the_edge: "AuthServiceAsyncStub", mint: Mint, age: int
 ) -> None:
     then = int(time.time()) - age
     headers = {"authorization": f"Bearer {mint.token(iat=then - 600, exp=then)}"}
@@ -201,7 +204,11 @@ async def test_of_two_tokens_neither_gets_in_for_the_other(
 ) -> None:
     other = await other_tenant.sign_in()
     forged = user.access_token[:-10] + "AAAAAAAAAA"
-    for first, second in ((user.access_token, other.access_token), (user.access_token, forged), (forged, user.access_token)):
+    for first, second in (
+        (user.access_token, other.access_token),
+        (user.access_token, forged),
+        (forged, user.access_token),
+    ):
         answer = request(
             platform, "GET", ME, headers={"authorization": f"Bearer {first}", "Authorization": f"Bearer {second}"}
         )

@@ -11,8 +11,11 @@ from services.chassis.spec import ServiceSpec, discover
 from tests.platforms import Platform
 
 WITHOUT_TENANT = {
+    "puabo_os.plans": "are what the platform offers to its tenants",
+    "puabo_os.platform_settings": "are what the platform says, for all tenants to inherit",
     "token_mgr.signing_keys": "sign the access tokens of the whole platform",
 }
+KEEPS_THE_REGISTER = "puabo-os"
 EVERY_SERVICE = pytest.mark.parametrize("spec", discover().values(), ids=list(discover()))
 
 
@@ -141,8 +144,11 @@ async def test_a_service_cannot_change_its_own_tables_or_the_register_of_tenants
             f"CREATE TABLE {spec.schema}.own (id int)",
             "CREATE TABLE nexus.own (id int)",
             f"TRUNCATE {spec.schema}.idempotency_keys",
-            "UPDATE nexus.tenants SET state = 'active'",
+            *(["UPDATE nexus.tenants SET state = 'active'"] if spec.id != KEEPS_THE_REGISTER else []),
             "DELETE FROM nexus.tenants",
+            "UPDATE nexus.erasures SET role = 'nexus_user_auth_platform'",
+            "INSERT INTO nexus.erasures (tenant_id, role) VALUES ('platform', 'another')",
+            "DELETE FROM nexus.erasures",
             "SELECT * FROM nexus.migrations",
         ):
             with pytest.raises(asyncpg.InsufficientPrivilegeError):

@@ -55,10 +55,13 @@ def is_ours(message: Descriptor) -> bool:
 
 
 def fields_of(message: Descriptor, _seen: frozenset[str] = frozenset()) -> Iterator[FieldDescriptor]:
-    """Every field of a message and of our messages inside it, each message once."""
+    """Every field of a message and of our messages inside it, each message once. The entries of a map have none of
+    their own: what bounds them is at the map."""
     for field in message.fields:
         yield field
         inner = field.message_type
+        if inner is not None and inner.GetOptions().map_entry:
+            inner = inner.fields_by_name["value"].message_type
         if inner is not None and is_ours(inner) and inner.full_name not in _seen:
             yield from fields_of(inner, _seen | {message.full_name, inner.full_name})
 

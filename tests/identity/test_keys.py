@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import httpx
+import pytest
 
 from nexus.identity.token_mgr.v1.token_mgr_pb2 import VerifyTokenRequest
 from nexus.identity.token_mgr.v1.token_mgr_pb2_grpc import TokenServiceStub
@@ -28,8 +29,11 @@ async def works(http: httpx.AsyncClient, operator: Clients, user: SignedIn) -> b
     return at_the_edge.status_code == 200 and verified.active
 
 
-async def test_a_user_without_the_permission_rotates_nothing(tenant: Tenant, http: httpx.AsyncClient) -> None:
-    refused = await rotate(http, await tenant.sign_in())
+@pytest.mark.parametrize("roles", [[], ["owner"]], ids=["nobody", "a tenant's owner"])
+async def test_only_those_who_run_the_platform_rotate_its_keys(
+    tenant: Tenant, http: httpx.AsyncClient, roles: list[str]
+) -> None:
+    refused = await rotate(http, await tenant.sign_in(*roles))
     assert refused.status_code == 403
     assert refused.json()["details"][0]["reason"] == "PERMISSION_MISSING"
 
@@ -58,7 +62,8 @@ async def test_a_rotation_is_noticed_by_nobody_and_the_next_one_has_to_wait(
 ) -> None:
     """One test, for the keys are the whole platform's: only one rotation may be forced in a run, because the edge
     learns the key after the next within its 10 seconds."""
-    owner = await tenant.sign_in("owner")
+    operations = Tenant(platform, platform.settings.platform_tenant)
+    owner = await operations.sign_in("owner")
     before = await published(http)
     admin = await platform.admin()
     try:
@@ -89,6 +94,6 @@ async def test_a_rotation_is_noticed_by_nobody_and_the_next_one_has_to_wait(
     newcomer = await tenant.sign_in()
     assert await works(http, operator, newcomer), "a token signed after"
     refreshed = await http.post(
-        "/api/v1/auth/refresh", headers=tenant.headers, json={"refreshToken": owner.refresh_token}
+        "/api/v1/auth/refresh", headers=operations.headers, json={"refreshToken": owner.refresh_token}
     )
     assert refreshed.status_code == 200

@@ -5,6 +5,9 @@ from typing import Any
 
 import httpx
 
+from nexus.identity.session_mgr.v1.session_mgr_pb2 import CreateSessionRequest
+from nexus.identity.session_mgr.v1.session_mgr_pb2_grpc import SessionServiceStub
+from services.chassis.clients import Clients
 from services.chassis.ids import new_id
 from tests.platforms import PASSWORD, Platform, SignedIn, Tenant
 
@@ -60,6 +63,23 @@ async def test_fifty_sign_ins_at_once_leave_exactly_five_sessions_that_work(
     listed = await http.get("/api/v1/sessions", headers={"authorization": f"Bearer {one['tokens']['accessToken']}"})
     assert {session["sessionId"] for session in listed.json()["sessions"]} == set(live)
     assert [session["sessionId"] for session in listed.json()["sessions"] if session["current"]] == [live[0]]
+
+
+async def test_fifty_sessions_opened_at_once_without_the_pace_of_passwords_are_five(
+    platform: Platform, tenant: Tenant, operator: Clients
+) -> None:
+    sessions, user_id = operator.stub(SessionServiceStub), new_id()
+    opened = await asyncio.gather(
+        *(
+            sessions.CreateSession(
+                CreateSessionRequest(user_id=user_id), timeout=10, metadata=tuple(tenant.headers.items())
+            )
+            for _ in range(50)
+        )
+    )
+    live = await live_sessions(platform, tenant)
+    assert len(live) == MOST
+    assert set(live) < {answer.session.session_id for answer in opened}
 
 
 async def test_a_sixth_session_ends_the_one_used_longest_ago(tenant: Tenant, http: httpx.AsyncClient) -> None:

@@ -66,6 +66,37 @@ async def test_two_refreshes_in_parallel_both_work(tenant: Tenant, http: httpx.A
         tokens(await refresh(http, tenant, refresh_token))
 
 
+async def test_a_client_that_never_received_the_answer_may_ask_again(tenant: Tenant, http: httpx.AsyncClient) -> None:
+    ann = await tenant.sign_in()
+    tokens(await refresh(http, tenant, ann.refresh_token))
+    access_token, refresh_token = tokens(await refresh(http, tenant, ann.refresh_token))
+    assert await works(http, access_token)
+    tokens(await refresh(http, tenant, refresh_token))
+
+
+async def test_a_refresh_that_meets_a_revocation_waits_for_it(
+    platform: Platform, tenant: Tenant, http: httpx.AsyncClient
+) -> None:
+    ann = await tenant.sign_in()
+    revoking, watching = await platform.admin(), await platform.admin()
+    try:
+        revocation = revoking.transaction()
+        await revocation.start()
+        await revoking.execute(
+            "UPDATE token_mgr.token_families SET revoke_time = now() WHERE tenant_id = $1", tenant.tenant_id
+        )
+        pid = await revoking.fetchval("SELECT pg_backend_pid()")
+        refreshing = asyncio.create_task(refresh(http, tenant, ann.refresh_token))
+        waits = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE $1 = ANY(pg_blocking_pids(pid)))"
+        while not (refreshing.done() or await watching.fetchval(waits, pid)):  # noqa: ASYNC110  nobody tells us
+            await asyncio.sleep(0.01)
+        await revocation.commit()
+        assert reason(await refreshing) == "REFRESH_TOKEN_INVALID"
+    finally:
+        await revoking.close()
+        await watching.close()
+
+
 async def test_a_token_that_comes_back_after_the_grace_ends_its_session(
     platform: Platform, tenant: Tenant, http: httpx.AsyncClient
 ) -> None:

@@ -1,6 +1,9 @@
 """SessionService: proto to rules and back."""
 
+import asyncio
+import contextlib
 import time
+from collections.abc import AsyncIterator
 
 import asyncpg
 
@@ -15,8 +18,11 @@ from services.chassis.service import Service
 from services.identity.session_mgr.cache import SessionCache
 from services.identity.session_mgr.spec import Config
 from services.identity.session_mgr.store import SessionStore
+from services.identity.session_mgr.watching import Watchers
 
 _FORGET_ENDED_SECONDS = 3600.0
+_LOOK_AGAIN_SECONDS = 5.0
+"""How late a watcher learns of a session that timed out, or of a change that nobody told it of."""
 
 
 class SessionService:
@@ -27,6 +33,7 @@ class SessionService:
         self._access_token_seconds = service.settings.access_token_seconds
         self._store = SessionStore(service.database, self._config.idle_timeout)
         self._cache = SessionCache(service.redis)
+        self._watchers = Watchers(service.redis)
         self._tokens = service.clients.stub(TokenServiceStub)
         service.every(_FORGET_ENDED_SECONDS, self._store.forget_ended)
 
@@ -44,7 +51,10 @@ class SessionService:
                 request.user_agent,
                 request.ip_address,
                 now() + self._config.absolute_timeout,
+                request.assurance or "aal1",
+                list(request.methods) or ["pwd"],
             )
+            self._announce(call, request.user_id)
         return pb.CreateSessionResponse(session=_session(session), session_token=token)
 
     async def GetSession(self, request: pb.GetSessionRequest, call: RequestContext) -> pb.GetSessionResponse:
@@ -83,6 +93,36 @@ class SessionService:
     ) -> pb.RevokeAllSessionsResponse:
         return pb.RevokeAllSessionsResponse(ended_sessions=await self._end_all(call, call.user.user_id))
 
+    async def SetAssurance(self, request: pb.SetAssuranceRequest, call: RequestContext) -> pb.SetAssuranceResponse:
+        row = await self._store.assure(request.session_id, request.assurance, list(request.methods))
+        if row is None:
+            raise SessionNotFound(session_id=request.session_id)
+        await self._cache.drop(call.tenant_id, [row["token_hash"]])
+        return pb.SetAssuranceResponse(session=_session(row))
+
+    async def WatchMySessions(
+        self, request: pb.WatchMySessionsRequest, call: RequestContext
+    ) -> AsyncIterator[pb.WatchMySessionsResponse]:
+        told: pb.WatchMySessionsResponse | None = None
+        with self._watchers.watch(call.tenant_id, call.user.user_id) as changed:
+            while (left := call.user.token_expires - time.time()) > 0:
+                changed.clear()
+                rows = await self._store.live_of(call.user.user_id)
+                live = pb.WatchMySessionsResponse(sessions=[_session(row, call.user.session_id) for row in rows])
+                if told is None or _ids(live) != _ids(told):
+                    told = live
+                    yield live
+                if call.user.session_id not in _ids(live):
+                    return
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(changed.wait(), min(_LOOK_AGAIN_SECONDS, left))
+
+    async def ListUserSessions(
+        self, request: pb.ListUserSessionsRequest, call: RequestContext
+    ) -> pb.ListUserSessionsResponse:
+        rows = await self._store.live_of(request.user_id)
+        return pb.ListUserSessionsResponse(sessions=[_session(row) for row in rows])
+
     async def EndUserSessions(
         self, request: pb.EndUserSessionsRequest, call: RequestContext
     ) -> pb.EndUserSessionsResponse:
@@ -108,7 +148,17 @@ class SessionService:
             await self._tokens.RevokeFamilies(RevokeFamiliesRequest(session_ids=ids))
             await self._cache.drop(call.tenant_id, [session["token_hash"] for session in ended])
             await self._signals.end_sessions(ids, time.time() + self._access_token_seconds)
+            self._announce(call, user_id)
         return len(ended)
+
+    def _announce(self, call: RequestContext, user_id: str) -> None:
+        """Tell those who watch the user's sessions, once the running transaction has committed."""
+        tenant_id = call.tenant_id
+        self._database.after_commit(lambda: self._watchers.changed(tenant_id, user_id))
+
+
+def _ids(answer: pb.WatchMySessionsResponse) -> set[str]:
+    return {session.session_id for session in answer.sessions}
 
 
 def _session(row: asyncpg.Record, current_id: str | None = None) -> pb.Session:
@@ -121,4 +171,7 @@ def _session(row: asyncpg.Record, current_id: str | None = None) -> pb.Session:
         last_used_time=timestamp(row["last_used_time"]),
         expire_time=timestamp(row["expire_time"]),
         current=row["session_id"] == current_id,
+        assurance=row["assurance"],
+        methods=row["methods"],
+        auth_time=timestamp(row["auth_time"]),
     )

@@ -13,4 +13,10 @@ class Config(BaseModel):
     """A session ends this long after sign-in, used or not."""
 
 
-SERVICE = ServiceSpec(id="session-mgr", port=3004, calls=["token-mgr"], config=Config)
+SERVICE = ServiceSpec(
+    id="session-mgr",
+    port=3004,
+    calls=["token-mgr"],
+    subscribes=["nexus.identity.user_auth.v1.UserErased"],
+    config=Config,
+)

@@ -7,7 +7,8 @@ import asyncpg
 from services.chassis.database import Database
 
 _SESSION = (
-    "session_id::text, user_id::text, token_hash, user_agent, ip_address, create_time, last_used_time, expire_time"
+    "session_id::text, user_id::text, token_hash, user_agent, ip_address, create_time, last_used_time, expire_time, "
+    "assurance, methods, auth_time"
 )
 KEEP_ENDED = "30 days"
 
@@ -31,11 +32,14 @@ class SessionStore:
         user_agent: str,
         ip_address: str,
         expires: datetime,
+        assurance: str,
+        methods: list[str],
     ) -> asyncpg.Record:
         row = await self._database.fetchrow(
             f"""
-            INSERT INTO sessions (session_id, token_hash, user_id, user_agent, ip_address, expire_time)
-            VALUES ($1, $2, $3, $4, $5, $6) RETURNING {_SESSION}
+            INSERT INTO sessions
+                (session_id, token_hash, user_id, user_agent, ip_address, expire_time, assurance, methods)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING {_SESSION}
             """,
             session_id,
             token_hash,
@@ -43,6 +47,8 @@ class SessionStore:
             user_agent,
             ip_address,
             expires,
+            assurance,
+            methods,
         )
         assert row is not None
         return row
@@ -72,6 +78,20 @@ class SessionStore:
             self._idle,
         )
 
+    async def assure(self, session_id: str, assurance: str, methods: list[str]) -> asyncpg.Record | None:
+        """The live session, proved anew; None if there is none."""
+        return await self._database.fetchrow(
+            f"""
+            UPDATE sessions SET assurance = $2, methods = $3, auth_time = now(), last_used_time = now()
+            WHERE session_id = $1 AND {_LIVE.format(idle="$4")}
+            RETURNING {_SESSION}
+            """,
+            session_id,
+            assurance,
+            methods,
+            self._idle,
+        )
+
     async def end(self, user_id: str, session_ids: list[str]) -> list[asyncpg.Record]:
         """End these of the user's sessions that have not ended; returns those that it ended."""
         return await self._database.fetch(
@@ -81,6 +101,12 @@ class SessionStore:
             """,
             user_id,
             session_ids,
+        )
+
+    async def erase_user(self, user_id: str) -> None:
+        """Every record of the user, ended or not."""
+        await self._database.execute(
+            "DELETE FROM sessions WHERE tenant_id = nexus.tenant_id() AND user_id = $1", user_id
         )
 
     async def forget_ended(self) -> None:

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from services.chassis.config import Settings
+from services.chassis.issuers import tenant_issuer
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,12 @@ class Grant:
     """Empty for the platform."""
     actor: str = ""
     """Who acts on the user's behalf (RFC 8693, section 4.1)."""
-
-
-def issuer(settings: Settings, tenant_id: str) -> str:
-    """The issuer of a tenant, under which its OpenID configuration is found."""
-    return f"{settings.public_url.rstrip('/')}/t/{tenant_id}"
+    assurance: str = ""
+    """How sure the platform is of the user: "aal1", "aal2" (NIST SP 800-63B)."""
+    methods: Sequence[str] = ()
+    """How they proved who they are (RFC 8176)."""
+    auth_time: datetime | None = None
+    """When they last did."""
 
 
 def access_claims(
@@ -40,7 +42,7 @@ def access_claims(
     audiences = list(grant.audiences) or [settings.token_audience]
     for_platform = settings.token_audience in audiences
     claims: dict[str, Any] = {
-        "iss": settings.token_issuer if for_platform else issuer(settings, tenant_id),
+        "iss": settings.token_issuer if for_platform else tenant_issuer(settings, tenant_id),
         "aud": audiences[0] if len(audiences) == 1 else audiences,
         "sub": grant.user_id or grant.client_id,
         "tid": tenant_id,
@@ -52,6 +54,10 @@ def access_claims(
     }
     if grant.client_id:
         claims |= {"client_id": grant.client_id, "scope": grant.scope}
+    if grant.assurance:
+        claims |= {"acr": grant.assurance, "amr": list(grant.methods)}
+    if grant.auth_time is not None:
+        claims["auth_time"] = int(grant.auth_time.timestamp())
     if grant.actor:
         claims["act"] = {"sub": grant.actor}
     return claims

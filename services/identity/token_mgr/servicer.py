@@ -21,13 +21,14 @@ from nexus.type.v1.faults import TokenExpired, TokenInvalid
 from services.chassis.clock import moment, now, timestamp
 from services.chassis.context import RequestContext
 from services.chassis.ids import hash_secret, new_id, new_secret
+from services.chassis.issuers import tenant_issuer
 from services.chassis.service import Service
 from services.chassis.tokens import ALGORITHM, TokenVerifier
-from services.identity.token_mgr.claims import Grant, access_claims, half_hash, issuer, narrowed
+from services.identity.token_mgr.claims import Grant, access_claims, half_hash, narrowed
 from services.identity.token_mgr.keys import KeyRing
 from services.identity.token_mgr.rotation import Verdict, judge
 from services.identity.token_mgr.spec import Config
-from services.identity.token_mgr.store import TokenStore
+from services.identity.token_mgr.store import KeyStore, TokenStore
 
 _FORGET_EXPIRED_SECONDS = 3600.0
 _ACCESS, _REFRESH = "access_token", "refresh_token"
@@ -43,7 +44,7 @@ class TokenService:
         self._access_lifetime = timedelta(seconds=service.settings.access_token_seconds)
         self._store = TokenStore(service.database)
         self._keys = KeyRing(
-            service.database,
+            KeyStore(service.database),
             service.sealer,
             token_lifetime=self._access_lifetime,
             propagation=self._config.key_propagation,
@@ -57,7 +58,15 @@ class TokenService:
             await self._store.insert_family(request.session_id, request.user_id, session_expires)
             tokens = await self._issue(
                 call.tenant_id,
-                Grant(request.session_id, request.user_id, list(request.permissions), session_expires),
+                Grant(
+                    request.session_id,
+                    request.user_id,
+                    list(request.permissions),
+                    session_expires,
+                    assurance=request.assurance,
+                    methods=list(request.methods),
+                    auth_time=moment(request.auth_time) if request.HasField("auth_time") else None,
+                ),
             )
         return pb.IssueTokensResponse(tokens=tokens)
 
@@ -103,6 +112,9 @@ class TokenService:
                     found["client_id"],
                     scope,
                     found["audiences"],
+                    assurance=request.assurance,
+                    methods=list(request.methods),
+                    auth_time=moment(request.auth_time) if request.HasField("auth_time") else None,
                 )
                 tokens = await self._issue(call.tenant_id, grant)
                 return pb.RefreshTokensResponse(tokens=tokens)
@@ -162,7 +174,7 @@ class TokenService:
     async def SignIdToken(self, request: pb.SignIdTokenRequest, call: RequestContext) -> pb.SignIdTokenResponse:
         issued = now()
         claims = {
-            "iss": issuer(self._settings, call.tenant_id),
+            "iss": tenant_issuer(self._settings, call.tenant_id),
             "sub": request.user_id,
             "aud": request.client_id,
             "iat": int(issued.timestamp()),
@@ -219,7 +231,7 @@ class TokenService:
     async def GetJwks(self, request: pb.GetJwksRequest, call: RequestContext) -> pb.GetJwksResponse:
         return pb.GetJwksResponse(keys=[pb.Jwk(**jwk) for jwk in await self._keys.public()])
 
-    async def _key_set(self) -> dict[str, list[dict[str, str]]]:
+    async def _key_set(self) -> Any:
         return {"keys": await self._keys.public()}
 
     async def _revoke(self, family_ids: list[str]) -> int:
@@ -277,7 +289,7 @@ class TokenService:
             session_id=found["session_id"],
             scope=found["scope"],
             audiences=found["audiences"],
-            issuer=issuer(self._settings, tenant_id),
+            issuer=tenant_issuer(self._settings, tenant_id),
             expire_time=timestamp(expires),
         )
 

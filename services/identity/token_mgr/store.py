@@ -1,5 +1,7 @@
 """The SQL of token-mgr."""
 
+import contextlib
+from collections.abc import AsyncIterator
 from datetime import datetime
 
 import asyncpg
@@ -106,3 +108,50 @@ class TokenStore:
     async def forget_expired(self) -> None:
         async with self._database.transaction(platform_wide=True):
             await self._database.execute("DELETE FROM token_families WHERE expire_time < now()")
+
+
+class KeyStore:
+    """The signing keys of the platform: one current, one next, and former ones."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @contextlib.asynccontextmanager
+    async def rotation(self) -> AsyncIterator[None]:
+        """A transaction in which nobody else makes or moves keys."""
+        async with self._database.transaction():
+            await self._database.execute("SELECT pg_advisory_xact_lock(5183276)")  # any number, always the same
+            yield
+
+    async def current_key(self) -> asyncpg.Record | None:
+        return await self._database.fetchrow("SELECT kid, private_sealed FROM signing_keys WHERE state = 'current'")
+
+    async def public_keys(self, retired_after: datetime) -> list[str]:
+        """As JWKs in JSON, the oldest first."""
+        rows = await self._database.fetch(
+            "SELECT public_jwk FROM signing_keys WHERE state <> 'former' OR retire_time > $1 ORDER BY create_time",
+            retired_after,
+        )
+        return [row["public_jwk"] for row in rows]
+
+    async def next_published(self) -> datetime | None:
+        """Since when verifiers can know the next key."""
+        published: datetime | None = await self._database.fetchval(
+            "SELECT create_time FROM signing_keys WHERE state = 'next'"
+        )
+        return published
+
+    async def promote_next(self) -> None:
+        await self._database.execute(
+            "UPDATE signing_keys SET state = 'former', retire_time = now() WHERE state = 'current'"
+        )
+        await self._database.execute("UPDATE signing_keys SET state = 'current' WHERE state = 'next'")
+
+    async def insert_key(self, kid: str, state: str, public_jwk: str, private_sealed: bytes) -> None:
+        await self._database.execute(
+            "INSERT INTO signing_keys (kid, state, public_jwk, private_sealed) VALUES ($1, $2, $3, $4)",
+            kid,
+            state,
+            public_jwk,
+            private_sealed,
+        )

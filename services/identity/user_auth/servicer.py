@@ -1,45 +1,73 @@
 """UserService: proto to rules and back."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import asyncpg
 import email_validator
 
-from nexus.identity.session_mgr.v1.session_mgr_pb2 import EndUserSessionsRequest
+from nexus.identity.session_mgr.v1.session_mgr_pb2 import EndUserSessionsRequest, ListUserSessionsRequest
 from nexus.identity.session_mgr.v1.session_mgr_pb2_grpc import SessionServiceStub
+from nexus.identity.user_auth.v1 import events_pb2
 from nexus.identity.user_auth.v1 import user_auth_pb2 as pb
-from nexus.identity.user_auth.v1.faults import CodeInvalid, CredentialsInvalid, EmailNotVerified, UserNotFound
+from nexus.identity.user_auth.v1.faults import (
+    CodeInvalid,
+    CredentialsInvalid,
+    EmailNotVerified,
+    IdentityNotLinked,
+    SignInLocked,
+    UserChanged,
+    UserDisabled,
+    UserNotFound,
+)
 from services.chassis.clock import now, timestamp
 from services.chassis.context import RequestContext
-from services.chassis.ids import hash_secret, new_id, new_secret
+from services.chassis.ids import hash_secret, new_id
+from services.chassis.lockout import Lockout
+from services.chassis.paging import Pager
 from services.chassis.service import Service
 from services.identity.user_auth import passwords
-from services.identity.user_auth.roles import permissions_of
+from services.identity.user_auth.access import Access
+from services.identity.user_auth.mailing import RECOVER, SEND_SECONDS, VERIFY, CodeMailer
+from services.identity.user_auth.passwords import Policy
+from services.identity.user_auth.roles import BUILT_IN, Rule, known_permissions
 from services.identity.user_auth.spec import Config
-from services.identity.user_auth.store import UserStore
+from services.identity.user_auth.store import IdentityStore, RoleStore, UserStore
 
-_FORGET_CODES_SECONDS = 3600.0
+_FORGET_SECONDS = 3600.0
+_STATES = {"active": pb.USER_STATE_ACTIVE, "disabled": pb.USER_STATE_DISABLED}
 
 
 class UserService:
     def __init__(self, service: Service) -> None:
         self._config: Config = service.config
-        self._store = UserStore(service.database)
         self._database = service.database
-        self._mailer = service.mailer
+        self._events = service.events
+        self._sealer = service.sealer
+        self._pager = Pager(service.sealer)
         self._sessions = service.clients.stub(SessionServiceStub)
-        service.every(_FORGET_CODES_SECONDS, self._store.forget_expired_codes)
+        self._store = UserStore(service.database)
+        self._roles = RoleStore(service.database)
+        self._identities = IdentityStore(service.database)
+        self._access = Access(service.database, self._store, self._roles)
+        self._codes = CodeMailer(service.database, self._store, service.mailer, self._config)
+        self._lockout = Lockout(service.database, self._config.lockout)
+        service.every(SEND_SECONDS, self._codes.send_requested)
+        service.every(_FORGET_SECONDS, self._store.forget_expired)
+        service.every(_FORGET_SECONDS, self._lockout.forget_old)
 
     async def Register(self, request: pb.RegisterRequest, call: RequestContext) -> pb.RegisterResponse:
-        self._require_strong(request.password, request.email, request.display_name)
+        await self._require_strong(request.password, request.email, request.display_name)
         password_hash = await passwords.hash_password(request.password)
         async with self._database.transaction():
-            user = await self._store.insert(
-                new_id(), request.email, _email_key(request.email), request.display_name, password_hash
-            )
-            await self._mail_code(user)
+            user = await self._insert(request.email, request.display_name, password_hash)
+            await self._codes.send(user, VERIFY)
         return pb.RegisterResponse(user=_user(user))
 
     async def VerifyEmail(self, request: pb.VerifyEmailRequest, call: RequestContext) -> pb.VerifyEmailResponse:
-        user = await self._store.verify_by_code(hash_secret(request.code.strip()))
+        async with self._database.transaction():
+            user_id = await self._store.spend_code(VERIFY, hash_secret(request.code.strip()))
+            user = await self._store.mark_verified(user_id) if user_id is not None else None
         if user is None:
             raise CodeInvalid()
         return pb.VerifyEmailResponse(user=_user(user))
@@ -47,77 +75,337 @@ class UserService:
     async def ResendVerification(
         self, request: pb.ResendVerificationRequest, call: RequestContext
     ) -> pb.ResendVerificationResponse:
-        user = await self._store.by_email(_email_key(request.email))
-        if user is not None and not user["email_verified"]:
-            async with self._database.transaction():
-                await self._mail_code(user)
+        await self._store.request_mail(_email_key(request.email), VERIFY)
         return pb.ResendVerificationResponse()
+
+    async def StartRecovery(self, request: pb.StartRecoveryRequest, call: RequestContext) -> pb.StartRecoveryResponse:
+        await self._store.request_mail(_email_key(request.email), RECOVER)
+        return pb.StartRecoveryResponse()
+
+    async def CompleteRecovery(
+        self, request: pb.CompleteRecoveryRequest, call: RequestContext
+    ) -> pb.CompleteRecoveryResponse:
+        # A password that is refused leaves the code as it was.
+        async with self._database.transaction():
+            user_id = await self._store.spend_code(RECOVER, hash_secret(request.code.strip()))
+            user = await self._store.by_id(user_id, lock="FOR UPDATE") if user_id is not None else None
+            if user is None or user["state"] != "active":
+                raise CodeInvalid()
+            await self._require_strong(request.new_password, user["email"], user["display_name"])
+            password_hash = await passwords.hash_password(request.new_password)
+            await self._store.set_password(user["user_id"], password_hash, verified=True)
+            await self._lockout.clear(self._subject(user["email_key"]))
+            ended = await self._end_sessions(user)
+        return pb.CompleteRecoveryResponse(ended_sessions=ended)
+
+    async def ResetPassword(self, request: pb.ResetPasswordRequest, call: RequestContext) -> pb.ResetPasswordResponse:
+        async with self._database.transaction():
+            user = await self._require(request.user_id, lock="FOR UPDATE")
+            await self._access.require_over(call.user, user)
+            await self._store.set_password(user["user_id"], None)
+            await self._codes.send(user, RECOVER)
+            ended = await self._end_sessions(user)
+        return pb.ResetPasswordResponse(ended_sessions=ended)
 
     async def GetUser(self, request: pb.GetUserRequest, call: RequestContext) -> pb.GetUserResponse:
         return pb.GetUserResponse(user=_user(await self._require(request.user_id)))
 
+    async def ListUsers(self, request: pb.ListUsersRequest, call: RequestContext) -> pb.ListUsersResponse:
+        size = self._pager.size(request)
+        rows = await self._store.page(
+            after=self._pager.cursor(request, call),
+            size=size + 1,
+            email_prefix=request.email_prefix.casefold(),
+            state=next((name for name, state in _STATES.items() if state == request.state), ""),
+            role=request.role,
+        )
+        response = pb.ListUsersResponse(users=[_user(row) for row in rows[:size]])
+        if len(rows) > size:
+            response.next_page_token = self._pager.token(request, call, rows[size - 1]["user_id"])
+        return response
+
+    async def UpdateUser(self, request: pb.UpdateUserRequest, call: RequestContext) -> pb.UpdateUserResponse:
+        asked = request.user
+        async with self._database.transaction():
+            user = await self._require(asked.user_id, lock="FOR UPDATE")
+            if asked.etag and asked.etag != str(user["version"]):
+                raise UserChanged()
+            # Whoever decides on the address decides on the account: recovery goes there.
+            await self._access.require_over(call.user, user)
+            email = asked.email if "email" in request.update_mask.paths and asked.email else user["email"]
+            name = asked.display_name if "display_name" in request.update_mask.paths else user["display_name"]
+            updated = await self._store.update(user["user_id"], email, _email_key(email), name)
+            if updated["email_key"] != user["email_key"]:
+                await self._store.forget_codes(user["user_id"], RECOVER)
+                await self._codes.send(updated, VERIFY)
+        return pb.UpdateUserResponse(user=_user(updated))
+
+    async def DisableUser(self, request: pb.DisableUserRequest, call: RequestContext) -> pb.DisableUserResponse:
+        async with self._database.transaction():
+            user = await self._require_to_let_go(request.user_id, call)
+            if user["state"] == "disabled":
+                return pb.DisableUserResponse(user=_user(user))
+            disabled = await self._store.set_state(user["user_id"], "disabled")
+            await self._events.publish(events_pb2.UserDisabled(user_id=user["user_id"]), aggregate=user["user_id"])
+            ended = await self._end_sessions(user)
+        return pb.DisableUserResponse(user=_user(disabled), ended_sessions=ended)
+
+    async def EnableUser(self, request: pb.EnableUserRequest, call: RequestContext) -> pb.EnableUserResponse:
+        async with self._database.transaction():
+            user = await self._require(request.user_id, lock="FOR UPDATE")
+            await self._access.require_over(call.user, user)
+            if user["state"] != "active":
+                user = await self._store.set_state(user["user_id"], "active")
+        return pb.EnableUserResponse(user=_user(user))
+
+    async def ExportUser(self, request: pb.ExportUserRequest, call: RequestContext) -> pb.ExportUserResponse:
+        return pb.ExportUserResponse(export=await self._export(request.user_id))
+
+    async def ExportMe(self, request: pb.ExportMeRequest, call: RequestContext) -> pb.ExportMeResponse:
+        return pb.ExportMeResponse(export=await self._export(call.user.user_id))
+
+    async def EraseUser(self, request: pb.EraseUserRequest, call: RequestContext) -> pb.EraseUserResponse:
+        await self._erase(request.user_id, call)
+        return pb.EraseUserResponse()
+
+    async def EraseMe(self, request: pb.EraseMeRequest, call: RequestContext) -> pb.EraseMeResponse:
+        user = await self._require(call.user.user_id)
+        await self._prove(user["email_key"], user, request.password)
+        await self._erase(user["user_id"], call)
+        return pb.EraseMeResponse()
+
     async def ResolveUser(self, request: pb.ResolveUserRequest, call: RequestContext) -> pb.ResolveUserResponse:
         user = await self._require(request.user_id)
-        return pb.ResolveUserResponse(user=_user(user), permissions=permissions_of(user["roles"]))
+        if user["state"] != "active":
+            raise UserDisabled()
+        return pb.ResolveUserResponse(
+            user=_user(user),
+            permissions=await self._access.permissions(user),
+            credentials_version=user["credentials_version"],
+        )
 
     async def ChangePassword(
         self, request: pb.ChangePasswordRequest, call: RequestContext
     ) -> pb.ChangePasswordResponse:
         user = await self._require(call.user.user_id)
-        if not await passwords.matches(user["password_hash"], request.current_password):
-            raise CredentialsInvalid()
-        self._require_strong(request.new_password, user["email"], user["display_name"])
+        await self._prove(user["email_key"], user, request.current_password)
+        await self._require_strong(request.new_password, user["email"], user["display_name"])
         password_hash = await passwords.hash_password(request.new_password)
         # The sessions end before the password is committed: nobody stays signed in with the old one.
         async with self._database.transaction():
             await self._store.set_password(user["user_id"], password_hash)
-            ended = await self._sessions.EndUserSessions(EndUserSessionsRequest(user_id=user["user_id"]))
-        return pb.ChangePasswordResponse(ended_sessions=ended.ended_sessions)
+            ended = await self._end_sessions(user)
+        return pb.ChangePasswordResponse(ended_sessions=ended)
 
     async def VerifyPassword(
         self, request: pb.VerifyPasswordRequest, call: RequestContext
     ) -> pb.VerifyPasswordResponse:
-        user = await self._store.by_email(_email_key(request.email))
-        if not await passwords.matches(user["password_hash"] if user else None, request.password):
-            raise CredentialsInvalid()
-        assert user is not None, "nothing matches the hash of nobody"
+        email_key = _email_key(request.email)
+        found = await self._store.by_email(email_key)
+        user = await self._prove(email_key, found, request.password)
+        if user["state"] != "active":
+            raise UserDisabled()
         if not user["email_verified"]:
             raise EmailNotVerified()
         if passwords.needs_rehash(user["password_hash"]):
-            await self._store.set_password(user["user_id"], await passwords.hash_password(request.password))
-        return pb.VerifyPasswordResponse(user=_user(user), permissions=permissions_of(user["roles"]))
+            password_hash = await passwords.hash_password(request.password)
+            await self._store.rehash(user["user_id"], user["password_hash"], password_hash)
+        return pb.VerifyPasswordResponse(
+            user=_user(user),
+            permissions=await self._access.permissions(user),
+            credentials_version=user["credentials_version"],
+        )
+
+    async def CheckPassword(self, request: pb.CheckPasswordRequest, call: RequestContext) -> pb.CheckPasswordResponse:
+        user = await self._require(request.user_id)
+        await self._prove(user["email_key"], user, request.password)
+        return pb.CheckPasswordResponse()
+
+    async def ConfirmSignIn(self, request: pb.ConfirmSignInRequest, call: RequestContext) -> pb.ConfirmSignInResponse:
+        # Waits for whoever is changing the user: they end the sessions that they see, this one is told the rest.
+        user = await self._store.by_id(request.user_id, lock="FOR SHARE")
+        if user is None or user["state"] != "active" or user["credentials_version"] != request.credentials_version:
+            raise CredentialsInvalid()
+        return pb.ConfirmSignInResponse(user=_user(user), permissions=await self._access.permissions(user))
 
     async def ProvisionUser(self, request: pb.ProvisionUserRequest, call: RequestContext) -> pb.ProvisionUserResponse:
-        self._require_strong(request.password, request.email, request.display_name)
-        user = await self._store.upsert_verified(
-            new_id(),
-            request.email,
-            _email_key(request.email),
-            request.display_name,
-            await passwords.hash_password(request.password),
-            list(request.roles),
-        )
+        await self._require_strong(request.password, request.email, request.display_name)
+        password_hash = await passwords.hash_password(request.password)
+        new = new_id()
+        async with self._database.transaction():
+            user = await self._store.upsert_verified(
+                new, request.email, _email_key(request.email), request.display_name, password_hash, list(request.roles)
+            )
+            if user["user_id"] == new:
+                await self._events.publish(events_pb2.UserCreated(user_id=new), aggregate=new)
         return pb.ProvisionUserResponse(user=_user(user))
 
-    async def _require(self, user_id: str) -> asyncpg.Record:
-        user = await self._store.by_id(user_id)
+    async def ListRoles(self, request: pb.ListRolesRequest, call: RequestContext) -> pb.ListRolesResponse:
+        built_in = [
+            pb.Role(name=rule.name, description="May do everything.", allow=sorted(rule.allow), built_in=True)
+            for rule in BUILT_IN.values()
+        ]
+        own = [_role(row) for row in await self._roles.all()]
+        return pb.ListRolesResponse(roles=sorted(built_in + own, key=lambda role: role.name))
+
+    async def SetRole(self, request: pb.SetRoleRequest, call: RequestContext) -> pb.SetRoleResponse:
+        role = request.role
+        rule = Rule(role.name, frozenset(role.allow), frozenset(role.deny))
+        return pb.SetRoleResponse(role=_role(await self._access.set_role(call.user, rule, role.description, role.etag)))
+
+    async def DeleteRole(self, request: pb.DeleteRoleRequest, call: RequestContext) -> pb.DeleteRoleResponse:
+        await self._access.delete_role(call.user, request.name)
+        return pb.DeleteRoleResponse()
+
+    async def ListPermissions(
+        self, request: pb.ListPermissionsRequest, call: RequestContext
+    ) -> pb.ListPermissionsResponse:
+        return pb.ListPermissionsResponse(permissions=known_permissions())
+
+    async def AssignRoles(self, request: pb.AssignRolesRequest, call: RequestContext) -> pb.AssignRolesResponse:
+        async with self._database.transaction():
+            user = await self._require(request.user_id, lock="FOR UPDATE")
+            updated = await self._access.assign(call.user, user, list(request.roles))
+        return pb.AssignRolesResponse(user=_user(updated))
+
+    async def RemoveRoles(self, request: pb.RemoveRolesRequest, call: RequestContext) -> pb.RemoveRolesResponse:
+        async with self._database.transaction():
+            await self._store.lock_owners()
+            user = await self._require(request.user_id, lock="FOR UPDATE")
+            updated = await self._access.remove(call.user, user, list(request.roles))
+        return pb.RemoveRolesResponse(user=_user(updated))
+
+    async def GetPasswordPolicy(
+        self, request: pb.GetPasswordPolicyRequest, call: RequestContext
+    ) -> pb.GetPasswordPolicyResponse:
+        policy = await self._policy()
+        return pb.GetPasswordPolicyResponse(
+            policy=pb.PasswordPolicy(min_length=policy.min_length, min_strength=policy.min_strength)
+        )
+
+    async def SetPasswordPolicy(
+        self, request: pb.SetPasswordPolicyRequest, call: RequestContext
+    ) -> pb.SetPasswordPolicyResponse:
+        await self._store.set_password_policy(request.policy.min_length, request.policy.min_strength)
+        return pb.SetPasswordPolicyResponse(policy=request.policy)
+
+    async def ListMyIdentities(
+        self, request: pb.ListMyIdentitiesRequest, call: RequestContext
+    ) -> pb.ListMyIdentitiesResponse:
+        rows = await self._identities.of(call.user.user_id)
+        return pb.ListMyIdentitiesResponse(identities=[_identity(row) for row in rows])
+
+    async def UnlinkIdentity(
+        self, request: pb.UnlinkIdentityRequest, call: RequestContext
+    ) -> pb.UnlinkIdentityResponse:
+        if not await self._identities.unlink(call.user.user_id, request.identity_id):
+            raise IdentityNotLinked()
+        return pb.UnlinkIdentityResponse()
+
+    async def LinkIdentity(self, request: pb.LinkIdentityRequest, call: RequestContext) -> pb.LinkIdentityResponse:
+        async with self._database.transaction():
+            if request.user_id:
+                user = await self._require(request.user_id)
+            else:
+                user = await self._insert(request.email, request.display_name, None, verified=True)
+            await self._identities.link(user["user_id"], request.issuer, request.subject)
+        return pb.LinkIdentityResponse(
+            user=_user(user),
+            permissions=await self._access.permissions(user),
+            credentials_version=user["credentials_version"],
+            created=not request.user_id,
+        )
+
+    async def ResolveIdentity(
+        self, request: pb.ResolveIdentityRequest, call: RequestContext
+    ) -> pb.ResolveIdentityResponse:
+        user_id = await self._identities.user_of(request.issuer, request.subject)
+        user = await self._store.by_id(user_id) if user_id is not None else None
+        if user is None:
+            raise IdentityNotLinked()
+        if user["state"] != "active":
+            raise UserDisabled()
+        return pb.ResolveIdentityResponse(
+            user=_user(user),
+            permissions=await self._access.permissions(user),
+            credentials_version=user["credentials_version"],
+        )
+
+    async def _require(self, user_id: str, *, lock: str = "") -> asyncpg.Record:
+        user = await self._store.by_id(user_id, lock=lock)
         if user is None:
             raise UserNotFound(user_id=user_id)
         return user
 
-    def _require_strong(self, password: str, email: str, display_name: str) -> None:
-        passwords.require_strong(password, min_length=self._config.password_min_length, personal=(email, display_name))
+    async def _require_to_let_go(self, user_id: str, call: RequestContext) -> asyncpg.Record:
+        """The user, locked, if the caller may decide on them and the tenant can do without them."""
+        await self._store.lock_owners()
+        user = await self._require(user_id, lock="FOR UPDATE")
+        await self._access.require_over(call.user, user)
+        await self._access.require_other_owner(user)
+        return user
 
-    async def _mail_code(self, user: asyncpg.Record) -> None:
-        code = new_secret()
-        await self._store.replace_code(user["user_id"], hash_secret(code), now() + self._config.verification_lifetime)
-        await self._mailer.send(
-            user["email"],
-            "Verify your e-mail address",
-            f"Welcome{', ' + user['display_name'] if user['display_name'] else ''}!\n\n"
-            f"Your verification code is:\n\n    {code}\n\n"
-            "If you did not register, ignore this mail.\n",
+    async def _insert(
+        self, email: str, display_name: str, password_hash: str | None, *, verified: bool = False
+    ) -> asyncpg.Record:
+        user = await self._store.insert(
+            new_id(), email, _email_key(email), display_name, password_hash, verified=verified
         )
+        await self._events.publish(events_pb2.UserCreated(user_id=user["user_id"]), aggregate=user["user_id"])
+        return user
+
+    async def _erase(self, user_id: str, call: RequestContext) -> None:
+        async with self._database.transaction():
+            user = await self._require_to_let_go(user_id, call)
+            await self._end_sessions(user)
+            await self._events.publish(events_pb2.UserErased(user_id=user_id), aggregate=user_id)
+            await self._store.erase(user_id, user["email_key"])
+            await self._lockout.clear(self._subject(user["email_key"]))
+
+    async def _export(self, user_id: str) -> pb.UserExport:
+        user = await self._require(user_id)
+        identities = await self._identities.of(user_id)
+        sessions = await self._sessions.ListUserSessions(ListUserSessionsRequest(user_id=user_id))
+        return pb.UserExport(
+            user=_user(user),
+            identities=[_identity(row) for row in identities],
+            sessions=sessions.sessions,
+            export_time=timestamp(now()),
+        )
+
+    async def _end_sessions(self, user: Mapping[str, Any]) -> int:
+        ended = await self._sessions.EndUserSessions(EndUserSessionsRequest(user_id=user["user_id"]))
+        count: int = ended.ended_sessions
+        return count
+
+    async def _prove(self, email_key: str, user: asyncpg.Record | None, password: str) -> asyncpg.Record:
+        """The user, if the password is theirs. The same work is done for an address that belongs to nobody.
+
+        Raises CredentialsInvalid or SignInLocked.
+        """
+        subject = self._subject(email_key)
+        left = await self._lockout.seconds_left(subject)
+        if not left:
+            right = await passwords.matches(user["password_hash"] if user else None, password)
+            left = await self._lockout.settle(subject, right=right)
+        if left:
+            raise SignInLocked(seconds=left, retry_after=left)
+        if not right or user is None:
+            raise CredentialsInvalid()
+        return user
+
+    def _subject(self, email_key: str) -> bytes:
+        """What wrong passwords are counted by: says nothing to those who read it."""
+        return self._sealer.digest(email_key.encode())
+
+    async def _policy(self) -> Policy:
+        own = await self._store.password_policy()
+        if own is not None:
+            return Policy(own["min_length"], own["min_strength"])
+        return Policy(self._config.password_min_length, self._config.password_min_strength)
+
+    async def _require_strong(self, password: str, email: str, display_name: str) -> None:
+        await passwords.require_strong(password, await self._policy(), personal=(email, display_name))
 
 
 def _email_key(email: str) -> str:
@@ -128,12 +416,34 @@ def _email_key(email: str) -> str:
         return email.casefold()
 
 
-def _user(row: asyncpg.Record) -> pb.User:
+def _user(row: Mapping[str, Any]) -> pb.User:
     return pb.User(
         user_id=row["user_id"],
         email=row["email"],
         display_name=row["display_name"],
         email_verified=row["email_verified"],
         roles=row["roles"],
+        create_time=timestamp(row["create_time"]),
+        state=_STATES[row["state"]],
+        update_time=timestamp(row["update_time"]),
+        etag=str(row["version"]),
+    )
+
+
+def _role(row: Mapping[str, Any]) -> pb.Role:
+    return pb.Role(
+        name=row["name"],
+        description=row["description"],
+        allow=row["allow"],
+        deny=row["deny"],
+        etag=str(row["version"]),
+    )
+
+
+def _identity(row: Mapping[str, Any]) -> pb.LinkedIdentity:
+    return pb.LinkedIdentity(
+        identity_id=row["identity_id"],
+        issuer=row["issuer"],
+        subject=row["subject"],
         create_time=timestamp(row["create_time"]),
     )

@@ -1,22 +1,36 @@
-"""PlatformService: what there is and how it does, read off the contracts and the services' own health."""
+"""What there is and how it does, read off the contracts and the services' own health; and API keys."""
 
 import asyncio
+import hmac
 import json
 import time
 from functools import cached_property
 
+import asyncpg
 from google.api.httpbody_pb2 import HttpBody
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from redis.exceptions import RedisError
 
 from edge import openapi, reference
+from nexus.identity.user_auth.v1.faults import UserNotFound
+from nexus.identity.user_auth.v1.user_auth_pb2 import USER_STATE_DISABLED, ResolveUserRequest
+from nexus.identity.user_auth.v1.user_auth_pb2_grpc import UserServiceStub
+from nexus.platform.backend_api.v1 import api_keys_pb2
 from nexus.platform.backend_api.v1 import backend_api_pb2 as pb
-from nexus.platform.backend_api.v1.faults import NotReady
+from nexus.platform.backend_api.v1.faults import ApiKeyExpired, ApiKeyInvalid, ApiKeyNotFound, ExpiryPast, NotReady
+from nexus.type.v1.faults import DependencyUnavailable
 from services.chassis import contract
-from services.chassis.context import RequestContext
+from services.chassis.api_keys import REVOCATION_SECONDS
+from services.chassis.clock import moment, now, timestamp
+from services.chassis.context import RequestContext, acting_for
 from services.chassis.errors import Fault
+from services.chassis.ids import hash_secret, new_id
 from services.chassis.paging import Pager
 from services.chassis.service import Service
 from services.chassis.spec import discover
+from services.platform.backend_api import api_keys
+from services.platform.backend_api.spec import Config
+from services.platform.backend_api.store import ApiKeyStore
 
 _HEALTH_FRESH_SECONDS = 0.5
 _HEALTH_TIMEOUT = 1.5
@@ -111,3 +125,105 @@ class PlatformService:
 
 def _unready(services: list[pb.ServiceHealth]) -> list[str]:
     return [service.service_id for service in services if service.status != "SERVING"]
+
+
+class ApiKeyService:
+    def __init__(self, service: Service) -> None:
+        self._config: Config = service.config
+        self._signals = service.signals
+        self._store = ApiKeyStore(service.database)
+        self._pager = Pager(service.sealer)
+        self._users = service.clients.stub(UserServiceStub)
+
+    async def CreateApiKey(
+        self, request: api_keys_pb2.CreateApiKeyRequest, call: RequestContext
+    ) -> api_keys_pb2.CreateApiKeyResponse:
+        api_keys.require_held(request.scopes, call.user)
+        expires = moment(request.expire_time) if request.HasField("expire_time") else None
+        if expires is not None and expires <= now():
+            raise ExpiryPast()
+        prefix, secret = api_keys.new_key()
+        row = await self._store.insert(
+            key_id=new_id(),
+            prefix=prefix,
+            secret_hash=hash_secret(secret),
+            title=request.title,
+            user_id=call.user.user_id,
+            scopes=sorted(request.scopes),
+            rate=_rate(request.rate or api_keys_pb2.API_KEY_RATE_STANDARD),
+            expires=expires,
+            most=self._config.api_keys_per_tenant,
+        )
+        return api_keys_pb2.CreateApiKeyResponse(api_key=_api_key(row), secret=secret)
+
+    async def ListApiKeys(
+        self, request: api_keys_pb2.ListApiKeysRequest, call: RequestContext
+    ) -> api_keys_pb2.ListApiKeysResponse:
+        size = self._pager.size(request)
+        rows = await self._store.page(
+            request.include_ended, before=self._pager.cursor(request, call) or None, limit=size + 1
+        )
+        page = rows[:size]
+        more = self._pager.token(request, call, page[-1]["key_id"]) if len(rows) > size else ""
+        return api_keys_pb2.ListApiKeysResponse(api_keys=map(_api_key, page), next_page_token=more)
+
+    async def RevokeApiKey(
+        self, request: api_keys_pb2.RevokeApiKeyRequest, call: RequestContext
+    ) -> api_keys_pb2.RevokeApiKeyResponse:
+        row = await self._store.revoke(request.key_id)
+        if row is None:
+            raise ApiKeyNotFound(key_id=request.key_id)
+        try:
+            # For the services that remember it, a key is a session of its own.
+            await self._signals.end_sessions([request.key_id], time.time() + REVOCATION_SECONDS)
+        except (RedisError, OSError) as error:
+            raise DependencyUnavailable(dependency="broker", retry_after=1) from error
+        return api_keys_pb2.RevokeApiKeyResponse(api_key=_api_key(row))
+
+    async def VerifyApiKey(
+        self, request: api_keys_pb2.VerifyApiKeyRequest, call: RequestContext
+    ) -> api_keys_pb2.VerifyApiKeyResponse:
+        prefix = api_keys.prefix_of(request.secret)
+        row = await self._store.by_prefix(prefix) if prefix else None
+        if row is None or not hmac.compare_digest(row["secret_hash"], hash_secret(request.secret)):
+            raise ApiKeyInvalid()
+        if row["revoke_time"] is not None:
+            raise ApiKeyInvalid()
+        if row["expire_time"] is not None and row["expire_time"] <= now():
+            raise ApiKeyExpired()
+        with acting_for(row["tenant_id"]):
+            try:
+                user = await self._users.ResolveUser(ResolveUserRequest(user_id=row["user_id"]))
+            except UserNotFound:
+                raise ApiKeyInvalid() from None
+            if user.user.state == USER_STATE_DISABLED:
+                raise ApiKeyInvalid()
+            await self._store.note_use(row["key_id"])
+        return api_keys_pb2.VerifyApiKeyResponse(
+            key_id=row["key_id"],
+            tenant_id=row["tenant_id"],
+            user_id=row["user_id"],
+            permissions=api_keys.effective(row["scopes"], user.permissions),
+            expire_time=timestamp(row["expire_time"]) if row["expire_time"] else None,
+            calls_per_minute=getattr(self._config, f"api_key_rate_{row['rate']}"),
+        )
+
+
+def _rate(rate: api_keys_pb2.ApiKeyRate.ValueType) -> str:
+    return api_keys_pb2.ApiKeyRate.Name(rate).removeprefix("API_KEY_RATE_").lower()
+
+
+def _api_key(row: asyncpg.Record) -> api_keys_pb2.ApiKey:
+    return api_keys_pb2.ApiKey(
+        key_id=row["key_id"],
+        prefix=row["prefix"],
+        title=row["title"],
+        user_id=row["user_id"],
+        scopes=row["scopes"],
+        rate=api_keys_pb2.ApiKeyRate.Value(f"API_KEY_RATE_{row['rate'].upper()}"),
+        **{
+            name: timestamp(row[name])
+            for name in ("create_time", "expire_time", "last_used_time", "revoke_time")
+            if row[name] is not None
+        },
+    )

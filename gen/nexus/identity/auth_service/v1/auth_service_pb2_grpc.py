@@ -55,6 +55,71 @@ class AuthServiceStub:
                 request_serializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.GetMeRequest.SerializeToString,
                 response_deserializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.GetMeResponse.FromString,
                 _registered_method=True)
+        self.VerifyMfa = channel.unary_unary(
+                '/nexus.identity.auth_service.v1.AuthService/VerifyMfa',
+                request_serializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.VerifyMfaRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.VerifyMfaResponse.FromString,
+                _registered_method=True)
+        self.StartPasskeyLogin = channel.unary_unary(
+                '/nexus.identity.auth_service.v1.AuthService/StartPasskeyLogin',
+                request_serializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.StartPasskeyLoginRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.StartPasskeyLoginResponse.FromString,
+                _registered_method=True)
+        self.FinishPasskeyLogin = channel.unary_unary(
+                '/nexus.identity.auth_service.v1.AuthService/FinishPasskeyLogin',
+                request_serializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.FinishPasskeyLoginRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.FinishPasskeyLoginResponse.FromString,
+                _registered_method=True)
+        self.StartStepUp = channel.unary_unary(
+                '/nexus.identity.auth_service.v1.AuthService/StartStepUp',
+                request_serializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.StartStepUpRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.StartStepUpResponse.FromString,
+                _registered_method=True)
+        self.StepUp = channel.unary_unary(
+                '/nexus.identity.auth_service.v1.AuthService/StepUp',
+                request_serializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.StepUpRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.StepUpResponse.FromString,
+                _registered_method=True)
+        self.ListFactors = channel.unary_unary(
+                '/nexus.identity.auth_service.v1.AuthService/ListFactors',
+                request_serializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.ListFactorsRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.ListFactorsResponse.FromString,
+                _registered_method=True)
+        self.EnrollTotp = channel.unary_unary(
+                '/nexus.identity.auth_service.v1.AuthService/EnrollTotp',
+                request_serializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.EnrollTotpRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.EnrollTotpResponse.FromString,
+                _registered_method=True)
+        self.ConfirmTotp = channel.unary_unary(
+                '/nexus.identity.auth_service.v1.AuthService/ConfirmTotp',
+                request_serializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.ConfirmTotpRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.ConfirmTotpResponse.FromString,
+                _registered_method=True)
+        self.RemoveTotp = channel.unary_unary(
+                '/nexus.identity.auth_service.v1.AuthService/RemoveTotp',
+                request_serializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.RemoveTotpRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.RemoveTotpResponse.FromString,
+                _registered_method=True)
+        self.StartPasskeyRegistration = channel.unary_unary(
+                '/nexus.identity.auth_service.v1.AuthService/StartPasskeyRegistration',
+                request_serializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.StartPasskeyRegistrationRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.StartPasskeyRegistrationResponse.FromString,
+                _registered_method=True)
+        self.FinishPasskeyRegistration = channel.unary_unary(
+                '/nexus.identity.auth_service.v1.AuthService/FinishPasskeyRegistration',
+                request_serializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.FinishPasskeyRegistrationRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.FinishPasskeyRegistrationResponse.FromString,
+                _registered_method=True)
+        self.RemovePasskey = channel.unary_unary(
+                '/nexus.identity.auth_service.v1.AuthService/RemovePasskey',
+                request_serializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.RemovePasskeyRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.RemovePasskeyResponse.FromString,
+                _registered_method=True)
+        self.RegenerateRecoveryCodes = channel.unary_unary(
+                '/nexus.identity.auth_service.v1.AuthService/RegenerateRecoveryCodes',
+                request_serializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.RegenerateRecoveryCodesRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.RegenerateRecoveryCodesResponse.FromString,
+                _registered_method=True)
 
 
 class AuthServiceServicer:
@@ -62,10 +127,10 @@ class AuthServiceServicer:
     """
 
     def Login(self, request, context):
-        """Signs a user in: opens a session and issues its tokens.
+        """Signs a user in: opens a session and issues its tokens; or asks for a second factor, if the user has one.
 
         Errors: CREDENTIALS_INVALID, the same for an unknown user and a wrong password, in answer and in time;
-        EMAIL_NOT_VERIFIED.
+        SIGN_IN_LOCKED after several wrong passwords, for longer each time; EMAIL_NOT_VERIFIED, USER_DISABLED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -94,6 +159,122 @@ class AuthServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def VerifyMfa(self, request, context):
+        """Completes a sign-in with the second factor that Login asked for.
+
+        Errors: CHALLENGE_INVALID, MFA_INVALID, MFA_LOCKED after several wrong ones, for longer each time;
+        CREDENTIALS_INVALID when the user's password has changed meanwhile.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StartPasskeyLogin(self, request, context):
+        """Begins a sign-in with a passkey alone: no address, no password.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FinishPasskeyLogin(self, request, context):
+        """Signs in the user whose passkey answers the challenge. The authenticator must have verified its user.
+
+        Errors: CHALLENGE_INVALID, MFA_INVALID, CREDENTIALS_INVALID when the user may not sign in.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StartStepUp(self, request, context):
+        """Says how the caller can prove anew who they are, with a challenge for their passkeys.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StepUp(self, request, context):
+        """Takes a proof of who the caller is, for methods that ask for a recent one: a second factor if the user has any, else
+        the password. The session's access tokens say so from the next refresh on; the refresh token, if sent along, is
+        exchanged at once.
+
+        Errors: FACTOR_REQUIRED, CHALLENGE_INVALID, MFA_INVALID, MFA_LOCKED, CREDENTIALS_INVALID, SIGN_IN_LOCKED,
+        REFRESH_TOKEN_INVALID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListFactors(self, request, context):
+        """Lists the caller's second factors.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EnrollTotp(self, request, context):
+        """Makes a secret for the caller's authenticator app (RFC 6238). It counts once ConfirmTotp has seen a code; an
+        earlier one that was not confirmed is forgotten.
+
+        Errors: TOTP_ALREADY_ENROLLED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ConfirmTotp(self, request, context):
+        """Confirms the authenticator app with a code from it. From now on Login asks for a second factor.
+
+        Errors: FACTOR_NOT_FOUND when nothing is to be confirmed, MFA_INVALID, MFA_LOCKED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveTotp(self, request, context):
+        """Removes the caller's authenticator app.
+
+        Errors: FACTOR_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StartPasskeyRegistration(self, request, context):
+        """Begins to register a passkey: what to give to `navigator.credentials.create` (WebAuthn level 3).
+
+        Errors: TOO_MANY_FACTORS.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FinishPasskeyRegistration(self, request, context):
+        """Registers the passkey that the authenticator made. From now on Login asks for a second factor.
+
+        Errors: CHALLENGE_INVALID, PASSKEY_REFUSED, TOO_MANY_FACTORS.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemovePasskey(self, request, context):
+        """Removes one of the caller's passkeys.
+
+        Errors: FACTOR_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RegenerateRecoveryCodes(self, request, context):
+        """Makes ten new recovery codes; the former ones stop working. They are shown once and kept only as hashes.
+
+        Errors: FACTOR_NOT_FOUND for a user without a second factor to recover from.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AuthServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -116,6 +297,71 @@ def add_AuthServiceServicer_to_server(servicer, server):
                     servicer.GetMe,
                     request_deserializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.GetMeRequest.FromString,
                     response_serializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.GetMeResponse.SerializeToString,
+            ),
+            'VerifyMfa': grpc.unary_unary_rpc_method_handler(
+                    servicer.VerifyMfa,
+                    request_deserializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.VerifyMfaRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.VerifyMfaResponse.SerializeToString,
+            ),
+            'StartPasskeyLogin': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartPasskeyLogin,
+                    request_deserializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.StartPasskeyLoginRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.StartPasskeyLoginResponse.SerializeToString,
+            ),
+            'FinishPasskeyLogin': grpc.unary_unary_rpc_method_handler(
+                    servicer.FinishPasskeyLogin,
+                    request_deserializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.FinishPasskeyLoginRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.FinishPasskeyLoginResponse.SerializeToString,
+            ),
+            'StartStepUp': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartStepUp,
+                    request_deserializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.StartStepUpRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.StartStepUpResponse.SerializeToString,
+            ),
+            'StepUp': grpc.unary_unary_rpc_method_handler(
+                    servicer.StepUp,
+                    request_deserializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.StepUpRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.StepUpResponse.SerializeToString,
+            ),
+            'ListFactors': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListFactors,
+                    request_deserializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.ListFactorsRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.ListFactorsResponse.SerializeToString,
+            ),
+            'EnrollTotp': grpc.unary_unary_rpc_method_handler(
+                    servicer.EnrollTotp,
+                    request_deserializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.EnrollTotpRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.EnrollTotpResponse.SerializeToString,
+            ),
+            'ConfirmTotp': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConfirmTotp,
+                    request_deserializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.ConfirmTotpRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.ConfirmTotpResponse.SerializeToString,
+            ),
+            'RemoveTotp': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveTotp,
+                    request_deserializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.RemoveTotpRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.RemoveTotpResponse.SerializeToString,
+            ),
+            'StartPasskeyRegistration': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartPasskeyRegistration,
+                    request_deserializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.StartPasskeyRegistrationRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.StartPasskeyRegistrationResponse.SerializeToString,
+            ),
+            'FinishPasskeyRegistration': grpc.unary_unary_rpc_method_handler(
+                    servicer.FinishPasskeyRegistration,
+                    request_deserializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.FinishPasskeyRegistrationRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.FinishPasskeyRegistrationResponse.SerializeToString,
+            ),
+            'RemovePasskey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemovePasskey,
+                    request_deserializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.RemovePasskeyRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.RemovePasskeyResponse.SerializeToString,
+            ),
+            'RegenerateRecoveryCodes': grpc.unary_unary_rpc_method_handler(
+                    servicer.RegenerateRecoveryCodes,
+                    request_deserializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.RegenerateRecoveryCodesRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.RegenerateRecoveryCodesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -227,6 +473,357 @@ class AuthService:
             '/nexus.identity.auth_service.v1.AuthService/GetMe',
             nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.GetMeRequest.SerializeToString,
             nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.GetMeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyMfa(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.auth_service.v1.AuthService/VerifyMfa',
+            nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.VerifyMfaRequest.SerializeToString,
+            nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.VerifyMfaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartPasskeyLogin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.auth_service.v1.AuthService/StartPasskeyLogin',
+            nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.StartPasskeyLoginRequest.SerializeToString,
+            nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.StartPasskeyLoginResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FinishPasskeyLogin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.auth_service.v1.AuthService/FinishPasskeyLogin',
+            nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.FinishPasskeyLoginRequest.SerializeToString,
+            nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.FinishPasskeyLoginResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartStepUp(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.auth_service.v1.AuthService/StartStepUp',
+            nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.StartStepUpRequest.SerializeToString,
+            nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.StartStepUpResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StepUp(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.auth_service.v1.AuthService/StepUp',
+            nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.StepUpRequest.SerializeToString,
+            nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.StepUpResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListFactors(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.auth_service.v1.AuthService/ListFactors',
+            nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.ListFactorsRequest.SerializeToString,
+            nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.ListFactorsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EnrollTotp(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.auth_service.v1.AuthService/EnrollTotp',
+            nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.EnrollTotpRequest.SerializeToString,
+            nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.EnrollTotpResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ConfirmTotp(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.auth_service.v1.AuthService/ConfirmTotp',
+            nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.ConfirmTotpRequest.SerializeToString,
+            nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.ConfirmTotpResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveTotp(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.auth_service.v1.AuthService/RemoveTotp',
+            nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.RemoveTotpRequest.SerializeToString,
+            nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.RemoveTotpResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartPasskeyRegistration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.auth_service.v1.AuthService/StartPasskeyRegistration',
+            nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.StartPasskeyRegistrationRequest.SerializeToString,
+            nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.StartPasskeyRegistrationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FinishPasskeyRegistration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.auth_service.v1.AuthService/FinishPasskeyRegistration',
+            nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.FinishPasskeyRegistrationRequest.SerializeToString,
+            nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.FinishPasskeyRegistrationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemovePasskey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.auth_service.v1.AuthService/RemovePasskey',
+            nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.RemovePasskeyRequest.SerializeToString,
+            nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.RemovePasskeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RegenerateRecoveryCodes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.auth_service.v1.AuthService/RegenerateRecoveryCodes',
+            nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.RegenerateRecoveryCodesRequest.SerializeToString,
+            nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.RegenerateRecoveryCodesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -34,10 +34,10 @@ class AuthServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AuthServiceAsyncStub: ...
     Login: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.LoginRequest, _auth_service_pb2.LoginResponse]
-    """Signs a user in: opens a session and issues its tokens.
+    """Signs a user in: opens a session and issues its tokens; or asks for a second factor, if the user has one.
 
     Errors: CREDENTIALS_INVALID, the same for an unknown user and a wrong password, in answer and in time;
-    EMAIL_NOT_VERIFIED.
+    SIGN_IN_LOCKED after several wrong passwords, for longer each time; EMAIL_NOT_VERIFIED, USER_DISABLED.
     """
     Logout: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.LogoutRequest, _auth_service_pb2.LogoutResponse]
     """Ends the session that the call comes from. Its tokens stop working at once."""
@@ -48,6 +48,67 @@ class AuthServiceStub:
     """
     GetMe: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.GetMeRequest, _auth_service_pb2.GetMeResponse]
     """Returns the signed-in user and what they may do."""
+    VerifyMfa: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.VerifyMfaRequest, _auth_service_pb2.VerifyMfaResponse]
+    """Completes a sign-in with the second factor that Login asked for.
+
+    Errors: CHALLENGE_INVALID, MFA_INVALID, MFA_LOCKED after several wrong ones, for longer each time;
+    CREDENTIALS_INVALID when the user's password has changed meanwhile.
+    """
+    StartPasskeyLogin: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.StartPasskeyLoginRequest, _auth_service_pb2.StartPasskeyLoginResponse]
+    """Begins a sign-in with a passkey alone: no address, no password."""
+    FinishPasskeyLogin: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.FinishPasskeyLoginRequest, _auth_service_pb2.FinishPasskeyLoginResponse]
+    """Signs in the user whose passkey answers the challenge. The authenticator must have verified its user.
+
+    Errors: CHALLENGE_INVALID, MFA_INVALID, CREDENTIALS_INVALID when the user may not sign in.
+    """
+    StartStepUp: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.StartStepUpRequest, _auth_service_pb2.StartStepUpResponse]
+    """Says how the caller can prove anew who they are, with a challenge for their passkeys."""
+    StepUp: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.StepUpRequest, _auth_service_pb2.StepUpResponse]
+    """Takes a proof of who the caller is, for methods that ask for a recent one: a second factor if the user has any, else
+    the password. The session's access tokens say so from the next refresh on; the refresh token, if sent along, is
+    exchanged at once.
+
+    Errors: FACTOR_REQUIRED, CHALLENGE_INVALID, MFA_INVALID, MFA_LOCKED, CREDENTIALS_INVALID, SIGN_IN_LOCKED,
+    REFRESH_TOKEN_INVALID.
+    """
+    ListFactors: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.ListFactorsRequest, _auth_service_pb2.ListFactorsResponse]
+    """Lists the caller's second factors."""
+    EnrollTotp: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.EnrollTotpRequest, _auth_service_pb2.EnrollTotpResponse]
+    """Makes a secret for the caller's authenticator app (RFC 6238). It counts once ConfirmTotp has seen a code; an
+    earlier one that was not confirmed is forgotten.
+
+    Errors: TOTP_ALREADY_ENROLLED.
+    """
+    ConfirmTotp: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.ConfirmTotpRequest, _auth_service_pb2.ConfirmTotpResponse]
+    """Confirms the authenticator app with a code from it. From now on Login asks for a second factor.
+
+    Errors: FACTOR_NOT_FOUND when nothing is to be confirmed, MFA_INVALID, MFA_LOCKED.
+    """
+    RemoveTotp: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.RemoveTotpRequest, _auth_service_pb2.RemoveTotpResponse]
+    """Removes the caller's authenticator app.
+
+    Errors: FACTOR_NOT_FOUND.
+    """
+    StartPasskeyRegistration: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.StartPasskeyRegistrationRequest, _auth_service_pb2.StartPasskeyRegistrationResponse]
+    """Begins to register a passkey: what to give to `navigator.credentials.create` (WebAuthn level 3).
+
+    Errors: TOO_MANY_FACTORS.
+    """
+    FinishPasskeyRegistration: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.FinishPasskeyRegistrationRequest, _auth_service_pb2.FinishPasskeyRegistrationResponse]
+    """Registers the passkey that the authenticator made. From now on Login asks for a second factor.
+
+    Errors: CHALLENGE_INVALID, PASSKEY_REFUSED, TOO_MANY_FACTORS.
+    """
+    RemovePasskey: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.RemovePasskeyRequest, _auth_service_pb2.RemovePasskeyResponse]
+    """Removes one of the caller's passkeys.
+
+    Errors: FACTOR_NOT_FOUND.
+    """
+    RegenerateRecoveryCodes: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.RegenerateRecoveryCodesRequest, _auth_service_pb2.RegenerateRecoveryCodesResponse]
+    """Makes ten new recovery codes; the former ones stop working. They are shown once and kept only as hashes.
+
+    Errors: FACTOR_NOT_FOUND for a user without a second factor to recover from.
+    """
 
 @_typing.type_check_only
 class AuthServiceAsyncStub(AuthServiceStub):
@@ -55,10 +116,10 @@ class AuthServiceAsyncStub(AuthServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Login: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.LoginRequest, _auth_service_pb2.LoginResponse]  # type: ignore[assignment]
-    """Signs a user in: opens a session and issues its tokens.
+    """Signs a user in: opens a session and issues its tokens; or asks for a second factor, if the user has one.
 
     Errors: CREDENTIALS_INVALID, the same for an unknown user and a wrong password, in answer and in time;
-    EMAIL_NOT_VERIFIED.
+    SIGN_IN_LOCKED after several wrong passwords, for longer each time; EMAIL_NOT_VERIFIED, USER_DISABLED.
     """
     Logout: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.LogoutRequest, _auth_service_pb2.LogoutResponse]  # type: ignore[assignment]
     """Ends the session that the call comes from. Its tokens stop working at once."""
@@ -69,6 +130,67 @@ class AuthServiceAsyncStub(AuthServiceStub):
     """
     GetMe: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.GetMeRequest, _auth_service_pb2.GetMeResponse]  # type: ignore[assignment]
     """Returns the signed-in user and what they may do."""
+    VerifyMfa: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.VerifyMfaRequest, _auth_service_pb2.VerifyMfaResponse]  # type: ignore[assignment]
+    """Completes a sign-in with the second factor that Login asked for.
+
+    Errors: CHALLENGE_INVALID, MFA_INVALID, MFA_LOCKED after several wrong ones, for longer each time;
+    CREDENTIALS_INVALID when the user's password has changed meanwhile.
+    """
+    StartPasskeyLogin: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.StartPasskeyLoginRequest, _auth_service_pb2.StartPasskeyLoginResponse]  # type: ignore[assignment]
+    """Begins a sign-in with a passkey alone: no address, no password."""
+    FinishPasskeyLogin: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.FinishPasskeyLoginRequest, _auth_service_pb2.FinishPasskeyLoginResponse]  # type: ignore[assignment]
+    """Signs in the user whose passkey answers the challenge. The authenticator must have verified its user.
+
+    Errors: CHALLENGE_INVALID, MFA_INVALID, CREDENTIALS_INVALID when the user may not sign in.
+    """
+    StartStepUp: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.StartStepUpRequest, _auth_service_pb2.StartStepUpResponse]  # type: ignore[assignment]
+    """Says how the caller can prove anew who they are, with a challenge for their passkeys."""
+    StepUp: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.StepUpRequest, _auth_service_pb2.StepUpResponse]  # type: ignore[assignment]
+    """Takes a proof of who the caller is, for methods that ask for a recent one: a second factor if the user has any, else
+    the password. The session's access tokens say so from the next refresh on; the refresh token, if sent along, is
+    exchanged at once.
+
+    Errors: FACTOR_REQUIRED, CHALLENGE_INVALID, MFA_INVALID, MFA_LOCKED, CREDENTIALS_INVALID, SIGN_IN_LOCKED,
+    REFRESH_TOKEN_INVALID.
+    """
+    ListFactors: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.ListFactorsRequest, _auth_service_pb2.ListFactorsResponse]  # type: ignore[assignment]
+    """Lists the caller's second factors."""
+    EnrollTotp: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.EnrollTotpRequest, _auth_service_pb2.EnrollTotpResponse]  # type: ignore[assignment]
+    """Makes a secret for the caller's authenticator app (RFC 6238). It counts once ConfirmTotp has seen a code; an
+    earlier one that was not confirmed is forgotten.
+
+    Errors: TOTP_ALREADY_ENROLLED.
+    """
+    ConfirmTotp: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.ConfirmTotpRequest, _auth_service_pb2.ConfirmTotpResponse]  # type: ignore[assignment]
+    """Confirms the authenticator app with a code from it. From now on Login asks for a second factor.
+
+    Errors: FACTOR_NOT_FOUND when nothing is to be confirmed, MFA_INVALID, MFA_LOCKED.
+    """
+    RemoveTotp: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.RemoveTotpRequest, _auth_service_pb2.RemoveTotpResponse]  # type: ignore[assignment]
+    """Removes the caller's authenticator app.
+
+    Errors: FACTOR_NOT_FOUND.
+    """
+    StartPasskeyRegistration: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.StartPasskeyRegistrationRequest, _auth_service_pb2.StartPasskeyRegistrationResponse]  # type: ignore[assignment]
+    """Begins to register a passkey: what to give to `navigator.credentials.create` (WebAuthn level 3).
+
+    Errors: TOO_MANY_FACTORS.
+    """
+    FinishPasskeyRegistration: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.FinishPasskeyRegistrationRequest, _auth_service_pb2.FinishPasskeyRegistrationResponse]  # type: ignore[assignment]
+    """Registers the passkey that the authenticator made. From now on Login asks for a second factor.
+
+    Errors: CHALLENGE_INVALID, PASSKEY_REFUSED, TOO_MANY_FACTORS.
+    """
+    RemovePasskey: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.RemovePasskeyRequest, _auth_service_pb2.RemovePasskeyResponse]  # type: ignore[assignment]
+    """Removes one of the caller's passkeys.
+
+    Errors: FACTOR_NOT_FOUND.
+    """
+    RegenerateRecoveryCodes: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.RegenerateRecoveryCodesRequest, _auth_service_pb2.RegenerateRecoveryCodesResponse]  # type: ignore[assignment]
+    """Makes ten new recovery codes; the former ones stop working. They are shown once and kept only as hashes.
+
+    Errors: FACTOR_NOT_FOUND for a user without a second factor to recover from.
+    """
 
 class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
     """Signing in and out."""
@@ -79,10 +201,10 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _auth_service_pb2.LoginRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_auth_service_pb2.LoginResponse, _abc.Awaitable[_auth_service_pb2.LoginResponse]]:
-        """Signs a user in: opens a session and issues its tokens.
+        """Signs a user in: opens a session and issues its tokens; or asks for a second factor, if the user has one.
 
         Errors: CREDENTIALS_INVALID, the same for an unknown user and a wrong password, in answer and in time;
-        EMAIL_NOT_VERIFIED.
+        SIGN_IN_LOCKED after several wrong passwords, for longer each time; EMAIL_NOT_VERIFIED, USER_DISABLED.
         """
 
     @_abc_1.abstractmethod
@@ -111,5 +233,144 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_auth_service_pb2.GetMeResponse, _abc.Awaitable[_auth_service_pb2.GetMeResponse]]:
         """Returns the signed-in user and what they may do."""
+
+    @_abc_1.abstractmethod
+    def VerifyMfa(
+        self,
+        request: _auth_service_pb2.VerifyMfaRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_service_pb2.VerifyMfaResponse, _abc.Awaitable[_auth_service_pb2.VerifyMfaResponse]]:
+        """Completes a sign-in with the second factor that Login asked for.
+
+        Errors: CHALLENGE_INVALID, MFA_INVALID, MFA_LOCKED after several wrong ones, for longer each time;
+        CREDENTIALS_INVALID when the user's password has changed meanwhile.
+        """
+
+    @_abc_1.abstractmethod
+    def StartPasskeyLogin(
+        self,
+        request: _auth_service_pb2.StartPasskeyLoginRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_service_pb2.StartPasskeyLoginResponse, _abc.Awaitable[_auth_service_pb2.StartPasskeyLoginResponse]]:
+        """Begins a sign-in with a passkey alone: no address, no password."""
+
+    @_abc_1.abstractmethod
+    def FinishPasskeyLogin(
+        self,
+        request: _auth_service_pb2.FinishPasskeyLoginRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_service_pb2.FinishPasskeyLoginResponse, _abc.Awaitable[_auth_service_pb2.FinishPasskeyLoginResponse]]:
+        """Signs in the user whose passkey answers the challenge. The authenticator must have verified its user.
+
+        Errors: CHALLENGE_INVALID, MFA_INVALID, CREDENTIALS_INVALID when the user may not sign in.
+        """
+
+    @_abc_1.abstractmethod
+    def StartStepUp(
+        self,
+        request: _auth_service_pb2.StartStepUpRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_service_pb2.StartStepUpResponse, _abc.Awaitable[_auth_service_pb2.StartStepUpResponse]]:
+        """Says how the caller can prove anew who they are, with a challenge for their passkeys."""
+
+    @_abc_1.abstractmethod
+    def StepUp(
+        self,
+        request: _auth_service_pb2.StepUpRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_service_pb2.StepUpResponse, _abc.Awaitable[_auth_service_pb2.StepUpResponse]]:
+        """Takes a proof of who the caller is, for methods that ask for a recent one: a second factor if the user has any, else
+        the password. The session's access tokens say so from the next refresh on; the refresh token, if sent along, is
+        exchanged at once.
+
+        Errors: FACTOR_REQUIRED, CHALLENGE_INVALID, MFA_INVALID, MFA_LOCKED, CREDENTIALS_INVALID, SIGN_IN_LOCKED,
+        REFRESH_TOKEN_INVALID.
+        """
+
+    @_abc_1.abstractmethod
+    def ListFactors(
+        self,
+        request: _auth_service_pb2.ListFactorsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_service_pb2.ListFactorsResponse, _abc.Awaitable[_auth_service_pb2.ListFactorsResponse]]:
+        """Lists the caller's second factors."""
+
+    @_abc_1.abstractmethod
+    def EnrollTotp(
+        self,
+        request: _auth_service_pb2.EnrollTotpRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_service_pb2.EnrollTotpResponse, _abc.Awaitable[_auth_service_pb2.EnrollTotpResponse]]:
+        """Makes a secret for the caller's authenticator app (RFC 6238). It counts once ConfirmTotp has seen a code; an
+        earlier one that was not confirmed is forgotten.
+
+        Errors: TOTP_ALREADY_ENROLLED.
+        """
+
+    @_abc_1.abstractmethod
+    def ConfirmTotp(
+        self,
+        request: _auth_service_pb2.ConfirmTotpRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_service_pb2.ConfirmTotpResponse, _abc.Awaitable[_auth_service_pb2.ConfirmTotpResponse]]:
+        """Confirms the authenticator app with a code from it. From now on Login asks for a second factor.
+
+        Errors: FACTOR_NOT_FOUND when nothing is to be confirmed, MFA_INVALID, MFA_LOCKED.
+        """
+
+    @_abc_1.abstractmethod
+    def RemoveTotp(
+        self,
+        request: _auth_service_pb2.RemoveTotpRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_service_pb2.RemoveTotpResponse, _abc.Awaitable[_auth_service_pb2.RemoveTotpResponse]]:
+        """Removes the caller's authenticator app.
+
+        Errors: FACTOR_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def StartPasskeyRegistration(
+        self,
+        request: _auth_service_pb2.StartPasskeyRegistrationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_service_pb2.StartPasskeyRegistrationResponse, _abc.Awaitable[_auth_service_pb2.StartPasskeyRegistrationResponse]]:
+        """Begins to register a passkey: what to give to `navigator.credentials.create` (WebAuthn level 3).
+
+        Errors: TOO_MANY_FACTORS.
+        """
+
+    @_abc_1.abstractmethod
+    def FinishPasskeyRegistration(
+        self,
+        request: _auth_service_pb2.FinishPasskeyRegistrationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_service_pb2.FinishPasskeyRegistrationResponse, _abc.Awaitable[_auth_service_pb2.FinishPasskeyRegistrationResponse]]:
+        """Registers the passkey that the authenticator made. From now on Login asks for a second factor.
+
+        Errors: CHALLENGE_INVALID, PASSKEY_REFUSED, TOO_MANY_FACTORS.
+        """
+
+    @_abc_1.abstractmethod
+    def RemovePasskey(
+        self,
+        request: _auth_service_pb2.RemovePasskeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_service_pb2.RemovePasskeyResponse, _abc.Awaitable[_auth_service_pb2.RemovePasskeyResponse]]:
+        """Removes one of the caller's passkeys.
+
+        Errors: FACTOR_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def RegenerateRecoveryCodes(
+        self,
+        request: _auth_service_pb2.RegenerateRecoveryCodesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_service_pb2.RegenerateRecoveryCodesResponse, _abc.Awaitable[_auth_service_pb2.RegenerateRecoveryCodesResponse]]:
+        """Makes ten new recovery codes; the former ones stop working. They are shown once and kept only as hashes.
+
+        Errors: FACTOR_NOT_FOUND for a user without a second factor to recover from.
+        """
 
 def add_AuthServiceServicer_to_server(servicer: AuthServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -65,6 +65,21 @@ class SessionServiceStub:
                 request_serializer=nexus_dot_identity_dot_session__mgr_dot_v1_dot_session__mgr__pb2.RevokeAllSessionsRequest.SerializeToString,
                 response_deserializer=nexus_dot_identity_dot_session__mgr_dot_v1_dot_session__mgr__pb2.RevokeAllSessionsResponse.FromString,
                 _registered_method=True)
+        self.SetAssurance = channel.unary_unary(
+                '/nexus.identity.session_mgr.v1.SessionService/SetAssurance',
+                request_serializer=nexus_dot_identity_dot_session__mgr_dot_v1_dot_session__mgr__pb2.SetAssuranceRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_session__mgr_dot_v1_dot_session__mgr__pb2.SetAssuranceResponse.FromString,
+                _registered_method=True)
+        self.WatchMySessions = channel.unary_stream(
+                '/nexus.identity.session_mgr.v1.SessionService/WatchMySessions',
+                request_serializer=nexus_dot_identity_dot_session__mgr_dot_v1_dot_session__mgr__pb2.WatchMySessionsRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_session__mgr_dot_v1_dot_session__mgr__pb2.WatchMySessionsResponse.FromString,
+                _registered_method=True)
+        self.ListUserSessions = channel.unary_unary(
+                '/nexus.identity.session_mgr.v1.SessionService/ListUserSessions',
+                request_serializer=nexus_dot_identity_dot_session__mgr_dot_v1_dot_session__mgr__pb2.ListUserSessionsRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_session__mgr_dot_v1_dot_session__mgr__pb2.ListUserSessionsResponse.FromString,
+                _registered_method=True)
         self.EndUserSessions = channel.unary_unary(
                 '/nexus.identity.session_mgr.v1.SessionService/EndUserSessions',
                 request_serializer=nexus_dot_identity_dot_session__mgr_dot_v1_dot_session__mgr__pb2.EndUserSessionsRequest.SerializeToString,
@@ -124,6 +139,30 @@ class SessionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetAssurance(self, request, context):
+        """Records that the user of a session has proved anew who they are. Access tokens say so from the next refresh on.
+
+        Errors: SESSION_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchMySessions(self, request, context):
+        """Streams the caller's live sessions: as they are, and again whenever one opens or ends. The stream ends with
+        the caller's own session, and when the access token expires that it was opened with.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListUserSessions(self, request, context):
+        """Lists a user's live sessions, for a service that answers for them. There are at most five.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def EndUserSessions(self, request, context):
         """Ends all sessions of a user, or one, for a service that must lock them out: a changed password, a stolen
         token.
@@ -164,6 +203,21 @@ def add_SessionServiceServicer_to_server(servicer, server):
                     servicer.RevokeAllSessions,
                     request_deserializer=nexus_dot_identity_dot_session__mgr_dot_v1_dot_session__mgr__pb2.RevokeAllSessionsRequest.FromString,
                     response_serializer=nexus_dot_identity_dot_session__mgr_dot_v1_dot_session__mgr__pb2.RevokeAllSessionsResponse.SerializeToString,
+            ),
+            'SetAssurance': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetAssurance,
+                    request_deserializer=nexus_dot_identity_dot_session__mgr_dot_v1_dot_session__mgr__pb2.SetAssuranceRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_session__mgr_dot_v1_dot_session__mgr__pb2.SetAssuranceResponse.SerializeToString,
+            ),
+            'WatchMySessions': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchMySessions,
+                    request_deserializer=nexus_dot_identity_dot_session__mgr_dot_v1_dot_session__mgr__pb2.WatchMySessionsRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_session__mgr_dot_v1_dot_session__mgr__pb2.WatchMySessionsResponse.SerializeToString,
+            ),
+            'ListUserSessions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListUserSessions,
+                    request_deserializer=nexus_dot_identity_dot_session__mgr_dot_v1_dot_session__mgr__pb2.ListUserSessionsRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_session__mgr_dot_v1_dot_session__mgr__pb2.ListUserSessionsResponse.SerializeToString,
             ),
             'EndUserSessions': grpc.unary_unary_rpc_method_handler(
                     servicer.EndUserSessions,
@@ -334,6 +388,87 @@ class SessionService:
             '/nexus.identity.session_mgr.v1.SessionService/RevokeAllSessions',
             nexus_dot_identity_dot_session__mgr_dot_v1_dot_session__mgr__pb2.RevokeAllSessionsRequest.SerializeToString,
             nexus_dot_identity_dot_session__mgr_dot_v1_dot_session__mgr__pb2.RevokeAllSessionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetAssurance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.session_mgr.v1.SessionService/SetAssurance',
+            nexus_dot_identity_dot_session__mgr_dot_v1_dot_session__mgr__pb2.SetAssuranceRequest.SerializeToString,
+            nexus_dot_identity_dot_session__mgr_dot_v1_dot_session__mgr__pb2.SetAssuranceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchMySessions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/nexus.identity.session_mgr.v1.SessionService/WatchMySessions',
+            nexus_dot_identity_dot_session__mgr_dot_v1_dot_session__mgr__pb2.WatchMySessionsRequest.SerializeToString,
+            nexus_dot_identity_dot_session__mgr_dot_v1_dot_session__mgr__pb2.WatchMySessionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListUserSessions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.session_mgr.v1.SessionService/ListUserSessions',
+            nexus_dot_identity_dot_session__mgr_dot_v1_dot_session__mgr__pb2.ListUserSessionsRequest.SerializeToString,
+            nexus_dot_identity_dot_session__mgr_dot_v1_dot_session__mgr__pb2.ListUserSessionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

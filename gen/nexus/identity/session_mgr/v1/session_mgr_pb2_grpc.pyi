@@ -54,6 +54,17 @@ class SessionServiceStub:
     """
     RevokeAllSessions: _grpc.UnaryUnaryMultiCallable[_session_mgr_pb2.RevokeAllSessionsRequest, _session_mgr_pb2.RevokeAllSessionsResponse]
     """Ends all of the caller's sessions, this one included."""
+    SetAssurance: _grpc.UnaryUnaryMultiCallable[_session_mgr_pb2.SetAssuranceRequest, _session_mgr_pb2.SetAssuranceResponse]
+    """Records that the user of a session has proved anew who they are. Access tokens say so from the next refresh on.
+
+    Errors: SESSION_NOT_FOUND.
+    """
+    WatchMySessions: _grpc.UnaryStreamMultiCallable[_session_mgr_pb2.WatchMySessionsRequest, _session_mgr_pb2.WatchMySessionsResponse]
+    """Streams the caller's live sessions: as they are, and again whenever one opens or ends. The stream ends with
+    the caller's own session, and when the access token expires that it was opened with.
+    """
+    ListUserSessions: _grpc.UnaryUnaryMultiCallable[_session_mgr_pb2.ListUserSessionsRequest, _session_mgr_pb2.ListUserSessionsResponse]
+    """Lists a user's live sessions, for a service that answers for them. There are at most five."""
     EndUserSessions: _grpc.UnaryUnaryMultiCallable[_session_mgr_pb2.EndUserSessionsRequest, _session_mgr_pb2.EndUserSessionsResponse]
     """Ends all sessions of a user, or one, for a service that must lock them out: a changed password, a stolen
     token.
@@ -85,6 +96,17 @@ class SessionServiceAsyncStub(SessionServiceStub):
     """
     RevokeAllSessions: _aio.UnaryUnaryMultiCallable[_session_mgr_pb2.RevokeAllSessionsRequest, _session_mgr_pb2.RevokeAllSessionsResponse]  # type: ignore[assignment]
     """Ends all of the caller's sessions, this one included."""
+    SetAssurance: _aio.UnaryUnaryMultiCallable[_session_mgr_pb2.SetAssuranceRequest, _session_mgr_pb2.SetAssuranceResponse]  # type: ignore[assignment]
+    """Records that the user of a session has proved anew who they are. Access tokens say so from the next refresh on.
+
+    Errors: SESSION_NOT_FOUND.
+    """
+    WatchMySessions: _aio.UnaryStreamMultiCallable[_session_mgr_pb2.WatchMySessionsRequest, _session_mgr_pb2.WatchMySessionsResponse]  # type: ignore[assignment]
+    """Streams the caller's live sessions: as they are, and again whenever one opens or ends. The stream ends with
+    the caller's own session, and when the access token expires that it was opened with.
+    """
+    ListUserSessions: _aio.UnaryUnaryMultiCallable[_session_mgr_pb2.ListUserSessionsRequest, _session_mgr_pb2.ListUserSessionsResponse]  # type: ignore[assignment]
+    """Lists a user's live sessions, for a service that answers for them. There are at most five."""
     EndUserSessions: _aio.UnaryUnaryMultiCallable[_session_mgr_pb2.EndUserSessionsRequest, _session_mgr_pb2.EndUserSessionsResponse]  # type: ignore[assignment]
     """Ends all sessions of a user, or one, for a service that must lock them out: a changed password, a stolen
     token.
@@ -149,6 +171,35 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_session_mgr_pb2.RevokeAllSessionsResponse, _abc.Awaitable[_session_mgr_pb2.RevokeAllSessionsResponse]]:
         """Ends all of the caller's sessions, this one included."""
+
+    @_abc_1.abstractmethod
+    def SetAssurance(
+        self,
+        request: _session_mgr_pb2.SetAssuranceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_session_mgr_pb2.SetAssuranceResponse, _abc.Awaitable[_session_mgr_pb2.SetAssuranceResponse]]:
+        """Records that the user of a session has proved anew who they are. Access tokens say so from the next refresh on.
+
+        Errors: SESSION_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchMySessions(
+        self,
+        request: _session_mgr_pb2.WatchMySessionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_session_mgr_pb2.WatchMySessionsResponse], _abc.AsyncIterator[_session_mgr_pb2.WatchMySessionsResponse]]:
+        """Streams the caller's live sessions: as they are, and again whenever one opens or ends. The stream ends with
+        the caller's own session, and when the access token expires that it was opened with.
+        """
+
+    @_abc_1.abstractmethod
+    def ListUserSessions(
+        self,
+        request: _session_mgr_pb2.ListUserSessionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_session_mgr_pb2.ListUserSessionsResponse, _abc.Awaitable[_session_mgr_pb2.ListUserSessionsResponse]]:
+        """Lists a user's live sessions, for a service that answers for them. There are at most five."""
 
     @_abc_1.abstractmethod
     def EndUserSessions(

@@ -27,3 +27,43 @@ class RotationTooSoon(Fault):
     reason = "ROTATION_TOO_SOON"
     code = StatusCode.FAILED_PRECONDITION
     template = "The next key was published moments ago; rotate again in {seconds} s."
+
+class GrantExists(Fault):
+    """The tokens of this grant have been issued already: its code was used before."""
+
+    domain = "token-mgr"
+    reason = "GRANT_EXISTS"
+    code = StatusCode.ALREADY_EXISTS
+    template = "The tokens of this grant have been issued before."
+
+class SubjectTokenInvalid(Fault):
+    """The token to be exchanged is not an access token of the tenant, has expired or was revoked."""
+
+    domain = "token-mgr"
+    reason = "SUBJECT_TOKEN_INVALID"
+    code = StatusCode.INVALID_ARGUMENT
+    template = "The subject token is not a valid access token."
+
+class PermissionNotHeld(Fault):
+    """A token cannot be exchanged for one that may do more."""
+
+    domain = "token-mgr"
+    reason = "PERMISSION_NOT_HELD"
+    code = StatusCode.PERMISSION_DENIED
+    template = "The subject token does not carry {permission}."
+
+class SessionEnded(Fault):
+    """The session that a grant belongs to has ended."""
+
+    domain = "token-mgr"
+    reason = "SESSION_ENDED"
+    code = StatusCode.FAILED_PRECONDITION
+    template = "The session has ended; sign in again."
+
+class ScopeTooWide(Fault):
+    """A refresh cannot widen what was granted."""
+
+    domain = "token-mgr"
+    reason = "SCOPE_TOO_WIDE"
+    code = StatusCode.INVALID_ARGUMENT
+    template = "The scope {scope} is more than was granted."

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from nexus.options.v1 import policy_pb2 as nexus_dot_options_dot_v1_dot_policy__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)nexus/identity/token_mgr/v1/reasons.proto\x12\x1bnexus.identity.token_mgr.v1\x1a\x1dnexus/options/v1/policy.proto*\xe1\x02\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12X\n\x1cREASON_REFRESH_TOKEN_INVALID\x10\x01\x1a\x36\xc2\xf3\x18\x32\x08\x10\x12.The refresh token is not valid; sign in again.\x12y\n\x1bREASON_REFRESH_TOKEN_REUSED\x10\x02\x1aX\xc2\xf3\x18T\x08\x10\x12PThe refresh token had been used before, so its session was ended; sign in again.\x12j\n\x18REASON_ROTATION_TOO_SOON\x10\x03\x1aL\xc2\xf3\x18H\x08\t\x12\x44The next key was published moments ago; rotate again in {seconds} s.b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)nexus/identity/token_mgr/v1/reasons.proto\x12\x1bnexus.identity.token_mgr.v1\x1a\x1dnexus/options/v1/policy.proto*\x80\x06\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12X\n\x1cREASON_REFRESH_TOKEN_INVALID\x10\x01\x1a\x36\xc2\xf3\x18\x32\x08\x10\x12.The refresh token is not valid; sign in again.\x12y\n\x1bREASON_REFRESH_TOKEN_REUSED\x10\x02\x1aX\xc2\xf3\x18T\x08\x10\x12PThe refresh token had been used before, so its session was ended; sign in again.\x12j\n\x18REASON_ROTATION_TOO_SOON\x10\x03\x1aL\xc2\xf3\x18H\x08\t\x12\x44The next key was published moments ago; rotate again in {seconds} s.\x12R\n\x13REASON_GRANT_EXISTS\x10\n\x1a\x39\xc2\xf3\x18\x35\x08\x06\x12\x31The tokens of this grant have been issued before.\x12X\n\x1cREASON_SUBJECT_TOKEN_INVALID\x10\x0b\x1a\x36\xc2\xf3\x18\x32\x08\x03\x12.The subject token is not a valid access token.\x12V\n\x1aREASON_PERMISSION_NOT_HELD\x10\x0c\x1a\x36\xc2\xf3\x18\x32\x08\x07\x12.The subject token does not carry {permission}.\x12G\n\x14REASON_SESSION_ENDED\x10\r\x1a-\xc2\xf3\x18)\x08\t\x12%The session has ended; sign in again.\x12N\n\x15REASON_SCOPE_TOO_WIDE\x10\x0e\x1a\x33\xc2\xf3\x18/\x08\x03\x12+The scope {scope} is more than was granted.b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,6 +38,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REASON'].values_by_name["REASON_REFRESH_TOKEN_REUSED"]._serialized_options = b'\302\363\030T\010\020\022PThe refresh token had been used before, so its session was ended; sign in again.'
   _globals['_REASON'].values_by_name["REASON_ROTATION_TOO_SOON"]._loaded_options = None
   _globals['_REASON'].values_by_name["REASON_ROTATION_TOO_SOON"]._serialized_options = b'\302\363\030H\010\t\022DThe next key was published moments ago; rotate again in {seconds} s.'
+  _globals['_REASON'].values_by_name["REASON_GRANT_EXISTS"]._loaded_options = None
+  _globals['_REASON'].values_by_name["REASON_GRANT_EXISTS"]._serialized_options = b'\302\363\0305\010\006\0221The tokens of this grant have been issued before.'
+  _globals['_REASON'].values_by_name["REASON_SUBJECT_TOKEN_INVALID"]._loaded_options = None
+  _globals['_REASON'].values_by_name["REASON_SUBJECT_TOKEN_INVALID"]._serialized_options = b'\302\363\0302\010\003\022.The subject token is not a valid access token.'
+  _globals['_REASON'].values_by_name["REASON_PERMISSION_NOT_HELD"]._loaded_options = None
+  _globals['_REASON'].values_by_name["REASON_PERMISSION_NOT_HELD"]._serialized_options = b'\302\363\0302\010\007\022.The subject token does not carry {permission}.'
+  _globals['_REASON'].values_by_name["REASON_SESSION_ENDED"]._loaded_options = None
+  _globals['_REASON'].values_by_name["REASON_SESSION_ENDED"]._serialized_options = b'\302\363\030)\010\t\022%The session has ended; sign in again.'
+  _globals['_REASON'].values_by_name["REASON_SCOPE_TOO_WIDE"]._loaded_options = None
+  _globals['_REASON'].values_by_name["REASON_SCOPE_TOO_WIDE"]._serialized_options = b'\302\363\030/\010\003\022+The scope {scope} is more than was granted.'
   _globals['_REASON']._serialized_start=106
-  _globals['_REASON']._serialized_end=459
+  _globals['_REASON']._serialized_end=874
 # @@protoc_insertion_point(module_scope)

@@ -29,6 +29,16 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """A refresh token came back after it had been exchanged: it was copied. The whole family is revoked."""
     REASON_ROTATION_TOO_SOON: _Reason.ValueType  # 3
     """Verifiers have not had time to learn the next key since the last rotation."""
+    REASON_GRANT_EXISTS: _Reason.ValueType  # 10
+    """The tokens of this grant have been issued already: its code was used before."""
+    REASON_SUBJECT_TOKEN_INVALID: _Reason.ValueType  # 11
+    """The token to be exchanged is not an access token of the tenant, has expired or was revoked."""
+    REASON_PERMISSION_NOT_HELD: _Reason.ValueType  # 12
+    """A token cannot be exchanged for one that may do more."""
+    REASON_SESSION_ENDED: _Reason.ValueType  # 13
+    """The session that a grant belongs to has ended."""
+    REASON_SCOPE_TOO_WIDE: _Reason.ValueType  # 14
+    """A refresh cannot widen what was granted."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why token-mgr refuses a call."""
@@ -40,4 +50,14 @@ REASON_REFRESH_TOKEN_REUSED: Reason.ValueType  # 2
 """A refresh token came back after it had been exchanged: it was copied. The whole family is revoked."""
 REASON_ROTATION_TOO_SOON: Reason.ValueType  # 3
 """Verifiers have not had time to learn the next key since the last rotation."""
+REASON_GRANT_EXISTS: Reason.ValueType  # 10
+"""The tokens of this grant have been issued already: its code was used before."""
+REASON_SUBJECT_TOKEN_INVALID: Reason.ValueType  # 11
+"""The token to be exchanged is not an access token of the tenant, has expired or was revoked."""
+REASON_PERMISSION_NOT_HELD: Reason.ValueType  # 12
+"""A token cannot be exchanged for one that may do more."""
+REASON_SESSION_ENDED: Reason.ValueType  # 13
+"""The session that a grant belongs to has ended."""
+REASON_SCOPE_TOO_WIDE: Reason.ValueType  # 14
+"""A refresh cannot widen what was granted."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

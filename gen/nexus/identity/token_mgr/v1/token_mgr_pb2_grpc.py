@@ -55,6 +55,31 @@ class TokenServiceStub:
                 request_serializer=nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.VerifyTokenRequest.SerializeToString,
                 response_deserializer=nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.VerifyTokenResponse.FromString,
                 _registered_method=True)
+        self.IssueGrant = channel.unary_unary(
+                '/nexus.identity.token_mgr.v1.TokenService/IssueGrant',
+                request_serializer=nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.IssueGrantRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.IssueGrantResponse.FromString,
+                _registered_method=True)
+        self.SignIdToken = channel.unary_unary(
+                '/nexus.identity.token_mgr.v1.TokenService/SignIdToken',
+                request_serializer=nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.SignIdTokenRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.SignIdTokenResponse.FromString,
+                _registered_method=True)
+        self.ExchangeToken = channel.unary_unary(
+                '/nexus.identity.token_mgr.v1.TokenService/ExchangeToken',
+                request_serializer=nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.ExchangeTokenRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.ExchangeTokenResponse.FromString,
+                _registered_method=True)
+        self.IntrospectToken = channel.unary_unary(
+                '/nexus.identity.token_mgr.v1.TokenService/IntrospectToken',
+                request_serializer=nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.IntrospectTokenRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.IntrospectTokenResponse.FromString,
+                _registered_method=True)
+        self.RevokeToken = channel.unary_unary(
+                '/nexus.identity.token_mgr.v1.TokenService/RevokeToken',
+                request_serializer=nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.RevokeTokenRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.RevokeTokenResponse.FromString,
+                _registered_method=True)
         self.RevokeFamilies = channel.unary_unary(
                 '/nexus.identity.token_mgr.v1.TokenService/RevokeFamilies',
                 request_serializer=nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.RevokeFamiliesRequest.SerializeToString,
@@ -97,7 +122,7 @@ class TokenServiceServicer:
         exchange the old one is taken once more, for clients that refresh in parallel; later it counts as stolen
         and its whole family is revoked.
 
-        Errors: REFRESH_TOKEN_INVALID, REFRESH_TOKEN_REUSED.
+        Errors: REFRESH_TOKEN_INVALID, REFRESH_TOKEN_REUSED, SCOPE_TOO_WIDE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -110,8 +135,53 @@ class TokenServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def IssueGrant(self, request, context):
+        """Issues the tokens of a grant: what an OAuth client may do, for a user or for itself. A grant is a family like a
+        session's, of its own id, which is the `sid` of its access tokens; it ends with the session it came from.
+
+        Errors: GRANT_EXISTS: one sign-in, code or device gives one grant; SESSION_ENDED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SignIdToken(self, request, context):
+        """Signs an ID token (OpenID Connect Core 1.0, section 2) of the tenant's issuer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExchangeToken(self, request, context):
+        """Exchanges an access token for one of another audience, with no more permissions and no longer life, in which an
+        actor stands beside the user (RFC 8693): a service acts on a user's behalf. It ends when the first one's grant
+        does.
+
+        Errors: SUBJECT_TOKEN_INVALID, PERMISSION_NOT_HELD.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def IntrospectToken(self, request, context):
+        """Says what a token of the tenant stands for right now (RFC 7662), an access or a refresh token of any audience.
+        One that is not good is not an error: it is not active.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeToken(self, request, context):
+        """Revokes the grant of a client's access or refresh token (RFC 7009): all its tokens stop working at once. A token
+        that is not good, or another client's, is passed over.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RevokeFamilies(self, request, context):
-        """Revokes the refresh tokens of sessions. Unknown sessions are passed over.
+        """Revokes the refresh tokens of sessions or grants, and the access tokens of all grants that came from them.
+        Unknown ones are passed over.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -157,6 +227,31 @@ def add_TokenServiceServicer_to_server(servicer, server):
                     servicer.VerifyToken,
                     request_deserializer=nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.VerifyTokenRequest.FromString,
                     response_serializer=nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.VerifyTokenResponse.SerializeToString,
+            ),
+            'IssueGrant': grpc.unary_unary_rpc_method_handler(
+                    servicer.IssueGrant,
+                    request_deserializer=nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.IssueGrantRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.IssueGrantResponse.SerializeToString,
+            ),
+            'SignIdToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.SignIdToken,
+                    request_deserializer=nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.SignIdTokenRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.SignIdTokenResponse.SerializeToString,
+            ),
+            'ExchangeToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExchangeToken,
+                    request_deserializer=nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.ExchangeTokenRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.ExchangeTokenResponse.SerializeToString,
+            ),
+            'IntrospectToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.IntrospectToken,
+                    request_deserializer=nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.IntrospectTokenRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.IntrospectTokenResponse.SerializeToString,
+            ),
+            'RevokeToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeToken,
+                    request_deserializer=nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.RevokeTokenRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.RevokeTokenResponse.SerializeToString,
             ),
             'RevokeFamilies': grpc.unary_unary_rpc_method_handler(
                     servicer.RevokeFamilies,
@@ -283,6 +378,141 @@ class TokenService:
             '/nexus.identity.token_mgr.v1.TokenService/VerifyToken',
             nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.VerifyTokenRequest.SerializeToString,
             nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.VerifyTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def IssueGrant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.token_mgr.v1.TokenService/IssueGrant',
+            nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.IssueGrantRequest.SerializeToString,
+            nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.IssueGrantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SignIdToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.token_mgr.v1.TokenService/SignIdToken',
+            nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.SignIdTokenRequest.SerializeToString,
+            nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.SignIdTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExchangeToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.token_mgr.v1.TokenService/ExchangeToken',
+            nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.ExchangeTokenRequest.SerializeToString,
+            nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.ExchangeTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def IntrospectToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.token_mgr.v1.TokenService/IntrospectToken',
+            nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.IntrospectTokenRequest.SerializeToString,
+            nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.IntrospectTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.token_mgr.v1.TokenService/RevokeToken',
+            nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.RevokeTokenRequest.SerializeToString,
+            nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.RevokeTokenResponse.FromString,
             options,
             channel_credentials,
             insecure,

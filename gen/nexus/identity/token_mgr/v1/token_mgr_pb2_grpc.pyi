@@ -45,12 +45,37 @@ class TokenServiceStub:
     exchange the old one is taken once more, for clients that refresh in parallel; later it counts as stolen
     and its whole family is revoked.
 
-    Errors: REFRESH_TOKEN_INVALID, REFRESH_TOKEN_REUSED.
+    Errors: REFRESH_TOKEN_INVALID, REFRESH_TOKEN_REUSED, SCOPE_TOO_WIDE.
     """
     VerifyToken: _grpc.UnaryUnaryMultiCallable[_token_mgr_pb2.VerifyTokenRequest, _token_mgr_pb2.VerifyTokenResponse]
     """Says whether an access token is good right now, and what it claims."""
+    IssueGrant: _grpc.UnaryUnaryMultiCallable[_token_mgr_pb2.IssueGrantRequest, _token_mgr_pb2.IssueGrantResponse]
+    """Issues the tokens of a grant: what an OAuth client may do, for a user or for itself. A grant is a family like a
+    session's, of its own id, which is the `sid` of its access tokens; it ends with the session it came from.
+
+    Errors: GRANT_EXISTS: one sign-in, code or device gives one grant; SESSION_ENDED.
+    """
+    SignIdToken: _grpc.UnaryUnaryMultiCallable[_token_mgr_pb2.SignIdTokenRequest, _token_mgr_pb2.SignIdTokenResponse]
+    """Signs an ID token (OpenID Connect Core 1.0, section 2) of the tenant's issuer."""
+    ExchangeToken: _grpc.UnaryUnaryMultiCallable[_token_mgr_pb2.ExchangeTokenRequest, _token_mgr_pb2.ExchangeTokenResponse]
+    """Exchanges an access token for one of another audience, with no more permissions and no longer life, in which an
+    actor stands beside the user (RFC 8693): a service acts on a user's behalf. It ends when the first one's grant
+    does.
+
+    Errors: SUBJECT_TOKEN_INVALID, PERMISSION_NOT_HELD.
+    """
+    IntrospectToken: _grpc.UnaryUnaryMultiCallable[_token_mgr_pb2.IntrospectTokenRequest, _token_mgr_pb2.IntrospectTokenResponse]
+    """Says what a token of the tenant stands for right now (RFC 7662), an access or a refresh token of any audience.
+    One that is not good is not an error: it is not active.
+    """
+    RevokeToken: _grpc.UnaryUnaryMultiCallable[_token_mgr_pb2.RevokeTokenRequest, _token_mgr_pb2.RevokeTokenResponse]
+    """Revokes the grant of a client's access or refresh token (RFC 7009): all its tokens stop working at once. A token
+    that is not good, or another client's, is passed over.
+    """
     RevokeFamilies: _grpc.UnaryUnaryMultiCallable[_token_mgr_pb2.RevokeFamiliesRequest, _token_mgr_pb2.RevokeFamiliesResponse]
-    """Revokes the refresh tokens of sessions. Unknown sessions are passed over."""
+    """Revokes the refresh tokens of sessions or grants, and the access tokens of all grants that came from them.
+    Unknown ones are passed over.
+    """
     RotateKeys: _grpc.UnaryUnaryMultiCallable[_token_mgr_pb2.RotateKeysRequest, _token_mgr_pb2.RotateKeysResponse]
     """Makes the next signing key the current one and publishes a new next key. Tokens signed before verify
     until they expire.
@@ -79,12 +104,37 @@ class TokenServiceAsyncStub(TokenServiceStub):
     exchange the old one is taken once more, for clients that refresh in parallel; later it counts as stolen
     and its whole family is revoked.
 
-    Errors: REFRESH_TOKEN_INVALID, REFRESH_TOKEN_REUSED.
+    Errors: REFRESH_TOKEN_INVALID, REFRESH_TOKEN_REUSED, SCOPE_TOO_WIDE.
     """
     VerifyToken: _aio.UnaryUnaryMultiCallable[_token_mgr_pb2.VerifyTokenRequest, _token_mgr_pb2.VerifyTokenResponse]  # type: ignore[assignment]
     """Says whether an access token is good right now, and what it claims."""
+    IssueGrant: _aio.UnaryUnaryMultiCallable[_token_mgr_pb2.IssueGrantRequest, _token_mgr_pb2.IssueGrantResponse]  # type: ignore[assignment]
+    """Issues the tokens of a grant: what an OAuth client may do, for a user or for itself. A grant is a family like a
+    session's, of its own id, which is the `sid` of its access tokens; it ends with the session it came from.
+
+    Errors: GRANT_EXISTS: one sign-in, code or device gives one grant; SESSION_ENDED.
+    """
+    SignIdToken: _aio.UnaryUnaryMultiCallable[_token_mgr_pb2.SignIdTokenRequest, _token_mgr_pb2.SignIdTokenResponse]  # type: ignore[assignment]
+    """Signs an ID token (OpenID Connect Core 1.0, section 2) of the tenant's issuer."""
+    ExchangeToken: _aio.UnaryUnaryMultiCallable[_token_mgr_pb2.ExchangeTokenRequest, _token_mgr_pb2.ExchangeTokenResponse]  # type: ignore[assignment]
+    """Exchanges an access token for one of another audience, with no more permissions and no longer life, in which an
+    actor stands beside the user (RFC 8693): a service acts on a user's behalf. It ends when the first one's grant
+    does.
+
+    Errors: SUBJECT_TOKEN_INVALID, PERMISSION_NOT_HELD.
+    """
+    IntrospectToken: _aio.UnaryUnaryMultiCallable[_token_mgr_pb2.IntrospectTokenRequest, _token_mgr_pb2.IntrospectTokenResponse]  # type: ignore[assignment]
+    """Says what a token of the tenant stands for right now (RFC 7662), an access or a refresh token of any audience.
+    One that is not good is not an error: it is not active.
+    """
+    RevokeToken: _aio.UnaryUnaryMultiCallable[_token_mgr_pb2.RevokeTokenRequest, _token_mgr_pb2.RevokeTokenResponse]  # type: ignore[assignment]
+    """Revokes the grant of a client's access or refresh token (RFC 7009): all its tokens stop working at once. A token
+    that is not good, or another client's, is passed over.
+    """
     RevokeFamilies: _aio.UnaryUnaryMultiCallable[_token_mgr_pb2.RevokeFamiliesRequest, _token_mgr_pb2.RevokeFamiliesResponse]  # type: ignore[assignment]
-    """Revokes the refresh tokens of sessions. Unknown sessions are passed over."""
+    """Revokes the refresh tokens of sessions or grants, and the access tokens of all grants that came from them.
+    Unknown ones are passed over.
+    """
     RotateKeys: _aio.UnaryUnaryMultiCallable[_token_mgr_pb2.RotateKeysRequest, _token_mgr_pb2.RotateKeysResponse]  # type: ignore[assignment]
     """Makes the next signing key the current one and publishes a new next key. Tokens signed before verify
     until they expire.
@@ -128,7 +178,7 @@ class TokenServiceServicer(metaclass=_abc_1.ABCMeta):
         exchange the old one is taken once more, for clients that refresh in parallel; later it counts as stolen
         and its whole family is revoked.
 
-        Errors: REFRESH_TOKEN_INVALID, REFRESH_TOKEN_REUSED.
+        Errors: REFRESH_TOKEN_INVALID, REFRESH_TOKEN_REUSED, SCOPE_TOO_WIDE.
         """
 
     @_abc_1.abstractmethod
@@ -140,12 +190,67 @@ class TokenServiceServicer(metaclass=_abc_1.ABCMeta):
         """Says whether an access token is good right now, and what it claims."""
 
     @_abc_1.abstractmethod
+    def IssueGrant(
+        self,
+        request: _token_mgr_pb2.IssueGrantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_token_mgr_pb2.IssueGrantResponse, _abc.Awaitable[_token_mgr_pb2.IssueGrantResponse]]:
+        """Issues the tokens of a grant: what an OAuth client may do, for a user or for itself. A grant is a family like a
+        session's, of its own id, which is the `sid` of its access tokens; it ends with the session it came from.
+
+        Errors: GRANT_EXISTS: one sign-in, code or device gives one grant; SESSION_ENDED.
+        """
+
+    @_abc_1.abstractmethod
+    def SignIdToken(
+        self,
+        request: _token_mgr_pb2.SignIdTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_token_mgr_pb2.SignIdTokenResponse, _abc.Awaitable[_token_mgr_pb2.SignIdTokenResponse]]:
+        """Signs an ID token (OpenID Connect Core 1.0, section 2) of the tenant's issuer."""
+
+    @_abc_1.abstractmethod
+    def ExchangeToken(
+        self,
+        request: _token_mgr_pb2.ExchangeTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_token_mgr_pb2.ExchangeTokenResponse, _abc.Awaitable[_token_mgr_pb2.ExchangeTokenResponse]]:
+        """Exchanges an access token for one of another audience, with no more permissions and no longer life, in which an
+        actor stands beside the user (RFC 8693): a service acts on a user's behalf. It ends when the first one's grant
+        does.
+
+        Errors: SUBJECT_TOKEN_INVALID, PERMISSION_NOT_HELD.
+        """
+
+    @_abc_1.abstractmethod
+    def IntrospectToken(
+        self,
+        request: _token_mgr_pb2.IntrospectTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_token_mgr_pb2.IntrospectTokenResponse, _abc.Awaitable[_token_mgr_pb2.IntrospectTokenResponse]]:
+        """Says what a token of the tenant stands for right now (RFC 7662), an access or a refresh token of any audience.
+        One that is not good is not an error: it is not active.
+        """
+
+    @_abc_1.abstractmethod
+    def RevokeToken(
+        self,
+        request: _token_mgr_pb2.RevokeTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_token_mgr_pb2.RevokeTokenResponse, _abc.Awaitable[_token_mgr_pb2.RevokeTokenResponse]]:
+        """Revokes the grant of a client's access or refresh token (RFC 7009): all its tokens stop working at once. A token
+        that is not good, or another client's, is passed over.
+        """
+
+    @_abc_1.abstractmethod
     def RevokeFamilies(
         self,
         request: _token_mgr_pb2.RevokeFamiliesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_token_mgr_pb2.RevokeFamiliesResponse, _abc.Awaitable[_token_mgr_pb2.RevokeFamiliesResponse]]:
-        """Revokes the refresh tokens of sessions. Unknown sessions are passed over."""
+        """Revokes the refresh tokens of sessions or grants, and the access tokens of all grants that came from them.
+        Unknown ones are passed over.
+        """
 
     @_abc_1.abstractmethod
     def RotateKeys(

@@ -51,3 +51,91 @@ class EmailNotVerified(Fault):
     reason = "EMAIL_NOT_VERIFIED"
     code = StatusCode.FAILED_PRECONDITION
     template = "Verify your e-mail address first; the code is in your mailbox."
+
+class SignInLocked(Fault):
+    """Too many wrong passwords for this address, known or not; `google.rpc.RetryInfo` says when to come back."""
+
+    domain = "user-auth"
+    reason = "SIGN_IN_LOCKED"
+    code = StatusCode.PERMISSION_DENIED
+    template = "Too many wrong attempts; try again in {seconds} s."
+
+class UserDisabled(Fault):
+    """The password is right; the user has been disabled."""
+
+    domain = "user-auth"
+    reason = "USER_DISABLED"
+    code = StatusCode.PERMISSION_DENIED
+    template = "This user has been disabled."
+
+class UserChanged(Fault):
+    """Somebody else changed the user or role since its etag was read."""
+
+    domain = "user-auth"
+    reason = "USER_CHANGED"
+    code = StatusCode.ABORTED
+    template = "It has been changed since you read it; read it again."
+
+class LastOwner(Fault):
+    """The tenant would be left without an active owner."""
+
+    domain = "user-auth"
+    reason = "LAST_OWNER"
+    code = StatusCode.FAILED_PRECONDITION
+    template = "A tenant needs an active owner; make somebody else one first."
+
+class RoleNotFound(Fault):
+    """The tenant has no role of this name."""
+
+    domain = "user-auth"
+    reason = "ROLE_NOT_FOUND"
+    code = StatusCode.NOT_FOUND
+    template = "There is no role {role}."
+
+class RoleBuiltIn(Fault):
+    """The role belongs to every tenant and cannot be changed."""
+
+    domain = "user-auth"
+    reason = "ROLE_BUILT_IN"
+    code = StatusCode.FAILED_PRECONDITION
+    template = "The role {role} is built in and cannot be changed."
+
+class RoleInUse(Fault):
+    """Users still have the role."""
+
+    domain = "user-auth"
+    reason = "ROLE_IN_USE"
+    code = StatusCode.FAILED_PRECONDITION
+    template = "{users} users still have the role {role}."
+
+class RoleBeyondOwn(Fault):
+    """Nobody gives away or takes what they may not do themselves."""
+
+    domain = "user-auth"
+    reason = "ROLE_BEYOND_OWN"
+    code = StatusCode.PERMISSION_DENIED
+    template = "The role {role} permits {permission}, which you may not do yourself."
+
+class PermissionUnknown(Fault):
+    """No method of the platform asks for this permission."""
+
+    domain = "user-auth"
+    reason = "PERMISSION_UNKNOWN"
+    code = StatusCode.INVALID_ARGUMENT
+    template = "There is no permission {permission}."
+
+class IdentityNotLinked(Fault):
+    """No user of the tenant is linked to this identity."""
+
+    domain = "user-auth"
+    reason = "IDENTITY_NOT_LINKED"
+    code = StatusCode.NOT_FOUND
+    template = "This identity is not linked to a user."
+
+class IdentityTaken(Fault):
+    """The identity is linked to another user of the tenant."""
+
+    domain = "user-auth"
+    reason = "IDENTITY_TAKEN"
+    code = StatusCode.ALREADY_EXISTS
+    template = "This identity is already linked to another user."

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from nexus.options.v1 import policy_pb2 as nexus_dot_options_dot_v1_dot_policy__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)nexus/identity/user_auth/v1/reasons.proto\x12\x1bnexus.identity.user_auth.v1\x1a\x1dnexus/options/v1/policy.proto*\x8e\x04\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12N\n\x12REASON_EMAIL_TAKEN\x10\x01\x1a\x36\xc2\xf3\x18\x32\x08\x06\x12.This e-mail address already belongs to a user.\x12\x41\n\x14REASON_PASSWORD_WEAK\x10\x02\x1a\'\xc2\xf3\x18#\x08\x03\x12\x1f\x43hoose another password: {why}.\x12\\\n\x13REASON_CODE_INVALID\x10\x03\x1a\x43\xc2\xf3\x18?\x08\x03\x12;This code is not valid, or not any more; ask for a new one.\x12>\n\x15REASON_USER_NOT_FOUND\x10\x04\x1a#\xc2\xf3\x18\x1f\x08\x05\x12\x1bThere is no user {user_id}.\x12T\n\x1aREASON_CREDENTIALS_INVALID\x10\x05\x1a\x34\xc2\xf3\x18\x30\x08\x10\x12,The e-mail address or the password is wrong.\x12\x65\n\x19REASON_EMAIL_NOT_VERIFIED\x10\x06\x1a\x46\xc2\xf3\x18\x42\x08\t\x12>Verify your e-mail address first; the code is in your mailbox.b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)nexus/identity/user_auth/v1/reasons.proto\x12\x1bnexus.identity.user_auth.v1\x1a\x1dnexus/options/v1/policy.proto*\x95\x0b\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12N\n\x12REASON_EMAIL_TAKEN\x10\x01\x1a\x36\xc2\xf3\x18\x32\x08\x06\x12.This e-mail address already belongs to a user.\x12\x41\n\x14REASON_PASSWORD_WEAK\x10\x02\x1a\'\xc2\xf3\x18#\x08\x03\x12\x1f\x43hoose another password: {why}.\x12\\\n\x13REASON_CODE_INVALID\x10\x03\x1a\x43\xc2\xf3\x18?\x08\x03\x12;This code is not valid, or not any more; ask for a new one.\x12>\n\x15REASON_USER_NOT_FOUND\x10\x04\x1a#\xc2\xf3\x18\x1f\x08\x05\x12\x1bThere is no user {user_id}.\x12T\n\x1aREASON_CREDENTIALS_INVALID\x10\x05\x1a\x34\xc2\xf3\x18\x30\x08\x10\x12,The e-mail address or the password is wrong.\x12\x65\n\x19REASON_EMAIL_NOT_VERIFIED\x10\x06\x1a\x46\xc2\xf3\x18\x42\x08\t\x12>Verify your e-mail address first; the code is in your mailbox.\x12U\n\x15REASON_SIGN_IN_LOCKED\x10\x07\x1a:\xc2\xf3\x18\x36\x08\x07\x12\x32Too many wrong attempts; try again in {seconds} s.\x12>\n\x14REASON_USER_DISABLED\x10\x08\x1a$\xc2\xf3\x18 \x08\x07\x12\x1cThis user has been disabled.\x12V\n\x13REASON_USER_CHANGED\x10\t\x1a=\xc2\xf3\x18\x39\x08\n\x12\x35It has been changed since you read it; read it again.\x12\\\n\x11REASON_LAST_OWNER\x10\n\x1a\x45\xc2\xf3\x18\x41\x08\t\x12=A tenant needs an active owner; make somebody else one first.\x12;\n\x15REASON_ROLE_NOT_FOUND\x10\x0b\x1a \xc2\xf3\x18\x1c\x08\x05\x12\x18There is no role {role}.\x12T\n\x14REASON_ROLE_BUILT_IN\x10\x0c\x1a:\xc2\xf3\x18\x36\x08\t\x12\x32The role {role} is built in and cannot be changed.\x12I\n\x12REASON_ROLE_IN_USE\x10\r\x1a\x31\xc2\xf3\x18-\x08\t\x12){users} users still have the role {role}.\x12h\n\x16REASON_ROLE_BEYOND_OWN\x10\x0e\x1aL\xc2\xf3\x18H\x08\x07\x12\x44The role {role} permits {permission}, which you may not do yourself.\x12K\n\x19REASON_PERMISSION_UNKNOWN\x10\x0f\x1a,\xc2\xf3\x18(\x08\x03\x12$There is no permission {permission}.\x12N\n\x1aREASON_IDENTITY_NOT_LINKED\x10\x10\x1a.\xc2\xf3\x18*\x08\x05\x12&This identity is not linked to a user.\x12S\n\x15REASON_IDENTITY_TAKEN\x10\x11\x1a\x38\xc2\xf3\x18\x34\x08\x06\x12\x30This identity is already linked to another user.b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,6 +44,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REASON'].values_by_name["REASON_CREDENTIALS_INVALID"]._serialized_options = b'\302\363\0300\010\020\022,The e-mail address or the password is wrong.'
   _globals['_REASON'].values_by_name["REASON_EMAIL_NOT_VERIFIED"]._loaded_options = None
   _globals['_REASON'].values_by_name["REASON_EMAIL_NOT_VERIFIED"]._serialized_options = b'\302\363\030B\010\t\022>Verify your e-mail address first; the code is in your mailbox.'
+  _globals['_REASON'].values_by_name["REASON_SIGN_IN_LOCKED"]._loaded_options = None
+  _globals['_REASON'].values_by_name["REASON_SIGN_IN_LOCKED"]._serialized_options = b'\302\363\0306\010\007\0222Too many wrong attempts; try again in {seconds} s.'
+  _globals['_REASON'].values_by_name["REASON_USER_DISABLED"]._loaded_options = None
+  _globals['_REASON'].values_by_name["REASON_USER_DISABLED"]._serialized_options = b'\302\363\030 \010\007\022\034This user has been disabled.'
+  _globals['_REASON'].values_by_name["REASON_USER_CHANGED"]._loaded_options = None
+  _globals['_REASON'].values_by_name["REASON_USER_CHANGED"]._serialized_options = b'\302\363\0309\010\n\0225It has been changed since you read it; read it again.'
+  _globals['_REASON'].values_by_name["REASON_LAST_OWNER"]._loaded_options = None
+  _globals['_REASON'].values_by_name["REASON_LAST_OWNER"]._serialized_options = b'\302\363\030A\010\t\022=A tenant needs an active owner; make somebody else one first.'
+  _globals['_REASON'].values_by_name["REASON_ROLE_NOT_FOUND"]._loaded_options = None
+  _globals['_REASON'].values_by_name["REASON_ROLE_NOT_FOUND"]._serialized_options = b'\302\363\030\034\010\005\022\030There is no role {role}.'
+  _globals['_REASON'].values_by_name["REASON_ROLE_BUILT_IN"]._loaded_options = None
+  _globals['_REASON'].values_by_name["REASON_ROLE_BUILT_IN"]._serialized_options = b'\302\363\0306\010\t\0222The role {role} is built in and cannot be changed.'
+  _globals['_REASON'].values_by_name["REASON_ROLE_IN_USE"]._loaded_options = None
+  _globals['_REASON'].values_by_name["REASON_ROLE_IN_USE"]._serialized_options = b'\302\363\030-\010\t\022){users} users still have the role {role}.'
+  _globals['_REASON'].values_by_name["REASON_ROLE_BEYOND_OWN"]._loaded_options = None
+  _globals['_REASON'].values_by_name["REASON_ROLE_BEYOND_OWN"]._serialized_options = b'\302\363\030H\010\007\022DThe role {role} permits {permission}, which you may not do yourself.'
+  _globals['_REASON'].values_by_name["REASON_PERMISSION_UNKNOWN"]._loaded_options = None
+  _globals['_REASON'].values_by_name["REASON_PERMISSION_UNKNOWN"]._serialized_options = b'\302\363\030(\010\003\022$There is no permission {permission}.'
+  _globals['_REASON'].values_by_name["REASON_IDENTITY_NOT_LINKED"]._loaded_options = None
+  _globals['_REASON'].values_by_name["REASON_IDENTITY_NOT_LINKED"]._serialized_options = b'\302\363\030*\010\005\022&This identity is not linked to a user.'
+  _globals['_REASON'].values_by_name["REASON_IDENTITY_TAKEN"]._loaded_options = None
+  _globals['_REASON'].values_by_name["REASON_IDENTITY_TAKEN"]._serialized_options = b'\302\363\0304\010\006\0220This identity is already linked to another user.'
   _globals['_REASON']._serialized_start=106
-  _globals['_REASON']._serialized_end=632
+  _globals['_REASON']._serialized_end=1535
 # @@protoc_insertion_point(module_scope)

@@ -35,6 +35,28 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The e-mail address and the password do not belong together. The same answer for a user that does not exist."""
     REASON_EMAIL_NOT_VERIFIED: _Reason.ValueType  # 6
     """The password is right; the e-mail address has not been verified yet."""
+    REASON_SIGN_IN_LOCKED: _Reason.ValueType  # 7
+    """Too many wrong passwords for this address, known or not; `google.rpc.RetryInfo` says when to come back."""
+    REASON_USER_DISABLED: _Reason.ValueType  # 8
+    """The password is right; the user has been disabled."""
+    REASON_USER_CHANGED: _Reason.ValueType  # 9
+    """Somebody else changed the user or role since its etag was read."""
+    REASON_LAST_OWNER: _Reason.ValueType  # 10
+    """The tenant would be left without an active owner."""
+    REASON_ROLE_NOT_FOUND: _Reason.ValueType  # 11
+    """The tenant has no role of this name."""
+    REASON_ROLE_BUILT_IN: _Reason.ValueType  # 12
+    """The role belongs to every tenant and cannot be changed."""
+    REASON_ROLE_IN_USE: _Reason.ValueType  # 13
+    """Users still have the role."""
+    REASON_ROLE_BEYOND_OWN: _Reason.ValueType  # 14
+    """Nobody gives away or takes what they may not do themselves."""
+    REASON_PERMISSION_UNKNOWN: _Reason.ValueType  # 15
+    """No method of the platform asks for this permission."""
+    REASON_IDENTITY_NOT_LINKED: _Reason.ValueType  # 16
+    """No user of the tenant is linked to this identity."""
+    REASON_IDENTITY_TAKEN: _Reason.ValueType  # 17
+    """The identity is linked to another user of the tenant."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why user-auth refuses a call."""
@@ -52,4 +74,26 @@ REASON_CREDENTIALS_INVALID: Reason.ValueType  # 5
 """The e-mail address and the password do not belong together. The same answer for a user that does not exist."""
 REASON_EMAIL_NOT_VERIFIED: Reason.ValueType  # 6
 """The password is right; the e-mail address has not been verified yet."""
+REASON_SIGN_IN_LOCKED: Reason.ValueType  # 7
+"""Too many wrong passwords for this address, known or not; `google.rpc.RetryInfo` says when to come back."""
+REASON_USER_DISABLED: Reason.ValueType  # 8
+"""The password is right; the user has been disabled."""
+REASON_USER_CHANGED: Reason.ValueType  # 9
+"""Somebody else changed the user or role since its etag was read."""
+REASON_LAST_OWNER: Reason.ValueType  # 10
+"""The tenant would be left without an active owner."""
+REASON_ROLE_NOT_FOUND: Reason.ValueType  # 11
+"""The tenant has no role of this name."""
+REASON_ROLE_BUILT_IN: Reason.ValueType  # 12
+"""The role belongs to every tenant and cannot be changed."""
+REASON_ROLE_IN_USE: Reason.ValueType  # 13
+"""Users still have the role."""
+REASON_ROLE_BEYOND_OWN: Reason.ValueType  # 14
+"""Nobody gives away or takes what they may not do themselves."""
+REASON_PERMISSION_UNKNOWN: Reason.ValueType  # 15
+"""No method of the platform asks for this permission."""
+REASON_IDENTITY_NOT_LINKED: Reason.ValueType  # 16
+"""No user of the tenant is linked to this identity."""
+REASON_IDENTITY_TAKEN: Reason.ValueType  # 17
+"""The identity is linked to another user of the tenant."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

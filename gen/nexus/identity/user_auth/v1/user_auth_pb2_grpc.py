@@ -75,6 +75,131 @@ class UserServiceStub:
                 request_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ResolveUserRequest.SerializeToString,
                 response_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ResolveUserResponse.FromString,
                 _registered_method=True)
+        self.ListUsers = channel.unary_unary(
+                '/nexus.identity.user_auth.v1.UserService/ListUsers',
+                request_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ListUsersRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ListUsersResponse.FromString,
+                _registered_method=True)
+        self.UpdateUser = channel.unary_unary(
+                '/nexus.identity.user_auth.v1.UserService/UpdateUser',
+                request_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.UpdateUserRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.UpdateUserResponse.FromString,
+                _registered_method=True)
+        self.DisableUser = channel.unary_unary(
+                '/nexus.identity.user_auth.v1.UserService/DisableUser',
+                request_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.DisableUserRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.DisableUserResponse.FromString,
+                _registered_method=True)
+        self.EnableUser = channel.unary_unary(
+                '/nexus.identity.user_auth.v1.UserService/EnableUser',
+                request_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.EnableUserRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.EnableUserResponse.FromString,
+                _registered_method=True)
+        self.ExportUser = channel.unary_unary(
+                '/nexus.identity.user_auth.v1.UserService/ExportUser',
+                request_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ExportUserRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ExportUserResponse.FromString,
+                _registered_method=True)
+        self.ExportMe = channel.unary_unary(
+                '/nexus.identity.user_auth.v1.UserService/ExportMe',
+                request_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ExportMeRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ExportMeResponse.FromString,
+                _registered_method=True)
+        self.EraseUser = channel.unary_unary(
+                '/nexus.identity.user_auth.v1.UserService/EraseUser',
+                request_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.EraseUserRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.EraseUserResponse.FromString,
+                _registered_method=True)
+        self.EraseMe = channel.unary_unary(
+                '/nexus.identity.user_auth.v1.UserService/EraseMe',
+                request_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.EraseMeRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.EraseMeResponse.FromString,
+                _registered_method=True)
+        self.StartRecovery = channel.unary_unary(
+                '/nexus.identity.user_auth.v1.UserService/StartRecovery',
+                request_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.StartRecoveryRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.StartRecoveryResponse.FromString,
+                _registered_method=True)
+        self.CompleteRecovery = channel.unary_unary(
+                '/nexus.identity.user_auth.v1.UserService/CompleteRecovery',
+                request_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.CompleteRecoveryRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.CompleteRecoveryResponse.FromString,
+                _registered_method=True)
+        self.ResetPassword = channel.unary_unary(
+                '/nexus.identity.user_auth.v1.UserService/ResetPassword',
+                request_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ResetPasswordRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ResetPasswordResponse.FromString,
+                _registered_method=True)
+        self.ListRoles = channel.unary_unary(
+                '/nexus.identity.user_auth.v1.UserService/ListRoles',
+                request_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ListRolesRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ListRolesResponse.FromString,
+                _registered_method=True)
+        self.SetRole = channel.unary_unary(
+                '/nexus.identity.user_auth.v1.UserService/SetRole',
+                request_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.SetRoleRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.SetRoleResponse.FromString,
+                _registered_method=True)
+        self.DeleteRole = channel.unary_unary(
+                '/nexus.identity.user_auth.v1.UserService/DeleteRole',
+                request_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.DeleteRoleRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.DeleteRoleResponse.FromString,
+                _registered_method=True)
+        self.ListPermissions = channel.unary_unary(
+                '/nexus.identity.user_auth.v1.UserService/ListPermissions',
+                request_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ListPermissionsRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ListPermissionsResponse.FromString,
+                _registered_method=True)
+        self.AssignRoles = channel.unary_unary(
+                '/nexus.identity.user_auth.v1.UserService/AssignRoles',
+                request_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.AssignRolesRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.AssignRolesResponse.FromString,
+                _registered_method=True)
+        self.RemoveRoles = channel.unary_unary(
+                '/nexus.identity.user_auth.v1.UserService/RemoveRoles',
+                request_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.RemoveRolesRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.RemoveRolesResponse.FromString,
+                _registered_method=True)
+        self.GetPasswordPolicy = channel.unary_unary(
+                '/nexus.identity.user_auth.v1.UserService/GetPasswordPolicy',
+                request_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.GetPasswordPolicyRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.GetPasswordPolicyResponse.FromString,
+                _registered_method=True)
+        self.SetPasswordPolicy = channel.unary_unary(
+                '/nexus.identity.user_auth.v1.UserService/SetPasswordPolicy',
+                request_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.SetPasswordPolicyRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.SetPasswordPolicyResponse.FromString,
+                _registered_method=True)
+        self.ListMyIdentities = channel.unary_unary(
+                '/nexus.identity.user_auth.v1.UserService/ListMyIdentities',
+                request_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ListMyIdentitiesRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ListMyIdentitiesResponse.FromString,
+                _registered_method=True)
+        self.UnlinkIdentity = channel.unary_unary(
+                '/nexus.identity.user_auth.v1.UserService/UnlinkIdentity',
+                request_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.UnlinkIdentityRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.UnlinkIdentityResponse.FromString,
+                _registered_method=True)
+        self.LinkIdentity = channel.unary_unary(
+                '/nexus.identity.user_auth.v1.UserService/LinkIdentity',
+                request_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.LinkIdentityRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.LinkIdentityResponse.FromString,
+                _registered_method=True)
+        self.ResolveIdentity = channel.unary_unary(
+                '/nexus.identity.user_auth.v1.UserService/ResolveIdentity',
+                request_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ResolveIdentityRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ResolveIdentityResponse.FromString,
+                _registered_method=True)
+        self.CheckPassword = channel.unary_unary(
+                '/nexus.identity.user_auth.v1.UserService/CheckPassword',
+                request_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.CheckPasswordRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.CheckPasswordResponse.FromString,
+                _registered_method=True)
+        self.ConfirmSignIn = channel.unary_unary(
+                '/nexus.identity.user_auth.v1.UserService/ConfirmSignIn',
+                request_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ConfirmSignInRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ConfirmSignInResponse.FromString,
+                _registered_method=True)
 
 
 class UserServiceServicer:
@@ -119,7 +244,7 @@ class UserServiceServicer:
     def ChangePassword(self, request, context):
         """Changes the caller's password and ends all of their sessions, this one included.
 
-        Errors: CREDENTIALS_INVALID when the current password is wrong, PASSWORD_WEAK.
+        Errors: CREDENTIALS_INVALID when the current password is wrong, SIGN_IN_LOCKED, PASSWORD_WEAK.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -129,7 +254,8 @@ class UserServiceServicer:
         """Checks an e-mail address and a password for a service that signs users in. Takes equally long whether
         the user exists or not.
 
-        Errors: CREDENTIALS_INVALID, EMAIL_NOT_VERIFIED.
+        Errors: CREDENTIALS_INVALID, SIGN_IN_LOCKED after several wrong passwords, for longer each time; EMAIL_NOT_VERIFIED
+        and USER_DISABLED, if the password is right.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -148,7 +274,226 @@ class UserServiceServicer:
     def ResolveUser(self, request, context):
         """Returns a user and what they may do, for a service that acts for them.
 
+        Errors: USER_NOT_FOUND, USER_DISABLED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListUsers(self, request, context):
+        """Lists the users of the tenant in the order in which they came.
+
+        Errors: PAGE_TOKEN_INVALID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateUser(self, request, context):
+        """Changes a user. A new e-mail address has to be verified; a code is mailed to it.
+
+        Errors: USER_NOT_FOUND, USER_CHANGED when the etag is not the user's, EMAIL_TAKEN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DisableUser(self, request, context):
+        """Keeps a user from signing in and ends all of their sessions. Sends UserDisabled.
+
+        Errors: USER_NOT_FOUND, LAST_OWNER.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EnableUser(self, request, context):
+        """Lets a disabled user sign in again.
+
         Errors: USER_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportUser(self, request, context):
+        """Returns everything that user-auth and session-mgr keep about a user (GDPR, article 15).
+
+        Errors: USER_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportMe(self, request, context):
+        """Returns everything that user-auth and session-mgr keep about the caller (GDPR, article 15).
+
+        Errors: USER_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EraseUser(self, request, context):
+        """Erases a user (GDPR, article 17): their rows are deleted, their sessions end, their address is free again.
+        Sends UserErased, upon which the other services erase what they keep about the user.
+
+        Errors: USER_NOT_FOUND, LAST_OWNER.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EraseMe(self, request, context):
+        """Erases the caller, who proves with the password that it is them.
+
+        Errors: CREDENTIALS_INVALID, SIGN_IN_LOCKED, LAST_OWNER, USER_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StartRecovery(self, request, context):
+        """Mails a code that sets a new password, if the address belongs to a user. Whether it does cannot be told from
+        the answer or from its time: the request is noted, and looked into later.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CompleteRecovery(self, request, context):
+        """Sets a new password with the code mailed by StartRecovery or ResetPassword, and ends all sessions of the user.
+        A code works once, for an hour.
+
+        Errors: CODE_INVALID, PASSWORD_WEAK.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResetPassword(self, request, context):
+        """Takes away a user's password, ends all of their sessions and mails them a code to set a new one.
+
+        Errors: USER_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRoles(self, request, context):
+        """Lists the roles of the tenant; at most 500.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetRole(self, request, context):
+        """Creates or replaces a role. It is in force with the next access token of each of its users.
+
+        Errors: ROLE_BUILT_IN, PERMISSION_UNKNOWN, ROLE_BEYOND_OWN, USER_CHANGED when the etag is not the role's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteRole(self, request, context):
+        """Deletes a role that no user has.
+
+        Errors: ROLE_NOT_FOUND, ROLE_BUILT_IN, ROLE_IN_USE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPermissions(self, request, context):
+        """Lists the permissions that methods of the platform ask for: what a role can allow or deny.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AssignRoles(self, request, context):
+        """Gives a user roles, in force with the next access token. Nobody gives what they may not do themselves.
+
+        Errors: USER_NOT_FOUND, ROLE_NOT_FOUND, ROLE_BEYOND_OWN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveRoles(self, request, context):
+        """Takes roles from a user, in force with the next access token. Roles that the user has not are passed over.
+
+        Errors: USER_NOT_FOUND, ROLE_BEYOND_OWN, LAST_OWNER.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetPasswordPolicy(self, request, context):
+        """Returns what the tenant asks of a password.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetPasswordPolicy(self, request, context):
+        """Changes what the tenant asks of a password, from the next one that is chosen on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListMyIdentities(self, request, context):
+        """Lists the identities elsewhere by which the caller can sign in.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnlinkIdentity(self, request, context):
+        """Takes away one of the caller's identities elsewhere.
+
+        Errors: IDENTITY_NOT_LINKED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LinkIdentity(self, request, context):
+        """Links an identity that an upstream provider vouches for to a user, or to a new one without a password. Linking
+        it again to the same user changes nothing. An address that is taken is never linked unasked: its owner signs in
+        and links it.
+
+        Errors: IDENTITY_TAKEN, USER_NOT_FOUND, EMAIL_TAKEN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResolveIdentity(self, request, context):
+        """Returns the user that an identity elsewhere is linked to.
+
+        Errors: IDENTITY_NOT_LINKED, USER_DISABLED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckPassword(self, request, context):
+        """Checks the password of a user who is signed in already, for a service that asks them to prove themselves anew.
+
+        Errors: CREDENTIALS_INVALID, SIGN_IN_LOCKED, USER_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ConfirmSignIn(self, request, context):
+        """Says whether what proved a user's identity still does, after their session has been opened: a password changed,
+        a user disabled or erased meanwhile would otherwise leave a session behind.
+
+        Errors: CREDENTIALS_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -196,6 +541,131 @@ def add_UserServiceServicer_to_server(servicer, server):
                     servicer.ResolveUser,
                     request_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ResolveUserRequest.FromString,
                     response_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ResolveUserResponse.SerializeToString,
+            ),
+            'ListUsers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListUsers,
+                    request_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ListUsersRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ListUsersResponse.SerializeToString,
+            ),
+            'UpdateUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateUser,
+                    request_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.UpdateUserRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.UpdateUserResponse.SerializeToString,
+            ),
+            'DisableUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.DisableUser,
+                    request_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.DisableUserRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.DisableUserResponse.SerializeToString,
+            ),
+            'EnableUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.EnableUser,
+                    request_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.EnableUserRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.EnableUserResponse.SerializeToString,
+            ),
+            'ExportUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExportUser,
+                    request_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ExportUserRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ExportUserResponse.SerializeToString,
+            ),
+            'ExportMe': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExportMe,
+                    request_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ExportMeRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ExportMeResponse.SerializeToString,
+            ),
+            'EraseUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseUser,
+                    request_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.EraseUserRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.EraseUserResponse.SerializeToString,
+            ),
+            'EraseMe': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseMe,
+                    request_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.EraseMeRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.EraseMeResponse.SerializeToString,
+            ),
+            'StartRecovery': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartRecovery,
+                    request_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.StartRecoveryRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.StartRecoveryResponse.SerializeToString,
+            ),
+            'CompleteRecovery': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompleteRecovery,
+                    request_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.CompleteRecoveryRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.CompleteRecoveryResponse.SerializeToString,
+            ),
+            'ResetPassword': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResetPassword,
+                    request_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ResetPasswordRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ResetPasswordResponse.SerializeToString,
+            ),
+            'ListRoles': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRoles,
+                    request_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ListRolesRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ListRolesResponse.SerializeToString,
+            ),
+            'SetRole': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetRole,
+                    request_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.SetRoleRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.SetRoleResponse.SerializeToString,
+            ),
+            'DeleteRole': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteRole,
+                    request_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.DeleteRoleRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.DeleteRoleResponse.SerializeToString,
+            ),
+            'ListPermissions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPermissions,
+                    request_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ListPermissionsRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ListPermissionsResponse.SerializeToString,
+            ),
+            'AssignRoles': grpc.unary_unary_rpc_method_handler(
+                    servicer.AssignRoles,
+                    request_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.AssignRolesRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.AssignRolesResponse.SerializeToString,
+            ),
+            'RemoveRoles': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveRoles,
+                    request_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.RemoveRolesRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.RemoveRolesResponse.SerializeToString,
+            ),
+            'GetPasswordPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPasswordPolicy,
+                    request_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.GetPasswordPolicyRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.GetPasswordPolicyResponse.SerializeToString,
+            ),
+            'SetPasswordPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetPasswordPolicy,
+                    request_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.SetPasswordPolicyRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.SetPasswordPolicyResponse.SerializeToString,
+            ),
+            'ListMyIdentities': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListMyIdentities,
+                    request_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ListMyIdentitiesRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ListMyIdentitiesResponse.SerializeToString,
+            ),
+            'UnlinkIdentity': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnlinkIdentity,
+                    request_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.UnlinkIdentityRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.UnlinkIdentityResponse.SerializeToString,
+            ),
+            'LinkIdentity': grpc.unary_unary_rpc_method_handler(
+                    servicer.LinkIdentity,
+                    request_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.LinkIdentityRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.LinkIdentityResponse.SerializeToString,
+            ),
+            'ResolveIdentity': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResolveIdentity,
+                    request_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ResolveIdentityRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ResolveIdentityResponse.SerializeToString,
+            ),
+            'CheckPassword': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckPassword,
+                    request_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.CheckPasswordRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.CheckPasswordResponse.SerializeToString,
+            ),
+            'ConfirmSignIn': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConfirmSignIn,
+                    request_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ConfirmSignInRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ConfirmSignInResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -415,6 +885,681 @@ class UserService:
             '/nexus.identity.user_auth.v1.UserService/ResolveUser',
             nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ResolveUserRequest.SerializeToString,
             nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ResolveUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListUsers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.user_auth.v1.UserService/ListUsers',
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ListUsersRequest.SerializeToString,
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ListUsersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.user_auth.v1.UserService/UpdateUser',
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.UpdateUserRequest.SerializeToString,
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.UpdateUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DisableUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.user_auth.v1.UserService/DisableUser',
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.DisableUserRequest.SerializeToString,
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.DisableUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EnableUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.user_auth.v1.UserService/EnableUser',
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.EnableUserRequest.SerializeToString,
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.EnableUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.user_auth.v1.UserService/ExportUser',
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ExportUserRequest.SerializeToString,
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ExportUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportMe(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.user_auth.v1.UserService/ExportMe',
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ExportMeRequest.SerializeToString,
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ExportMeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.user_auth.v1.UserService/EraseUser',
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.EraseUserRequest.SerializeToString,
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.EraseUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseMe(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.user_auth.v1.UserService/EraseMe',
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.EraseMeRequest.SerializeToString,
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.EraseMeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartRecovery(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.user_auth.v1.UserService/StartRecovery',
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.StartRecoveryRequest.SerializeToString,
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.StartRecoveryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompleteRecovery(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.user_auth.v1.UserService/CompleteRecovery',
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.CompleteRecoveryRequest.SerializeToString,
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.CompleteRecoveryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResetPassword(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.user_auth.v1.UserService/ResetPassword',
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ResetPasswordRequest.SerializeToString,
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ResetPasswordResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRoles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.user_auth.v1.UserService/ListRoles',
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ListRolesRequest.SerializeToString,
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ListRolesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetRole(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.user_auth.v1.UserService/SetRole',
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.SetRoleRequest.SerializeToString,
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.SetRoleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteRole(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.user_auth.v1.UserService/DeleteRole',
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.DeleteRoleRequest.SerializeToString,
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.DeleteRoleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPermissions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.user_auth.v1.UserService/ListPermissions',
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ListPermissionsRequest.SerializeToString,
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ListPermissionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AssignRoles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.user_auth.v1.UserService/AssignRoles',
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.AssignRolesRequest.SerializeToString,
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.AssignRolesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveRoles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.user_auth.v1.UserService/RemoveRoles',
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.RemoveRolesRequest.SerializeToString,
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.RemoveRolesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPasswordPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.user_auth.v1.UserService/GetPasswordPolicy',
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.GetPasswordPolicyRequest.SerializeToString,
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.GetPasswordPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetPasswordPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.user_auth.v1.UserService/SetPasswordPolicy',
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.SetPasswordPolicyRequest.SerializeToString,
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.SetPasswordPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListMyIdentities(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.user_auth.v1.UserService/ListMyIdentities',
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ListMyIdentitiesRequest.SerializeToString,
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ListMyIdentitiesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnlinkIdentity(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.user_auth.v1.UserService/UnlinkIdentity',
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.UnlinkIdentityRequest.SerializeToString,
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.UnlinkIdentityResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LinkIdentity(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.user_auth.v1.UserService/LinkIdentity',
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.LinkIdentityRequest.SerializeToString,
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.LinkIdentityResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResolveIdentity(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.user_auth.v1.UserService/ResolveIdentity',
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ResolveIdentityRequest.SerializeToString,
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ResolveIdentityResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckPassword(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.user_auth.v1.UserService/CheckPassword',
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.CheckPasswordRequest.SerializeToString,
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.CheckPasswordResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ConfirmSignIn(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.user_auth.v1.UserService/ConfirmSignIn',
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ConfirmSignInRequest.SerializeToString,
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ConfirmSignInResponse.FromString,
             options,
             channel_credentials,
             insecure,

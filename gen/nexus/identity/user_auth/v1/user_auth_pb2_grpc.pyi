@@ -55,13 +55,14 @@ class UserServiceStub:
     ChangePassword: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.ChangePasswordRequest, _user_auth_pb2.ChangePasswordResponse]
     """Changes the caller's password and ends all of their sessions, this one included.
 
-    Errors: CREDENTIALS_INVALID when the current password is wrong, PASSWORD_WEAK.
+    Errors: CREDENTIALS_INVALID when the current password is wrong, SIGN_IN_LOCKED, PASSWORD_WEAK.
     """
     VerifyPassword: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.VerifyPasswordRequest, _user_auth_pb2.VerifyPasswordResponse]
     """Checks an e-mail address and a password for a service that signs users in. Takes equally long whether
     the user exists or not.
 
-    Errors: CREDENTIALS_INVALID, EMAIL_NOT_VERIFIED.
+    Errors: CREDENTIALS_INVALID, SIGN_IN_LOCKED after several wrong passwords, for longer each time; EMAIL_NOT_VERIFIED
+    and USER_DISABLED, if the password is right.
     """
     ProvisionUser: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.ProvisionUserRequest, _user_auth_pb2.ProvisionUserResponse]
     """Creates a user with a verified address and roles, or gives an existing one these roles and this password:
@@ -72,7 +73,121 @@ class UserServiceStub:
     ResolveUser: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.ResolveUserRequest, _user_auth_pb2.ResolveUserResponse]
     """Returns a user and what they may do, for a service that acts for them.
 
+    Errors: USER_NOT_FOUND, USER_DISABLED.
+    """
+    ListUsers: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.ListUsersRequest, _user_auth_pb2.ListUsersResponse]
+    """Lists the users of the tenant in the order in which they came.
+
+    Errors: PAGE_TOKEN_INVALID.
+    """
+    UpdateUser: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.UpdateUserRequest, _user_auth_pb2.UpdateUserResponse]
+    """Changes a user. A new e-mail address has to be verified; a code is mailed to it.
+
+    Errors: USER_NOT_FOUND, USER_CHANGED when the etag is not the user's, EMAIL_TAKEN.
+    """
+    DisableUser: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.DisableUserRequest, _user_auth_pb2.DisableUserResponse]
+    """Keeps a user from signing in and ends all of their sessions. Sends UserDisabled.
+
+    Errors: USER_NOT_FOUND, LAST_OWNER.
+    """
+    EnableUser: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.EnableUserRequest, _user_auth_pb2.EnableUserResponse]
+    """Lets a disabled user sign in again.
+
     Errors: USER_NOT_FOUND.
+    """
+    ExportUser: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.ExportUserRequest, _user_auth_pb2.ExportUserResponse]
+    """Returns everything that user-auth and session-mgr keep about a user (GDPR, article 15).
+
+    Errors: USER_NOT_FOUND.
+    """
+    ExportMe: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.ExportMeRequest, _user_auth_pb2.ExportMeResponse]
+    """Returns everything that user-auth and session-mgr keep about the caller (GDPR, article 15).
+
+    Errors: USER_NOT_FOUND.
+    """
+    EraseUser: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.EraseUserRequest, _user_auth_pb2.EraseUserResponse]
+    """Erases a user (GDPR, article 17): their rows are deleted, their sessions end, their address is free again.
+    Sends UserErased, upon which the other services erase what they keep about the user.
+
+    Errors: USER_NOT_FOUND, LAST_OWNER.
+    """
+    EraseMe: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.EraseMeRequest, _user_auth_pb2.EraseMeResponse]
+    """Erases the caller, who proves with the password that it is them.
+
+    Errors: CREDENTIALS_INVALID, SIGN_IN_LOCKED, LAST_OWNER, USER_NOT_FOUND.
+    """
+    StartRecovery: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.StartRecoveryRequest, _user_auth_pb2.StartRecoveryResponse]
+    """Mails a code that sets a new password, if the address belongs to a user. Whether it does cannot be told from
+    the answer or from its time: the request is noted, and looked into later.
+    """
+    CompleteRecovery: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.CompleteRecoveryRequest, _user_auth_pb2.CompleteRecoveryResponse]
+    """Sets a new password with the code mailed by StartRecovery or ResetPassword, and ends all sessions of the user.
+    A code works once, for an hour.
+
+    Errors: CODE_INVALID, PASSWORD_WEAK.
+    """
+    ResetPassword: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.ResetPasswordRequest, _user_auth_pb2.ResetPasswordResponse]
+    """Takes away a user's password, ends all of their sessions and mails them a code to set a new one.
+
+    Errors: USER_NOT_FOUND.
+    """
+    ListRoles: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.ListRolesRequest, _user_auth_pb2.ListRolesResponse]
+    """Lists the roles of the tenant; at most 500."""
+    SetRole: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.SetRoleRequest, _user_auth_pb2.SetRoleResponse]
+    """Creates or replaces a role. It is in force with the next access token of each of its users.
+
+    Errors: ROLE_BUILT_IN, PERMISSION_UNKNOWN, ROLE_BEYOND_OWN, USER_CHANGED when the etag is not the role's.
+    """
+    DeleteRole: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.DeleteRoleRequest, _user_auth_pb2.DeleteRoleResponse]
+    """Deletes a role that no user has.
+
+    Errors: ROLE_NOT_FOUND, ROLE_BUILT_IN, ROLE_IN_USE.
+    """
+    ListPermissions: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.ListPermissionsRequest, _user_auth_pb2.ListPermissionsResponse]
+    """Lists the permissions that methods of the platform ask for: what a role can allow or deny."""
+    AssignRoles: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.AssignRolesRequest, _user_auth_pb2.AssignRolesResponse]
+    """Gives a user roles, in force with the next access token. Nobody gives what they may not do themselves.
+
+    Errors: USER_NOT_FOUND, ROLE_NOT_FOUND, ROLE_BEYOND_OWN.
+    """
+    RemoveRoles: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.RemoveRolesRequest, _user_auth_pb2.RemoveRolesResponse]
+    """Takes roles from a user, in force with the next access token. Roles that the user has not are passed over.
+
+    Errors: USER_NOT_FOUND, ROLE_BEYOND_OWN, LAST_OWNER.
+    """
+    GetPasswordPolicy: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.GetPasswordPolicyRequest, _user_auth_pb2.GetPasswordPolicyResponse]
+    """Returns what the tenant asks of a password."""
+    SetPasswordPolicy: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.SetPasswordPolicyRequest, _user_auth_pb2.SetPasswordPolicyResponse]
+    """Changes what the tenant asks of a password, from the next one that is chosen on."""
+    ListMyIdentities: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.ListMyIdentitiesRequest, _user_auth_pb2.ListMyIdentitiesResponse]
+    """Lists the identities elsewhere by which the caller can sign in."""
+    UnlinkIdentity: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.UnlinkIdentityRequest, _user_auth_pb2.UnlinkIdentityResponse]
+    """Takes away one of the caller's identities elsewhere.
+
+    Errors: IDENTITY_NOT_LINKED.
+    """
+    LinkIdentity: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.LinkIdentityRequest, _user_auth_pb2.LinkIdentityResponse]
+    """Links an identity that an upstream provider vouches for to a user, or to a new one without a password. Linking
+    it again to the same user changes nothing. An address that is taken is never linked unasked: its owner signs in
+    and links it.
+
+    Errors: IDENTITY_TAKEN, USER_NOT_FOUND, EMAIL_TAKEN.
+    """
+    ResolveIdentity: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.ResolveIdentityRequest, _user_auth_pb2.ResolveIdentityResponse]
+    """Returns the user that an identity elsewhere is linked to.
+
+    Errors: IDENTITY_NOT_LINKED, USER_DISABLED.
+    """
+    CheckPassword: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.CheckPasswordRequest, _user_auth_pb2.CheckPasswordResponse]
+    """Checks the password of a user who is signed in already, for a service that asks them to prove themselves anew.
+
+    Errors: CREDENTIALS_INVALID, SIGN_IN_LOCKED, USER_NOT_FOUND.
+    """
+    ConfirmSignIn: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.ConfirmSignInRequest, _user_auth_pb2.ConfirmSignInResponse]
+    """Says whether what proved a user's identity still does, after their session has been opened: a password changed,
+    a user disabled or erased meanwhile would otherwise leave a session behind.
+
+    Errors: CREDENTIALS_INVALID.
     """
 
 @_typing.type_check_only
@@ -102,13 +217,14 @@ class UserServiceAsyncStub(UserServiceStub):
     ChangePassword: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.ChangePasswordRequest, _user_auth_pb2.ChangePasswordResponse]  # type: ignore[assignment]
     """Changes the caller's password and ends all of their sessions, this one included.
 
-    Errors: CREDENTIALS_INVALID when the current password is wrong, PASSWORD_WEAK.
+    Errors: CREDENTIALS_INVALID when the current password is wrong, SIGN_IN_LOCKED, PASSWORD_WEAK.
     """
     VerifyPassword: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.VerifyPasswordRequest, _user_auth_pb2.VerifyPasswordResponse]  # type: ignore[assignment]
     """Checks an e-mail address and a password for a service that signs users in. Takes equally long whether
     the user exists or not.
 
-    Errors: CREDENTIALS_INVALID, EMAIL_NOT_VERIFIED.
+    Errors: CREDENTIALS_INVALID, SIGN_IN_LOCKED after several wrong passwords, for longer each time; EMAIL_NOT_VERIFIED
+    and USER_DISABLED, if the password is right.
     """
     ProvisionUser: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.ProvisionUserRequest, _user_auth_pb2.ProvisionUserResponse]  # type: ignore[assignment]
     """Creates a user with a verified address and roles, or gives an existing one these roles and this password:
@@ -119,7 +235,121 @@ class UserServiceAsyncStub(UserServiceStub):
     ResolveUser: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.ResolveUserRequest, _user_auth_pb2.ResolveUserResponse]  # type: ignore[assignment]
     """Returns a user and what they may do, for a service that acts for them.
 
+    Errors: USER_NOT_FOUND, USER_DISABLED.
+    """
+    ListUsers: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.ListUsersRequest, _user_auth_pb2.ListUsersResponse]  # type: ignore[assignment]
+    """Lists the users of the tenant in the order in which they came.
+
+    Errors: PAGE_TOKEN_INVALID.
+    """
+    UpdateUser: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.UpdateUserRequest, _user_auth_pb2.UpdateUserResponse]  # type: ignore[assignment]
+    """Changes a user. A new e-mail address has to be verified; a code is mailed to it.
+
+    Errors: USER_NOT_FOUND, USER_CHANGED when the etag is not the user's, EMAIL_TAKEN.
+    """
+    DisableUser: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.DisableUserRequest, _user_auth_pb2.DisableUserResponse]  # type: ignore[assignment]
+    """Keeps a user from signing in and ends all of their sessions. Sends UserDisabled.
+
+    Errors: USER_NOT_FOUND, LAST_OWNER.
+    """
+    EnableUser: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.EnableUserRequest, _user_auth_pb2.EnableUserResponse]  # type: ignore[assignment]
+    """Lets a disabled user sign in again.
+
     Errors: USER_NOT_FOUND.
+    """
+    ExportUser: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.ExportUserRequest, _user_auth_pb2.ExportUserResponse]  # type: ignore[assignment]
+    """Returns everything that user-auth and session-mgr keep about a user (GDPR, article 15).
+
+    Errors: USER_NOT_FOUND.
+    """
+    ExportMe: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.ExportMeRequest, _user_auth_pb2.ExportMeResponse]  # type: ignore[assignment]
+    """Returns everything that user-auth and session-mgr keep about the caller (GDPR, article 15).
+
+    Errors: USER_NOT_FOUND.
+    """
+    EraseUser: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.EraseUserRequest, _user_auth_pb2.EraseUserResponse]  # type: ignore[assignment]
+    """Erases a user (GDPR, article 17): their rows are deleted, their sessions end, their address is free again.
+    Sends UserErased, upon which the other services erase what they keep about the user.
+
+    Errors: USER_NOT_FOUND, LAST_OWNER.
+    """
+    EraseMe: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.EraseMeRequest, _user_auth_pb2.EraseMeResponse]  # type: ignore[assignment]
+    """Erases the caller, who proves with the password that it is them.
+
+    Errors: CREDENTIALS_INVALID, SIGN_IN_LOCKED, LAST_OWNER, USER_NOT_FOUND.
+    """
+    StartRecovery: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.StartRecoveryRequest, _user_auth_pb2.StartRecoveryResponse]  # type: ignore[assignment]
+    """Mails a code that sets a new password, if the address belongs to a user. Whether it does cannot be told from
+    the answer or from its time: the request is noted, and looked into later.
+    """
+    CompleteRecovery: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.CompleteRecoveryRequest, _user_auth_pb2.CompleteRecoveryResponse]  # type: ignore[assignment]
+    """Sets a new password with the code mailed by StartRecovery or ResetPassword, and ends all sessions of the user.
+    A code works once, for an hour.
+
+    Errors: CODE_INVALID, PASSWORD_WEAK.
+    """
+    ResetPassword: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.ResetPasswordRequest, _user_auth_pb2.ResetPasswordResponse]  # type: ignore[assignment]
+    """Takes away a user's password, ends all of their sessions and mails them a code to set a new one.
+
+    Errors: USER_NOT_FOUND.
+    """
+    ListRoles: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.ListRolesRequest, _user_auth_pb2.ListRolesResponse]  # type: ignore[assignment]
+    """Lists the roles of the tenant; at most 500."""
+    SetRole: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.SetRoleRequest, _user_auth_pb2.SetRoleResponse]  # type: ignore[assignment]
+    """Creates or replaces a role. It is in force with the next access token of each of its users.
+
+    Errors: ROLE_BUILT_IN, PERMISSION_UNKNOWN, ROLE_BEYOND_OWN, USER_CHANGED when the etag is not the role's.
+    """
+    DeleteRole: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.DeleteRoleRequest, _user_auth_pb2.DeleteRoleResponse]  # type: ignore[assignment]
+    """Deletes a role that no user has.
+
+    Errors: ROLE_NOT_FOUND, ROLE_BUILT_IN, ROLE_IN_USE.
+    """
+    ListPermissions: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.ListPermissionsRequest, _user_auth_pb2.ListPermissionsResponse]  # type: ignore[assignment]
+    """Lists the permissions that methods of the platform ask for: what a role can allow or deny."""
+    AssignRoles: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.AssignRolesRequest, _user_auth_pb2.AssignRolesResponse]  # type: ignore[assignment]
+    """Gives a user roles, in force with the next access token. Nobody gives what they may not do themselves.
+
+    Errors: USER_NOT_FOUND, ROLE_NOT_FOUND, ROLE_BEYOND_OWN.
+    """
+    RemoveRoles: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.RemoveRolesRequest, _user_auth_pb2.RemoveRolesResponse]  # type: ignore[assignment]
+    """Takes roles from a user, in force with the next access token. Roles that the user has not are passed over.
+
+    Errors: USER_NOT_FOUND, ROLE_BEYOND_OWN, LAST_OWNER.
+    """
+    GetPasswordPolicy: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.GetPasswordPolicyRequest, _user_auth_pb2.GetPasswordPolicyResponse]  # type: ignore[assignment]
+    """Returns what the tenant asks of a password."""
+    SetPasswordPolicy: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.SetPasswordPolicyRequest, _user_auth_pb2.SetPasswordPolicyResponse]  # type: ignore[assignment]
+    """Changes what the tenant asks of a password, from the next one that is chosen on."""
+    ListMyIdentities: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.ListMyIdentitiesRequest, _user_auth_pb2.ListMyIdentitiesResponse]  # type: ignore[assignment]
+    """Lists the identities elsewhere by which the caller can sign in."""
+    UnlinkIdentity: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.UnlinkIdentityRequest, _user_auth_pb2.UnlinkIdentityResponse]  # type: ignore[assignment]
+    """Takes away one of the caller's identities elsewhere.
+
+    Errors: IDENTITY_NOT_LINKED.
+    """
+    LinkIdentity: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.LinkIdentityRequest, _user_auth_pb2.LinkIdentityResponse]  # type: ignore[assignment]
+    """Links an identity that an upstream provider vouches for to a user, or to a new one without a password. Linking
+    it again to the same user changes nothing. An address that is taken is never linked unasked: its owner signs in
+    and links it.
+
+    Errors: IDENTITY_TAKEN, USER_NOT_FOUND, EMAIL_TAKEN.
+    """
+    ResolveIdentity: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.ResolveIdentityRequest, _user_auth_pb2.ResolveIdentityResponse]  # type: ignore[assignment]
+    """Returns the user that an identity elsewhere is linked to.
+
+    Errors: IDENTITY_NOT_LINKED, USER_DISABLED.
+    """
+    CheckPassword: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.CheckPasswordRequest, _user_auth_pb2.CheckPasswordResponse]  # type: ignore[assignment]
+    """Checks the password of a user who is signed in already, for a service that asks them to prove themselves anew.
+
+    Errors: CREDENTIALS_INVALID, SIGN_IN_LOCKED, USER_NOT_FOUND.
+    """
+    ConfirmSignIn: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.ConfirmSignInRequest, _user_auth_pb2.ConfirmSignInResponse]  # type: ignore[assignment]
+    """Says whether what proved a user's identity still does, after their session has been opened: a password changed,
+    a user disabled or erased meanwhile would otherwise leave a session behind.
+
+    Errors: CREDENTIALS_INVALID.
     """
 
 class UserServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -176,7 +406,7 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_user_auth_pb2.ChangePasswordResponse, _abc.Awaitable[_user_auth_pb2.ChangePasswordResponse]]:
         """Changes the caller's password and ends all of their sessions, this one included.
 
-        Errors: CREDENTIALS_INVALID when the current password is wrong, PASSWORD_WEAK.
+        Errors: CREDENTIALS_INVALID when the current password is wrong, SIGN_IN_LOCKED, PASSWORD_WEAK.
         """
 
     @_abc_1.abstractmethod
@@ -188,7 +418,8 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         """Checks an e-mail address and a password for a service that signs users in. Takes equally long whether
         the user exists or not.
 
-        Errors: CREDENTIALS_INVALID, EMAIL_NOT_VERIFIED.
+        Errors: CREDENTIALS_INVALID, SIGN_IN_LOCKED after several wrong passwords, for longer each time; EMAIL_NOT_VERIFIED
+        and USER_DISABLED, if the password is right.
         """
 
     @_abc_1.abstractmethod
@@ -211,7 +442,271 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_user_auth_pb2.ResolveUserResponse, _abc.Awaitable[_user_auth_pb2.ResolveUserResponse]]:
         """Returns a user and what they may do, for a service that acts for them.
 
+        Errors: USER_NOT_FOUND, USER_DISABLED.
+        """
+
+    @_abc_1.abstractmethod
+    def ListUsers(
+        self,
+        request: _user_auth_pb2.ListUsersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_user_auth_pb2.ListUsersResponse, _abc.Awaitable[_user_auth_pb2.ListUsersResponse]]:
+        """Lists the users of the tenant in the order in which they came.
+
+        Errors: PAGE_TOKEN_INVALID.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateUser(
+        self,
+        request: _user_auth_pb2.UpdateUserRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_user_auth_pb2.UpdateUserResponse, _abc.Awaitable[_user_auth_pb2.UpdateUserResponse]]:
+        """Changes a user. A new e-mail address has to be verified; a code is mailed to it.
+
+        Errors: USER_NOT_FOUND, USER_CHANGED when the etag is not the user's, EMAIL_TAKEN.
+        """
+
+    @_abc_1.abstractmethod
+    def DisableUser(
+        self,
+        request: _user_auth_pb2.DisableUserRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_user_auth_pb2.DisableUserResponse, _abc.Awaitable[_user_auth_pb2.DisableUserResponse]]:
+        """Keeps a user from signing in and ends all of their sessions. Sends UserDisabled.
+
+        Errors: USER_NOT_FOUND, LAST_OWNER.
+        """
+
+    @_abc_1.abstractmethod
+    def EnableUser(
+        self,
+        request: _user_auth_pb2.EnableUserRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_user_auth_pb2.EnableUserResponse, _abc.Awaitable[_user_auth_pb2.EnableUserResponse]]:
+        """Lets a disabled user sign in again.
+
         Errors: USER_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ExportUser(
+        self,
+        request: _user_auth_pb2.ExportUserRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_user_auth_pb2.ExportUserResponse, _abc.Awaitable[_user_auth_pb2.ExportUserResponse]]:
+        """Returns everything that user-auth and session-mgr keep about a user (GDPR, article 15).
+
+        Errors: USER_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ExportMe(
+        self,
+        request: _user_auth_pb2.ExportMeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_user_auth_pb2.ExportMeResponse, _abc.Awaitable[_user_auth_pb2.ExportMeResponse]]:
+        """Returns everything that user-auth and session-mgr keep about the caller (GDPR, article 15).
+
+        Errors: USER_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def EraseUser(
+        self,
+        request: _user_auth_pb2.EraseUserRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_user_auth_pb2.EraseUserResponse, _abc.Awaitable[_user_auth_pb2.EraseUserResponse]]:
+        """Erases a user (GDPR, article 17): their rows are deleted, their sessions end, their address is free again.
+        Sends UserErased, upon which the other services erase what they keep about the user.
+
+        Errors: USER_NOT_FOUND, LAST_OWNER.
+        """
+
+    @_abc_1.abstractmethod
+    def EraseMe(
+        self,
+        request: _user_auth_pb2.EraseMeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_user_auth_pb2.EraseMeResponse, _abc.Awaitable[_user_auth_pb2.EraseMeResponse]]:
+        """Erases the caller, who proves with the password that it is them.
+
+        Errors: CREDENTIALS_INVALID, SIGN_IN_LOCKED, LAST_OWNER, USER_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def StartRecovery(
+        self,
+        request: _user_auth_pb2.StartRecoveryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_user_auth_pb2.StartRecoveryResponse, _abc.Awaitable[_user_auth_pb2.StartRecoveryResponse]]:
+        """Mails a code that sets a new password, if the address belongs to a user. Whether it does cannot be told from
+        the answer or from its time: the request is noted, and looked into later.
+        """
+
+    @_abc_1.abstractmethod
+    def CompleteRecovery(
+        self,
+        request: _user_auth_pb2.CompleteRecoveryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_user_auth_pb2.CompleteRecoveryResponse, _abc.Awaitable[_user_auth_pb2.CompleteRecoveryResponse]]:
+        """Sets a new password with the code mailed by StartRecovery or ResetPassword, and ends all sessions of the user.
+        A code works once, for an hour.
+
+        Errors: CODE_INVALID, PASSWORD_WEAK.
+        """
+
+    @_abc_1.abstractmethod
+    def ResetPassword(
+        self,
+        request: _user_auth_pb2.ResetPasswordRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_user_auth_pb2.ResetPasswordResponse, _abc.Awaitable[_user_auth_pb2.ResetPasswordResponse]]:
+        """Takes away a user's password, ends all of their sessions and mails them a code to set a new one.
+
+        Errors: USER_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ListRoles(
+        self,
+        request: _user_auth_pb2.ListRolesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_user_auth_pb2.ListRolesResponse, _abc.Awaitable[_user_auth_pb2.ListRolesResponse]]:
+        """Lists the roles of the tenant; at most 500."""
+
+    @_abc_1.abstractmethod
+    def SetRole(
+        self,
+        request: _user_auth_pb2.SetRoleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_user_auth_pb2.SetRoleResponse, _abc.Awaitable[_user_auth_pb2.SetRoleResponse]]:
+        """Creates or replaces a role. It is in force with the next access token of each of its users.
+
+        Errors: ROLE_BUILT_IN, PERMISSION_UNKNOWN, ROLE_BEYOND_OWN, USER_CHANGED when the etag is not the role's.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteRole(
+        self,
+        request: _user_auth_pb2.DeleteRoleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_user_auth_pb2.DeleteRoleResponse, _abc.Awaitable[_user_auth_pb2.DeleteRoleResponse]]:
+        """Deletes a role that no user has.
+
+        Errors: ROLE_NOT_FOUND, ROLE_BUILT_IN, ROLE_IN_USE.
+        """
+
+    @_abc_1.abstractmethod
+    def ListPermissions(
+        self,
+        request: _user_auth_pb2.ListPermissionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_user_auth_pb2.ListPermissionsResponse, _abc.Awaitable[_user_auth_pb2.ListPermissionsResponse]]:
+        """Lists the permissions that methods of the platform ask for: what a role can allow or deny."""
+
+    @_abc_1.abstractmethod
+    def AssignRoles(
+        self,
+        request: _user_auth_pb2.AssignRolesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_user_auth_pb2.AssignRolesResponse, _abc.Awaitable[_user_auth_pb2.AssignRolesResponse]]:
+        """Gives a user roles, in force with the next access token. Nobody gives what they may not do themselves.
+
+        Errors: USER_NOT_FOUND, ROLE_NOT_FOUND, ROLE_BEYOND_OWN.
+        """
+
+    @_abc_1.abstractmethod
+    def RemoveRoles(
+        self,
+        request: _user_auth_pb2.RemoveRolesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_user_auth_pb2.RemoveRolesResponse, _abc.Awaitable[_user_auth_pb2.RemoveRolesResponse]]:
+        """Takes roles from a user, in force with the next access token. Roles that the user has not are passed over.
+
+        Errors: USER_NOT_FOUND, ROLE_BEYOND_OWN, LAST_OWNER.
+        """
+
+    @_abc_1.abstractmethod
+    def GetPasswordPolicy(
+        self,
+        request: _user_auth_pb2.GetPasswordPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_user_auth_pb2.GetPasswordPolicyResponse, _abc.Awaitable[_user_auth_pb2.GetPasswordPolicyResponse]]:
+        """Returns what the tenant asks of a password."""
+
+    @_abc_1.abstractmethod
+    def SetPasswordPolicy(
+        self,
+        request: _user_auth_pb2.SetPasswordPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_user_auth_pb2.SetPasswordPolicyResponse, _abc.Awaitable[_user_auth_pb2.SetPasswordPolicyResponse]]:
+        """Changes what the tenant asks of a password, from the next one that is chosen on."""
+
+    @_abc_1.abstractmethod
+    def ListMyIdentities(
+        self,
+        request: _user_auth_pb2.ListMyIdentitiesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_user_auth_pb2.ListMyIdentitiesResponse, _abc.Awaitable[_user_auth_pb2.ListMyIdentitiesResponse]]:
+        """Lists the identities elsewhere by which the caller can sign in."""
+
+    @_abc_1.abstractmethod
+    def UnlinkIdentity(
+        self,
+        request: _user_auth_pb2.UnlinkIdentityRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_user_auth_pb2.UnlinkIdentityResponse, _abc.Awaitable[_user_auth_pb2.UnlinkIdentityResponse]]:
+        """Takes away one of the caller's identities elsewhere.
+
+        Errors: IDENTITY_NOT_LINKED.
+        """
+
+    @_abc_1.abstractmethod
+    def LinkIdentity(
+        self,
+        request: _user_auth_pb2.LinkIdentityRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_user_auth_pb2.LinkIdentityResponse, _abc.Awaitable[_user_auth_pb2.LinkIdentityResponse]]:
+        """Links an identity that an upstream provider vouches for to a user, or to a new one without a password. Linking
+        it again to the same user changes nothing. An address that is taken is never linked unasked: its owner signs in
+        and links it.
+
+        Errors: IDENTITY_TAKEN, USER_NOT_FOUND, EMAIL_TAKEN.
+        """
+
+    @_abc_1.abstractmethod
+    def ResolveIdentity(
+        self,
+        request: _user_auth_pb2.ResolveIdentityRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_user_auth_pb2.ResolveIdentityResponse, _abc.Awaitable[_user_auth_pb2.ResolveIdentityResponse]]:
+        """Returns the user that an identity elsewhere is linked to.
+
+        Errors: IDENTITY_NOT_LINKED, USER_DISABLED.
+        """
+
+    @_abc_1.abstractmethod
+    def CheckPassword(
+        self,
+        request: _user_auth_pb2.CheckPasswordRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_user_auth_pb2.CheckPasswordResponse, _abc.Awaitable[_user_auth_pb2.CheckPasswordResponse]]:
+        """Checks the password of a user who is signed in already, for a service that asks them to prove themselves anew.
+
+        Errors: CREDENTIALS_INVALID, SIGN_IN_LOCKED, USER_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ConfirmSignIn(
+        self,
+        request: _user_auth_pb2.ConfirmSignInRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_user_auth_pb2.ConfirmSignInResponse, _abc.Awaitable[_user_auth_pb2.ConfirmSignInResponse]]:
+        """Says whether what proved a user's identity still does, after their session has been opened: a password changed,
+        a user disabled or erased meanwhile would otherwise leave a session behind.
+
+        Errors: CREDENTIALS_INVALID.
         """
 
 def add_UserServiceServicer_to_server(servicer: UserServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

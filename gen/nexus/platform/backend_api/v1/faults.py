@@ -11,3 +11,59 @@ class NotReady(Fault):
     reason = "NOT_READY"
     code = StatusCode.UNAVAILABLE
     template = "Not ready: {services}."
+
+class ScopeUnknown(Fault):
+    """A scope is no permission of this platform."""
+
+    domain = "backend-api"
+    reason = "SCOPE_UNKNOWN"
+    code = StatusCode.INVALID_ARGUMENT
+    template = "There is no permission {scope}."
+
+class ScopeNotHeld(Fault):
+    """A key cannot permit what its maker may not do."""
+
+    domain = "backend-api"
+    reason = "SCOPE_NOT_HELD"
+    code = StatusCode.PERMISSION_DENIED
+    template = "You cannot give a key the permission {scope}: you do not have it."
+
+class ExpiryPast(Fault):
+    """The key would have expired before it was made."""
+
+    domain = "backend-api"
+    reason = "EXPIRY_PAST"
+    code = StatusCode.INVALID_ARGUMENT
+    template = "The key would have expired already."
+
+class ApiKeysTooMany(Fault):
+    """The tenant has as many keys as it may have."""
+
+    domain = "backend-api"
+    reason = "API_KEYS_TOO_MANY"
+    code = StatusCode.RESOURCE_EXHAUSTED
+    template = "The tenant has {most} API keys, the most it may have; revoke one first."
+
+class ApiKeyNotFound(Fault):
+    """No key of the tenant has this id."""
+
+    domain = "backend-api"
+    reason = "API_KEY_NOT_FOUND"
+    code = StatusCode.NOT_FOUND
+    template = "There is no API key {key_id}."
+
+class ApiKeyInvalid(Fault):
+    """The key was never made, has been revoked, or its user is gone."""
+
+    domain = "backend-api"
+    reason = "API_KEY_INVALID"
+    code = StatusCode.UNAUTHENTICATED
+    template = "The API key is not valid, or not any more."
+
+class ApiKeyExpired(Fault):
+    """The key was good and is past its end."""
+
+    domain = "backend-api"
+    reason = "API_KEY_EXPIRED"
+    code = StatusCode.UNAUTHENTICATED
+    template = "The API key has expired; make a new one."

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from nexus.options.v1 import policy_pb2 as nexus_dot_options_dot_v1_dot_policy__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+nexus/platform/backend_api/v1/reasons.proto\x12\x1dnexus.platform.backend_api.v1\x1a\x1dnexus/options/v1/policy.proto*V\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x34\n\x10REASON_NOT_READY\x10\x01\x1a\x1e\xc2\xf3\x18\x1a\x08\x0e\x12\x16Not ready: {services}.b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+nexus/platform/backend_api/v1/reasons.proto\x12\x1dnexus.platform.backend_api.v1\x1a\x1dnexus/options/v1/policy.proto*\x96\x05\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x34\n\x10REASON_NOT_READY\x10\x01\x1a\x1e\xc2\xf3\x18\x1a\x08\x0e\x12\x16Not ready: {services}.\x12\x41\n\x14REASON_SCOPE_UNKNOWN\x10\x02\x1a\'\xc2\xf3\x18#\x08\x03\x12\x1fThere is no permission {scope}.\x12\x64\n\x15REASON_SCOPE_NOT_HELD\x10\x03\x1aI\xc2\xf3\x18\x45\x08\x07\x12\x41You cannot give a key the permission {scope}: you do not have it.\x12\x43\n\x12REASON_EXPIRY_PAST\x10\x04\x1a+\xc2\xf3\x18\'\x08\x03\x12#The key would have expired already.\x12m\n\x18REASON_API_KEYS_TOO_MANY\x10\x05\x1aO\xc2\xf3\x18K\x08\x08\x12GThe tenant has {most} API keys, the most it may have; revoke one first.\x12\x43\n\x18REASON_API_KEY_NOT_FOUND\x10\x06\x1a%\xc2\xf3\x18!\x08\x05\x12\x1dThere is no API key {key_id}.\x12N\n\x16REASON_API_KEY_INVALID\x10\x07\x1a\x32\xc2\xf3\x18.\x08\x10\x12*The API key is not valid, or not any more.\x12L\n\x16REASON_API_KEY_EXPIRED\x10\x08\x1a\x30\xc2\xf3\x18,\x08\x10\x12(The API key has expired; make a new one.b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,6 +34,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_REASON'].values_by_name["REASON_NOT_READY"]._loaded_options = None
   _globals['_REASON'].values_by_name["REASON_NOT_READY"]._serialized_options = b'\302\363\030\032\010\016\022\026Not ready: {services}.'
-  _globals['_REASON']._serialized_start=109
-  _globals['_REASON']._serialized_end=195
+  _globals['_REASON'].values_by_name["REASON_SCOPE_UNKNOWN"]._loaded_options = None
+  _globals['_REASON'].values_by_name["REASON_SCOPE_UNKNOWN"]._serialized_options = b'\302\363\030#\010\003\022\037There is no permission {scope}.'
+  _globals['_REASON'].values_by_name["REASON_SCOPE_NOT_HELD"]._loaded_options = None
+  _globals['_REASON'].values_by_name["REASON_SCOPE_NOT_HELD"]._serialized_options = b'\302\363\030E\010\007\022AYou cannot give a key the permission {scope}: you do not have it.'
+  _globals['_REASON'].values_by_name["REASON_EXPIRY_PAST"]._loaded_options = None
+  _globals['_REASON'].values_by_name["REASON_EXPIRY_PAST"]._serialized_options = b'\302\363\030\'\010\003\022#The key would have expired already.'
+  _globals['_REASON'].values_by_name["REASON_API_KEYS_TOO_MANY"]._loaded_options = None
+  _globals['_REASON'].values_by_name["REASON_API_KEYS_TOO_MANY"]._serialized_options = b'\302\363\030K\010\010\022GThe tenant has {most} API keys, the most it may have; revoke one first.'
+  _globals['_REASON'].values_by_name["REASON_API_KEY_NOT_FOUND"]._loaded_options = None
+  _globals['_REASON'].values_by_name["REASON_API_KEY_NOT_FOUND"]._serialized_options = b'\302\363\030!\010\005\022\035There is no API key {key_id}.'
+  _globals['_REASON'].values_by_name["REASON_API_KEY_INVALID"]._loaded_options = None
+  _globals['_REASON'].values_by_name["REASON_API_KEY_INVALID"]._serialized_options = b'\302\363\030.\010\020\022*The API key is not valid, or not any more.'
+  _globals['_REASON'].values_by_name["REASON_API_KEY_EXPIRED"]._loaded_options = None
+  _globals['_REASON'].values_by_name["REASON_API_KEY_EXPIRED"]._serialized_options = b'\302\363\030,\010\020\022(The API key has expired; make a new one.'
+  _globals['_REASON']._serialized_start=110
+  _globals['_REASON']._serialized_end=772
 # @@protoc_insertion_point(module_scope)

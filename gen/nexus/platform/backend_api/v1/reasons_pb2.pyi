@@ -25,6 +25,20 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_UNSPECIFIED: _Reason.ValueType  # 0
     REASON_NOT_READY: _Reason.ValueType  # 1
     """At least one service does not serve; `GET /api/v1/platform/health` says which."""
+    REASON_SCOPE_UNKNOWN: _Reason.ValueType  # 2
+    """A scope is no permission of this platform."""
+    REASON_SCOPE_NOT_HELD: _Reason.ValueType  # 3
+    """A key cannot permit what its maker may not do."""
+    REASON_EXPIRY_PAST: _Reason.ValueType  # 4
+    """The key would have expired before it was made."""
+    REASON_API_KEYS_TOO_MANY: _Reason.ValueType  # 5
+    """The tenant has as many keys as it may have."""
+    REASON_API_KEY_NOT_FOUND: _Reason.ValueType  # 6
+    """No key of the tenant has this id."""
+    REASON_API_KEY_INVALID: _Reason.ValueType  # 7
+    """The key was never made, has been revoked, or its user is gone."""
+    REASON_API_KEY_EXPIRED: _Reason.ValueType  # 8
+    """The key was good and is past its end."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why backend-api refuses a call."""
@@ -32,4 +46,18 @@ class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
 REASON_UNSPECIFIED: Reason.ValueType  # 0
 REASON_NOT_READY: Reason.ValueType  # 1
 """At least one service does not serve; `GET /api/v1/platform/health` says which."""
+REASON_SCOPE_UNKNOWN: Reason.ValueType  # 2
+"""A scope is no permission of this platform."""
+REASON_SCOPE_NOT_HELD: Reason.ValueType  # 3
+"""A key cannot permit what its maker may not do."""
+REASON_EXPIRY_PAST: Reason.ValueType  # 4
+"""The key would have expired before it was made."""
+REASON_API_KEYS_TOO_MANY: Reason.ValueType  # 5
+"""The tenant has as many keys as it may have."""
+REASON_API_KEY_NOT_FOUND: Reason.ValueType  # 6
+"""No key of the tenant has this id."""
+REASON_API_KEY_INVALID: Reason.ValueType  # 7
+"""The key was never made, has been revoked, or its user is gone."""
+REASON_API_KEY_EXPIRED: Reason.ValueType  # 8
+"""The key was good and is past its end."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

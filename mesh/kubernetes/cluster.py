@@ -1,0 +1,75 @@
+"""What all manifests have in common: the settings of a platform in a cluster, names, labels."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+from lightkube.models.meta_v1 import ObjectMeta
+
+from services.chassis.config import Settings
+from services.chassis.context import EDGE, OPERATOR
+
+NAMESPACE = "nexus"
+CLUSTER_DOMAIN = "cluster.local"
+HOME = "/var/lib/nexus"
+ROOT_KEY = "/etc/nexus/root.key"
+EDGE_PORT = 8080
+ISTIO_NAMESPACE = "istio-system"
+GATEWAY_NAMESPACE = "istio-ingress"
+GATEWAY_ACCOUNT = "istio-ingress"
+GATEWAY_LABELS = {"istio": "ingress"}
+"""The ingress gateway as Istio's Helm chart `gateway` installs it under the name istio-ingress."""
+MONITORING_NAMESPACE = "monitoring"
+
+SERVICE, MIGRATIONS = "service", "migrations"
+"""Components, beside the edge and the operator, which are components of one."""
+STABLE, CANARY = "stable", "canary"
+COMPONENT = "app.kubernetes.io/component"
+
+SETTINGS = Settings.model_validate(
+    {
+        "home": HOME,
+        "host": "0.0.0.0",  # noqa: S104  the sidecar's iptables rules and the NetworkPolicies are in front
+        "service_address": f"dns:///{{service}}.{NAMESPACE}.svc.{CLUSTER_DOMAIN}:{{port}}",
+        "trust_domain": CLUSTER_DOMAIN,
+        "namespace": NAMESPACE,
+        # Where a sidecar's inbound connections come from: pilot/pkg/networking/core/listener_address.go
+        "trusted_proxies": "127.0.0.6,::6",
+        "root_key_file": ROOT_KEY,
+        "metrics_port": 9090,
+        "trusted_hops": 1,  # the sidecar
+    }
+)
+"""What is true of every cluster. Secrets are not here: the pods get them by reference."""
+
+
+class Manifest(Protocol):
+    """An object for the API server: one of `lightkube.models` or an `istio.Resource`."""
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+def labels(name: str) -> dict[str, str]:
+    component = name if name in (EDGE, OPERATOR, MIGRATIONS) else SERVICE
+    return {**selector(name), COMPONENT: component, "app.kubernetes.io/part-of": NAMESPACE}
+
+
+def selector(name: str) -> dict[str, str]:
+    return {"app.kubernetes.io/name": name}
+
+
+def meta(name: str, labels: Mapping[str, str] | None = None, namespace: str = NAMESPACE) -> ObjectMeta:
+    return ObjectMeta(name=name, namespace=namespace, labels=dict(labels) if labels else None)
+
+
+def host(name: str) -> str:
+    return f"{name}.{NAMESPACE}.svc.{CLUSTER_DOMAIN}"
+
+
+def principal(account: str, namespace: str = NAMESPACE) -> str:
+    """An identity as Istio's policies write it: a SPIFFE id without its scheme."""
+    return f"{CLUSTER_DOMAIN}/ns/{namespace}/sa/{account}"
+
+
+def variables(settings: Settings, fields: Iterable[str]) -> dict[str, str]:
+    """Settings as environment variables."""
+    return {f"NEXUS_{name.upper()}": str(getattr(settings, name)) for name in sorted(fields)}

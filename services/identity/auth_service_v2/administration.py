@@ -1,0 +1,193 @@
+"""ClientService: clients, consent and upstream providers, proto to rules and back."""
+
+from datetime import timedelta
+from typing import Any
+from urllib.parse import urlsplit
+
+from nexus.identity.auth_service_v2.v1 import clients_pb2 as pb
+from nexus.identity.auth_service_v2.v1.faults import (
+    ClientMetadataInvalid,
+    ConsentNotFound,
+    IssuerInvalid,
+    ScopeNotHeld,
+)
+from services.chassis.clock import now, timestamp
+from services.chassis.context import RequestContext
+from services.chassis.ids import hash_secret, new_id, new_secret
+from services.chassis.paging import Pager
+from services.chassis.service import Service
+from services.identity.auth_service_v2 import clients
+from services.identity.auth_service_v2.clients import Client
+from services.identity.auth_service_v2.store import ClientStore, ProviderStore
+
+PROVIDER_SECRET = "provider secret"
+_DEFAULT_REGISTRATION_SECONDS = 3600
+_AUTHENTICATION = {
+    pb.CLIENT_AUTHENTICATION_UNSPECIFIED: clients.BASIC,
+    pb.CLIENT_AUTHENTICATION_CLIENT_SECRET_BASIC: clients.BASIC,
+    pb.CLIENT_AUTHENTICATION_CLIENT_SECRET_POST: clients.POST,
+    pb.CLIENT_AUTHENTICATION_NONE: clients.NONE,
+}
+
+
+class ClientService:
+    def __init__(self, service: Service) -> None:
+        self._development = service.settings.environment == "development"
+        self._sealer = service.sealer
+        self._pager = Pager(service.sealer)
+        self._clients = ClientStore(service.database)
+        self._providers = ProviderStore(service.database)
+
+    async def CreateClient(self, request: pb.CreateClientRequest, call: RequestContext) -> pb.CreateClientResponse:
+        authentication = _AUTHENTICATION[request.authentication]
+        settings = self._checked(request.settings, authentication, call)
+        secret = new_secret() if authentication != clients.NONE else ""
+        client = await self._clients.insert(
+            new_id(), authentication=authentication, secret_hash=hash_secret(secret) if secret else None, **settings
+        )
+        return pb.CreateClientResponse(client=_client(client), client_secret=secret)
+
+    async def GetClient(self, request: pb.GetClientRequest, call: RequestContext) -> pb.GetClientResponse:
+        return pb.GetClientResponse(client=_client(await self._clients.get(request.client_id)))
+
+    async def ListClients(self, request: pb.ListClientsRequest, call: RequestContext) -> pb.ListClientsResponse:
+        size = self._pager.size(request)
+        found = await self._clients.page(self._pager.cursor(request, call), size + 1)
+        more = self._pager.token(request, call, found[size - 1].client_id) if len(found) > size else ""
+        return pb.ListClientsResponse(clients=[_client(client) for client in found[:size]], next_page_token=more)
+
+    async def UpdateClient(self, request: pb.UpdateClientRequest, call: RequestContext) -> pb.UpdateClientResponse:
+        known = await self._clients.get(request.client_id)
+        settings = self._checked(request.settings, known.authentication, call)
+        return pb.UpdateClientResponse(client=_client(await self._clients.update(request.client_id, **settings)))
+
+    async def RotateClientSecret(
+        self, request: pb.RotateClientSecretRequest, call: RequestContext
+    ) -> pb.RotateClientSecretResponse:
+        client = await self._clients.get(request.client_id)
+        if not client.keeps_a_secret:
+            raise ClientMetadataInvalid(why="it has no secret")
+        secret = new_secret()
+        await self._clients.set_secret(request.client_id, hash_secret(secret))
+        return pb.RotateClientSecretResponse(client_secret=secret)
+
+    async def DeleteClient(self, request: pb.DeleteClientRequest, call: RequestContext) -> pb.DeleteClientResponse:
+        await self._clients.delete(request.client_id)
+        return pb.DeleteClientResponse()
+
+    async def CreateRegistrationToken(
+        self, request: pb.CreateRegistrationTokenRequest, call: RequestContext
+    ) -> pb.CreateRegistrationTokenResponse:
+        token = new_secret()
+        expires = now() + timedelta(seconds=request.lifetime_seconds or _DEFAULT_REGISTRATION_SECONDS)
+        await self._clients.insert_registration_token(hash_secret(token), request.uses or 1, expires)
+        return pb.CreateRegistrationTokenResponse(registration_token=token, expire_time=timestamp(expires))
+
+    async def ListMyConsents(
+        self, request: pb.ListMyConsentsRequest, call: RequestContext
+    ) -> pb.ListMyConsentsResponse:
+        size = self._pager.size(request)
+        rows = await self._clients.consents_of(call.user.user_id, self._pager.cursor(request, call), size + 1)
+        consents = [
+            pb.Consent(
+                client_id=row["client_id"],
+                client_name=row["client_name"],
+                scopes=row["scopes"],
+                grant_time=timestamp(row["grant_time"]),
+            )
+            for row in rows[:size]
+        ]
+        more = self._pager.token(request, call, consents[-1].client_id) if len(rows) > size else ""
+        return pb.ListMyConsentsResponse(consents=consents, next_page_token=more)
+
+    async def RevokeConsent(self, request: pb.RevokeConsentRequest, call: RequestContext) -> pb.RevokeConsentResponse:
+        if not await self._clients.withdraw(call.user.user_id, request.client_id):
+            raise ConsentNotFound(client_id=request.client_id)
+        return pb.RevokeConsentResponse()
+
+    async def CreateProvider(
+        self, request: pb.CreateProviderRequest, call: RequestContext
+    ) -> pb.CreateProviderResponse:
+        provider = request.provider
+        self._require_trustworthy(provider.issuer)
+        purpose = f"{PROVIDER_SECRET} {call.tenant_id} {provider.provider_id}"
+        row = await self._providers.insert(
+            provider.provider_id,
+            provider.title,
+            provider.issuer,
+            provider.client_id,
+            self._sealer.seal(request.client_secret.encode(), purpose) if request.client_secret else None,
+            list(provider.scopes),
+        )
+        return pb.CreateProviderResponse(provider=_provider(row))
+
+    async def ListProviders(self, request: pb.ListProvidersRequest, call: RequestContext) -> pb.ListProvidersResponse:
+        return pb.ListProvidersResponse(providers=[_provider(row) for row in await self._providers.list()])
+
+    async def DeleteProvider(
+        self, request: pb.DeleteProviderRequest, call: RequestContext
+    ) -> pb.DeleteProviderResponse:
+        await self._providers.delete(request.provider_id)
+        return pb.DeleteProviderResponse()
+
+    def _checked(self, settings: pb.ClientSettings, authentication: str, call: RequestContext) -> dict[str, Any]:
+        """What is stored of settings. Raises ClientMetadataInvalid, ScopeNotHeld."""
+        grant_types = list(settings.grant_types) or list(clients.DEFAULT_GRANT_TYPES)
+        clients.check(
+            authentication=authentication,
+            grant_types=grant_types,
+            redirect_uris=settings.redirect_uris,
+            post_logout_redirect_uris=settings.post_logout_redirect_uris,
+        )
+        for scope in clients.permissions_in(settings.scopes):
+            if not call.user.may(scope):
+                raise ScopeNotHeld(scope=scope)
+        return {
+            "client_name": settings.client_name,
+            "redirect_uris": list(settings.redirect_uris),
+            "post_logout_redirect_uris": list(settings.post_logout_redirect_uris),
+            "grant_types": grant_types,
+            "scopes": list(dict.fromkeys(settings.scopes)),
+            "audiences": list(settings.audiences),
+            "first_party": settings.first_party,
+        }
+
+    def _require_trustworthy(self, issuer: str) -> None:
+        """OpenID Connect Discovery 1.0, section 3: https, without query and fragment."""
+        try:
+            parts = urlsplit(issuer)
+            host = parts.hostname
+        except ValueError:
+            raise IssuerInvalid(why="it is not a URL") from None
+        if parts.scheme != "https" and not (self._development and parts.scheme == "http" and clients.is_loopback(host)):
+            raise IssuerInvalid(why="it must be https")
+        if not host or "?" in issuer or "#" in issuer or parts.username is not None:
+            raise IssuerInvalid(why="it must be a host and a path, nothing more")
+
+
+def _client(client: Client) -> pb.Client:
+    return pb.Client(
+        client_id=client.client_id,
+        settings=pb.ClientSettings(
+            client_name=client.client_name,
+            redirect_uris=client.redirect_uris,
+            post_logout_redirect_uris=client.post_logout_redirect_uris,
+            grant_types=client.grant_types,
+            scopes=client.scopes,
+            audiences=client.audiences,
+            first_party=client.first_party,
+        ),
+        authentication=pb.ClientAuthentication.Value(f"CLIENT_AUTHENTICATION_{client.authentication.upper()}"),
+        create_time=timestamp(client.create_time),
+    )
+
+
+def _provider(row: Any) -> pb.Provider:
+    return pb.Provider(
+        provider_id=row["provider_id"],
+        title=row["title"],
+        issuer=row["issuer"],
+        client_id=row["client_id"],
+        scopes=row["scopes"],
+        create_time=timestamp(row["create_time"]),
+    )

@@ -1,0 +1,99 @@
+"""Who may do what in a tenant: roles, who has them, and who may decide about it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from nexus.identity.user_auth.v1.faults import LastOwner, RoleBuiltIn, RoleInUse, RoleNotFound, UserChanged
+from services.chassis.context import User
+from services.chassis.database import Database
+from services.identity.user_auth.roles import (
+    BUILT_IN,
+    OWNER,
+    Rule,
+    permissions_of,
+    require_known,
+    require_within,
+)
+from services.identity.user_auth.store import RoleStore, UserStore
+
+Row = Mapping[str, Any]
+
+
+class Access:
+    """Rules about roles, over the rows of the call's tenant."""
+
+    def __init__(self, database: Database, users: UserStore, roles: RoleStore) -> None:
+        self._database = database
+        self._users = users
+        self._roles = roles
+
+    async def permissions(self, user: Row) -> list[str]:
+        """What a user may do."""
+        return permissions_of(await self._rules(user["roles"]))
+
+    async def require_over(self, actor: User, user: Row) -> None:
+        """Raises RoleBeyondOwn unless the actor may do all that the user may: else an assistant could take over
+        the account of an owner."""
+        if user["user_id"] != actor.user_id:
+            for rule in await self._rules(user["roles"]):
+                require_within(Rule(rule.name, rule.allow), actor.permissions)
+
+    async def require_other_owner(self, user: Row) -> None:
+        """Raises LastOwner if the tenant's last active owner would go. Holds in a transaction that locked the
+        owners before it read the user."""
+        is_owner = OWNER in user["roles"] and user["state"] == "active"
+        if is_owner and not await self._users.has_other_owner(user["user_id"]):
+            raise LastOwner()
+
+    async def set_role(self, actor: User, rule: Rule, description: str, etag: str) -> Row:
+        if rule.name in BUILT_IN:
+            raise RoleBuiltIn(role=rule.name)
+        require_known(rule.allow | rule.deny)
+        require_within(rule, actor.permissions)
+        async with self._database.transaction():
+            for present in await self._roles.named([rule.name], lock="FOR UPDATE"):
+                require_within(_rule(present), actor.permissions)
+                if etag and etag != str(present["version"]):
+                    raise UserChanged()
+            return await self._roles.put(rule.name, description, list(rule.allow), list(rule.deny))
+
+    async def delete_role(self, actor: User, name: str) -> None:
+        if name in BUILT_IN:
+            raise RoleBuiltIn(role=name)
+        async with self._database.transaction():
+            present = await self._roles.named([name], lock="FOR UPDATE")
+            if not present:
+                raise RoleNotFound(role=name)
+            require_within(_rule(present[0]), actor.permissions)
+            users = await self._roles.users_of(name)
+            if users:
+                raise RoleInUse(role=name, users=users)
+            await self._roles.delete(name)
+
+    async def assign(self, actor: User, user: Row, names: Sequence[str]) -> Row:
+        """Inside a transaction that has locked the user."""
+        rules = {rule.name: rule for rule in await self._rules(names, lock="FOR SHARE")}
+        for name in names:
+            if name not in rules:
+                raise RoleNotFound(role=name)
+            require_within(rules[name], actor.permissions)
+        return await self._users.set_roles(user["user_id"], {*user["roles"], *names})
+
+    async def remove(self, actor: User, user: Row, names: Sequence[str]) -> Row:
+        """Inside a transaction that has locked the owners and the user."""
+        leaving = set(names) & set(user["roles"])
+        for rule in await self._rules(leaving):
+            require_within(rule, actor.permissions)
+        if OWNER in leaving:
+            await self.require_other_owner(user)
+        return await self._users.set_roles(user["user_id"], set(user["roles"]) - leaving)
+
+    async def _rules(self, names: Iterable[str], *, lock: str = "") -> list[Rule]:
+        """Those of the roles that there are."""
+        own = {name for name in names if name not in BUILT_IN}
+        built_in = [BUILT_IN[name] for name in names if name in BUILT_IN]
+        return built_in + [_rule(row) for row in (await self._roles.named(sorted(own), lock=lock) if own else ())]
+
+
+def _rule(row: Row) -> Rule:
+    return Rule(row["name"], frozenset(row["allow"]), frozenset(row["deny"]))

@@ -1,0 +1,75 @@
+"""Codes by mail: to verify an address, to recover an account.
+
+Who asks for a mail by address only leaves a request; a job looks into it a moment later. So the asking takes as
+long for an unknown address as for a known one, and a request survives a crash and a mail server that is away.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from services.chassis.clock import now
+from services.chassis.context import acting_for
+from services.chassis.database import Database
+from services.chassis.ids import hash_secret, new_secret
+from services.chassis.mail import Mailer
+from services.identity.user_auth.spec import Config
+from services.identity.user_auth.store import UserStore
+
+VERIFY, RECOVER = "verify", "recover"
+SEND_SECONDS = 1.0
+_BATCH = 100
+
+
+@dataclass(frozen=True)
+class _Mail:
+    subject: str
+    body: str
+    lifetime: timedelta
+
+
+class CodeMailer:
+    """Makes codes, keeps their hashes and mails them."""
+
+    def __init__(self, database: Database, store: UserStore, mailer: Mailer, config: Config) -> None:
+        self._database = database
+        self._store = store
+        self._mailer = mailer
+        self._mails = {
+            VERIFY: _Mail(
+                "Verify your e-mail address",
+                "Your verification code is:\n\n    {code}\n\nIf you did not register, ignore this mail.\n",
+                config.verification_lifetime,
+            ),
+            RECOVER: _Mail(
+                "Set a new password",
+                "The code to set a new password is:\n\n    {code}\n\n"
+                "If you did not ask for it, ignore this mail: your password stays as it is.\n",
+                config.recovery_lifetime,
+            ),
+        }
+
+    async def send(self, user: Mapping[str, Any], purpose: str) -> None:
+        """Mail the user a fresh code; earlier ones for this purpose stop working."""
+        mail, code = self._mails[purpose], new_secret()
+        await self._store.replace_code(user["user_id"], purpose, hash_secret(code), now() + mail.lifetime)
+        greeting = f"Hello{' ' + user['display_name'] if user['display_name'] else ''},\n\n"
+        await self._mailer.send(user["email"], mail.subject, greeting + mail.body.format(code=code))
+
+    async def send_requested(self) -> None:
+        """Answer the requests of all tenants: mail those users who may have what was asked for."""
+        for request in await self._store.requested_mails(_BATCH):
+            with acting_for(request["tenant_id"]):
+                async with self._database.transaction():
+                    await self._answer(request["request_id"])
+
+    async def _answer(self, request_id: str) -> None:
+        request = await self._store.take_mail_request(request_id)
+        if request is None:
+            return
+        user = await self._store.by_email(request["email_key"])
+        if user is None or user["state"] != "active":
+            return
+        if request["purpose"] == RECOVER or not user["email_verified"]:
+            await self.send(user, request["purpose"])

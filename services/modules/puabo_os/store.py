@@ -1,0 +1,319 @@
+"""The SQL of puabo-os."""
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+
+from nexus.modules.puabo_os.v1.faults import EtagStale, PlanInUse, PlanTaken, PlanUnknown
+from services.chassis.database import Database
+from services.modules.puabo_os.quotas import Quota
+from services.modules.puabo_os.settings import PLATFORM, TENANT, USER, Value
+
+_TENANT = "tenant_id, display_name, state, plan_id, create_time, state_time, erase_time, etag::text"
+_PLAN = "plan_id, title, modules, quotas, etag::text, create_time"
+KEEP_USAGE = "400 days"
+NO_ETAG = "none"
+"""The etag of a level that says nothing of a setting."""
+
+_ERASING_SCHEMAS = """
+SELECT DISTINCT n.nspname
+FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+     JOIN pg_roles r ON r.rolname = 'nexus_' || n.nspname || '_platform'
+WHERE a.attname = 'tenant_id' AND NOT a.attisdropped AND c.relkind IN ('r', 'p')
+  AND NOT EXISTS (SELECT FROM nexus.erasures WHERE tenant_id = $1 AND role = r.rolname)
+ORDER BY n.nspname
+"""
+
+
+class TenantStore:
+    """The register of tenants."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def insert(self, tenant_id: str, display_name: str, plan_id: str) -> asyncpg.Record | None:
+        """The new tenant, or None when there is one of this id. Raises PlanUnknown."""
+        try:
+            return await self._database.fetchrow(
+                f"""
+                INSERT INTO nexus.tenants (tenant_id, display_name, plan_id) VALUES ($1, $2, $3)
+                ON CONFLICT DO NOTHING RETURNING {_TENANT}
+                """,
+                tenant_id,
+                display_name,
+                plan_id,
+            )
+        except asyncpg.ForeignKeyViolationError:
+            raise PlanUnknown(plan_id=plan_id) from None
+
+    async def by_id(self, tenant_id: str, *, lock: bool = False) -> asyncpg.Record | None:
+        return await self._database.fetchrow(
+            f"SELECT {_TENANT} FROM nexus.tenants WHERE tenant_id = $1 {'FOR NO KEY UPDATE' if lock else ''}", tenant_id
+        )
+
+    async def page(self, state: str | None, after: str, limit: int) -> list[asyncpg.Record]:
+        return await self._database.fetch(
+            f"""
+            SELECT {_TENANT} FROM nexus.tenants WHERE tenant_id > $2 AND ($1::text IS NULL OR state = $1)
+            ORDER BY tenant_id LIMIT $3
+            """,
+            state,
+            after,
+            limit,
+        )
+
+    async def set_state(self, tenant_id: str, state: str, erase_time: datetime | None = None) -> asyncpg.Record:
+        return await self._update(tenant_id, "state = $2, state_time = now(), erase_time = $3", state, erase_time)
+
+    async def set_name_and_plan(self, tenant_id: str, display_name: str, plan_id: str) -> asyncpg.Record:
+        """Raises PlanUnknown."""
+        try:
+            return await self._update(tenant_id, "display_name = $2, plan_id = $3", display_name, plan_id)
+        except asyncpg.ForeignKeyViolationError:
+            raise PlanUnknown(plan_id=plan_id) from None
+
+    async def set_erased(self, tenant_id: str) -> bool:
+        """Whether it was not before."""
+        return bool(
+            await self._database.execute(
+                """
+                UPDATE nexus.tenants
+                SET state = 'erased', display_name = '', state_time = now(), etag = gen_random_uuid()
+                WHERE tenant_id = $1 AND state = 'erasing'
+                """,
+                tenant_id,
+            )
+        )
+
+    async def begun_erasures(self) -> list[str]:
+        rows = await self._database.fetch(
+            "SELECT tenant_id FROM nexus.tenants WHERE state = 'erasing' AND erase_time <= now()"
+        )
+        return [row["tenant_id"] for row in rows]
+
+    async def erasing_schemas(self, tenant_id: str) -> list[str]:
+        """The schemas that may still have rows of a tenant: all with tables of tenants, but for those whose service
+        has given its word."""
+        return [row["nspname"] for row in await self._database.fetch(_ERASING_SCHEMAS, tenant_id)]
+
+    async def _update(self, tenant_id: str, assignments: str, *values: Any) -> asyncpg.Record:
+        row = await self._database.fetchrow(
+            f"""
+            UPDATE nexus.tenants SET {assignments}, etag = gen_random_uuid() WHERE tenant_id = $1 RETURNING {_TENANT}
+            """,
+            tenant_id,
+            *values,
+        )
+        assert row is not None
+        return row
+
+
+class PlanStore:
+    """Plans, and what the call's tenant has of its own."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def insert(self, plan_id: str, title: str, modules: Sequence[str], quotas: Sequence[Quota]) -> asyncpg.Record:
+        """The new plan, or the one that is the same. Raises PlanTaken."""
+        await self._database.execute(
+            "INSERT INTO plans (plan_id, title, modules, quotas) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
+            plan_id,
+            title,
+            modules,
+            _dump(quotas),
+        )
+        row = await self.by_id(plan_id)
+        if (row["title"], row["modules"], quotas_of(row)) != (title, list(modules), list(quotas)):
+            raise PlanTaken(plan_id=plan_id)
+        return row
+
+    async def by_id(self, plan_id: str) -> asyncpg.Record:
+        """Raises PlanUnknown."""
+        row = await self._database.fetchrow(f"SELECT {_PLAN} FROM plans WHERE plan_id = $1", plan_id)
+        if row is None:
+            raise PlanUnknown(plan_id=plan_id)
+        return row
+
+    async def of_tenant(self) -> asyncpg.Record:
+        """The plan of the call's tenant."""
+        row = await self._database.fetchrow(
+            f"SELECT {_PLAN} FROM plans "
+            "WHERE plan_id = (SELECT plan_id FROM nexus.tenants WHERE tenant_id = nexus.tenant_id())"
+        )
+        assert row is not None, "the register refers to plans"
+        return row
+
+    async def page(self, after: str, limit: int) -> list[asyncpg.Record]:
+        return await self._database.fetch(
+            f"SELECT {_PLAN} FROM plans WHERE plan_id > $1 ORDER BY plan_id LIMIT $2", after, limit
+        )
+
+    async def replace(
+        self, plan_id: str, title: str, modules: Sequence[str], quotas: Sequence[Quota], etag: str
+    ) -> asyncpg.Record:
+        """Raises PlanUnknown, EtagStale."""
+        row = await self._database.fetchrow(
+            f"""
+            UPDATE plans SET title = $2, modules = $3, quotas = $4, etag = gen_random_uuid()
+            WHERE plan_id = $1 AND ($5 = '' OR etag::text = $5) RETURNING {_PLAN}
+            """,
+            plan_id,
+            title,
+            modules,
+            _dump(quotas),
+            etag,
+        )
+        if row is None:
+            await self.by_id(plan_id)
+            raise EtagStale()
+        return row
+
+    async def delete(self, plan_id: str) -> None:
+        """Raises PlanUnknown, PlanInUse."""
+        try:
+            if not await self._database.execute("DELETE FROM plans WHERE plan_id = $1", plan_id):
+                raise PlanUnknown(plan_id=plan_id)
+        except asyncpg.ForeignKeyViolationError:
+            raise PlanInUse(plan_id=plan_id) from None
+
+    async def enabled_modules(self) -> list[str]:
+        rows = await self._database.fetch("SELECT module_id FROM enabled_modules WHERE tenant_id = nexus.tenant_id()")
+        return [row["module_id"] for row in rows]
+
+    async def enable(self, module_id: str) -> bool:
+        """Whether it was off."""
+        return bool(
+            await self._database.execute(
+                "INSERT INTO enabled_modules (module_id) VALUES ($1) ON CONFLICT DO NOTHING", module_id
+            )
+        )
+
+    async def disable(self, module_id: str) -> bool:
+        """Whether it was on."""
+        return bool(await self._database.execute("DELETE FROM enabled_modules WHERE module_id = $1", module_id))
+
+
+class UsageStore:
+    """What the call's tenant has used."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def add(self, quota: Quota, start: datetime, amount: int) -> int | None:
+        """What has been used with this amount, or None when there is not so much left. The row is locked until the
+        transaction ends, so that all who consume take turns."""
+        used: int | None = await self._database.fetchval(
+            """
+            INSERT INTO usage AS held (counter, period, period_start, used)
+            SELECT $1, $2, $3, $4::bigint WHERE $4 <= coalesce($5::bigint, $4)
+            ON CONFLICT (tenant_id, counter, period, period_start) DO UPDATE SET used = held.used + $4
+            WHERE held.used + $4 <= coalesce($5, held.used + $4)
+            RETURNING used
+            """,
+            quota.counter,
+            quota.period,
+            start,
+            amount,
+            quota.limit,
+        )
+        return used
+
+    async def take_back(self, quota: Quota, start: datetime, amount: int) -> int:
+        """What is used without this amount."""
+        used: int | None = await self._database.fetchval(
+            """
+            UPDATE usage SET used = greatest(used - $4, 0)
+            WHERE tenant_id = nexus.tenant_id() AND counter = $1 AND period = $2 AND period_start = $3 RETURNING used
+            """,
+            quota.counter,
+            quota.period,
+            start,
+            amount,
+        )
+        return used or 0
+
+    async def of(self, quota: Quota, start: datetime) -> int:
+        used: int | None = await self._database.fetchval(
+            """
+            SELECT used FROM usage
+            WHERE tenant_id = nexus.tenant_id() AND counter = $1 AND period = $2 AND period_start = $3
+            """,
+            quota.counter,
+            quota.period,
+            start,
+        )
+        return used or 0
+
+    async def counters(self, since: datetime) -> list[str]:
+        """What has been counted since then."""
+        rows = await self._database.fetch(
+            "SELECT DISTINCT counter FROM usage WHERE tenant_id = nexus.tenant_id() AND period_start >= $1", since
+        )
+        return [row["counter"] for row in rows]
+
+    async def forget_old(self) -> None:
+        async with self._database.transaction(platform_wide=True):
+            await self._database.execute(
+                f"DELETE FROM usage WHERE period <> 'total' AND period_start < now() - interval '{KEEP_USAGE}'"
+            )
+
+
+class SettingStore:
+    """What the platform, the call's tenant and its users say of settings."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def said(self, user_id: str, key: str | None = None) -> dict[str, dict[str, tuple[Value, str]]]:
+        """(value, etag) by key and level. `user_id` is empty for the tenant's own; one key or all."""
+        rows = await self._database.fetch(
+            f"""
+            SELECT '{PLATFORM}' AS level, key, value, etag::text FROM platform_settings
+            WHERE $2::text IS NULL OR key = $2
+            UNION ALL
+            SELECT CASE user_id WHEN '' THEN '{TENANT}' ELSE '{USER}' END, key, value, etag::text FROM settings
+            WHERE tenant_id = nexus.tenant_id() AND user_id IN ('', $1) AND ($2::text IS NULL OR key = $2)
+            """,
+            user_id,
+            key,
+        )
+        found: dict[str, dict[str, tuple[Value, str]]] = {}
+        for row in rows:
+            found.setdefault(row["key"], {})[row["level"]] = (json.loads(row["value"]), row["etag"])
+        return found
+
+    async def put(self, level: str, user_id: str, key: str, value: Value | None, etag: str) -> None:
+        """Say something at a level, or nothing any more. Raises EtagStale unless `etag` is empty or the level's."""
+        table, columns = "settings", {"key": key, "user_id": user_id}
+        if level == PLATFORM:
+            table, columns = "platform_settings", {"key": key}
+        where = " AND ".join(f"{column} = ${number}" for number, column in enumerate(columns, start=1))
+        places = ", ".join(f"${number}" for number in range(1, len(columns) + 2))
+        async with self._database.transaction():
+            # Whoever sets the same key meanwhile waits for this, also where there is no row to lock yet.
+            await self._database.execute(
+                "SELECT pg_advisory_xact_lock(hashtextextended(concat_ws(' ', nexus.tenant_id(), $1::text), 2))",
+                f"{level} {user_id} {key}",
+            )
+            current = await self._database.fetchval(f"SELECT etag::text FROM {table} WHERE {where}", *columns.values())
+            if etag not in ("", current or NO_ETAG):
+                raise EtagStale()
+            await self._database.execute(f"DELETE FROM {table} WHERE {where}", *columns.values())
+            if value is not None:
+                await self._database.execute(
+                    f"INSERT INTO {table} ({', '.join(columns)}, value) VALUES ({places})",
+                    *columns.values(),
+                    json.dumps(value),
+                )
+
+
+def quotas_of(plan: asyncpg.Record) -> list[Quota]:
+    return [Quota(**quota) for quota in json.loads(plan["quotas"])]
+
+
+def _dump(quotas: Sequence[Quota]) -> str:
+    return json.dumps([{"counter": each.counter, "limit": each.limit, "period": each.period} for each in quotas])

@@ -1,0 +1,30 @@
+from datetime import timedelta
+
+from pydantic import BaseModel, SecretStr, model_validator
+
+from services.chassis.spec import ServiceSpec
+
+
+class Config(BaseModel):
+    vault_addr: str | None = None
+    """A Vault server ("https://vault:8200") whose transit engine wraps key material instead of the platform's root
+    key. Material wrapped before is moved over."""
+    vault_token: SecretStr | None = None
+    """A token that may update transit/encrypt, decrypt and rewrap of the key, and read transit/keys."""
+    vault_key: str = "nexus"
+    """The name of the transit key."""
+    vault_mount: str = "transit"
+    destruction_delay: timedelta = timedelta(days=30)
+    """How long a scheduled destruction waits when the caller does not say."""
+    minimum_destruction_delay: timedelta = timedelta(days=7)
+    keep_uses: timedelta = timedelta(days=400)
+    """How long it is remembered who used a key for what."""
+
+    @model_validator(mode="after")
+    def _vault_is_whole(self) -> "Config":
+        if (self.vault_addr is None) != (self.vault_token is None):
+            raise ValueError("vault_addr and vault_token belong together")
+        return self
+
+
+SERVICE = ServiceSpec(id="key-service", port=3080, config=Config)

@@ -1,0 +1,115 @@
+"""Signing in through an upstream OpenID Provider: another tenant of this very platform."""
+
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from tests.identity.oidc import (
+    Browser,
+    Registered,
+    claims_of,
+    granted,
+    issuer,
+    needs_the_edge,
+    query_of,
+    register,
+    relying_party,
+    status,
+)
+from tests.platforms import Platform, Tenant
+
+pytestmark = needs_the_edge
+
+
+@pytest.fixture
+async def browser(platform: Platform) -> AsyncIterator[Browser]:
+    async with Browser(platform) as one:
+        yield one
+
+
+async def connect(tenant: Tenant, upstream: Tenant, http: httpx.AsyncClient) -> Registered:
+    """Let the tenant's users sign in at the upstream tenant; returns a client of the tenant."""
+    there = await register(upstream, http, redirectUris=[f"{issuer(tenant)}/sso/upstream/callback"])
+    owner = await tenant.sign_in("owner")
+    provider = {
+        "providerId": "upstream",
+        "title": "Upstream",
+        "issuer": issuer(upstream),
+        "clientId": there.client_id,
+    }
+    answer = await http.post(
+        "/api/v1/sign-in-providers", headers=owner.headers, json={"provider": provider, "clientSecret": there.secret}
+    )
+    assert answer.status_code == 200, answer.text
+    return await register(tenant, http)
+
+
+async def at_upstream(browser: Browser, tenant: Tenant, client: Registered) -> tuple[httpx.Response, str]:
+    """From the tenant's sign-in page to the upstream's; returns that page, and the code verifier."""
+    async with relying_party(tenant, client) as authlib:
+        verifier = "v" * 43
+        url, _ = authlib.create_authorization_url(f"{issuer(tenant)}/oauth2/authorize", code_verifier=verifier)
+    page = await browser.get(url)
+    return await browser.follow_link(page, "Upstream"), verifier
+
+
+async def test_a_user_of_the_upstream_becomes_the_same_user_here_each_time(
+    platform: Platform, tenant: Tenant, other_tenant: Tenant, http: httpx.AsyncClient
+) -> None:
+    client, email = await connect(tenant, other_tenant, http), await other_tenant.provision()
+    subjects = set()
+    for _ in range(2):
+        async with Browser(platform) as browser, relying_party(tenant, client) as authlib:
+            page, verifier = await at_upstream(browser, tenant, client)
+            page = await browser.sign_in(page, email)
+            for _ in range(2):  # consent there, consent here
+                if "Allow" in page.text:
+                    page = await browser.submit(page, decision="allow")
+            token = await authlib.fetch_token(authorization_response=page.headers["location"], code_verifier=verifier)
+            claims = await claims_of(token["id_token"], tenant, http)
+            assert (claims["iss"], claims["email"]) == (issuer(tenant), email)
+            subjects.add(claims["sub"])
+    assert len(subjects) == 1
+
+
+async def test_an_account_that_exists_is_not_taken_over_by_its_address(
+    tenant: Tenant, other_tenant: Tenant, browser: Browser, http: httpx.AsyncClient
+) -> None:
+    client = await connect(tenant, other_tenant, http)
+    email = await tenant.provision("owner")
+    await other_tenant.provision(email=email)
+    page, _ = await at_upstream(browser, tenant, client)
+    page = await browser.submit(await browser.sign_in(page, email), decision="allow")
+    assert "There is an account with your e-mail address already" in page.text
+    assert "nexus_session" not in page.headers.get("set-cookie", "")
+
+
+async def test_a_callback_without_its_browser_is_refused(
+    platform: Platform, tenant: Tenant, other_tenant: Tenant, browser: Browser, http: httpx.AsyncClient
+) -> None:
+    client = await connect(tenant, other_tenant, http)
+    page, _ = await at_upstream(browser, tenant, client)
+    state = query_of(str(page.url))["state"]
+    async with Browser(platform) as other:
+        answer = await other.get(f"{issuer(tenant)}/sso/upstream/callback?code=x&state={state}")
+    assert status(answer) == 400
+    forged = await browser.get(f"{issuer(tenant)}/sso/upstream/callback?code=x&state={state}")
+    assert "cannot be believed" in forged.text
+
+
+@pytest.mark.parametrize("bad", ["http://example.com", "https://a.example/?q", "ftp://a.example", "https://"])
+async def test_an_issuer_that_cannot_be_trusted_is_refused(tenant: Tenant, http: httpx.AsyncClient, bad: str) -> None:
+    owner = await tenant.sign_in("owner")
+    provider = {"providerId": "bad", "title": "Bad", "issuer": bad, "clientId": "x"}
+    answer = await http.post("/api/v1/sign-in-providers", headers=owner.headers, json={"provider": provider})
+    assert answer.json()["details"][0]["reason"] == "ISSUER_INVALID"
+
+
+async def test_a_tenant_with_a_provider_still_takes_passwords(
+    tenant: Tenant, other_tenant: Tenant, browser: Browser, http: httpx.AsyncClient
+) -> None:
+    client, email = await connect(tenant, other_tenant, http), await tenant.provision()
+    async with relying_party(tenant, client) as authlib:
+        location, _ = await granted(browser, tenant, authlib, email)
+    assert "code" in query_of(location)

@@ -1,0 +1,162 @@
+"""What runs in a cluster: as little privilege as can be, no secrets in files, settings that services accept."""
+
+import re
+from pathlib import Path
+
+import grpc
+import pytest
+import yaml
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from mesh.kubernetes import __main__ as renderer
+from mesh.kubernetes.overlays import OVERLAYS, Overlay
+from mesh.kubernetes.rendering import RENDERED, ROOT, files
+from mesh.topology import topology
+from services.chassis.config import Settings, load_service_config, load_settings
+from services.chassis.spec import discover
+from tests.mesh.kubernetes.clusters import Object, built, of_kind, rendered
+from tests.platforms import Platform
+
+FOLDERS = ["base", *(f"overlays/{overlay.name}" for overlay in OVERLAYS)]
+SPECS = discover()
+
+
+def test_the_rendered_files_are_up_to_date() -> None:
+    stale = [str(path) for path, text in files(topology()).items() if (ROOT / path).read_text() != text]
+    written = {path.relative_to(ROOT) for path in (ROOT / RENDERED).rglob("*") if path.is_file()}
+
+    assert stale == []
+    assert written == files(topology()).keys() - {Path("compose.yaml")}
+
+
+def test_the_check_names_stale_files_and_writing_mends_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["mesh.kubernetes"])
+    assert renderer.main(tmp_path) == 0
+    (tmp_path / RENDERED / "base/edge.yaml").write_text("old")
+    (tmp_path / RENDERED / "base/gone.yaml").write_text("left over")
+
+    monkeypatch.setattr("sys.argv", ["mesh.kubernetes", "--check"])
+    assert renderer.main(tmp_path) == 1
+    said = capsys.readouterr().out
+    assert f"{RENDERED}/base/edge.yaml is stale" in said
+    assert f"{RENDERED}/base/gone.yaml is stale" in said
+
+    monkeypatch.setattr("sys.argv", ["mesh.kubernetes"])
+    renderer.main(tmp_path)
+    monkeypatch.setattr("sys.argv", ["mesh.kubernetes", "--check"])
+    assert renderer.main(tmp_path) == 0
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_no_secret_is_rendered(folder: str) -> None:
+    assert of_kind(rendered(folder), "Secret") == []
+    for path in (ROOT / RENDERED / folder).glob("*.yaml"):
+        assert not re.search(r"://[^/\s]*:[^/\s]*@", path.read_text()), f"a password in {path}"
+    for pod in _pods(rendered(folder)):
+        for container in _containers(pod):
+            for variable in container.get("env", []):
+                assert variable.keys() == {"name", "valueFrom"}, variable
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_pods_have_no_privilege(folder: str) -> None:
+    for pod in _pods(rendered(folder)):
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["enableServiceLinks"] is False
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["runAsUser"] > 0
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in _containers(pod):
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert container["resources"]["requests"].keys() == {"cpu", "memory"}
+            assert "memory" in container["resources"]["limits"]
+
+
+def test_every_service_runs_under_its_own_name() -> None:
+    deployments = {each["metadata"]["name"]: each["spec"]["template"]["spec"] for each in _deployments("base")}
+
+    assert deployments.keys() == {*SPECS, "edge"}
+    for name, pod in deployments.items():
+        assert pod["serviceAccountName"] == name
+        if name in SPECS:
+            assert pod["containers"][0]["args"] == ["serve", name]
+
+
+def test_a_pod_outlives_its_calls() -> None:
+    for deployment in _deployments("base"):
+        pod = deployment["spec"]["template"]["spec"]
+        before = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
+        # Envoy does not drain when it is told to stop: all its time is before that.
+        after = 0 if deployment["metadata"]["name"] == "edge" else Settings().drain_timeout
+        assert pod["terminationGracePeriodSeconds"] > before + after
+        assert before + after >= Settings().drain_timeout
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda each: each.name)
+def test_services_accept_the_settings(overlay: Overlay) -> None:
+    objects = built(overlay.name)
+    [settings_map] = of_kind(objects, "ConfigMap")
+    secrets = {"NEXUS_DATABASE_URL": "postgresql://db", "NEXUS_DATABASE_ROLE_KEY": "k", "NEXUS_REDIS_URL": "redis://r"}
+
+    settings = load_settings({**settings_map["data"], **secrets}, SPECS)
+
+    assert settings.environment == overlay.name
+    assert settings.spiffe_id("edge") == "spiffe://cluster.local/ns/nexus/sa/edge"
+    for spec in SPECS.values():
+        load_service_config(spec.config, spec.id, settings_map["data"])
+        target = settings.service_address.format(service=spec.id, port=spec.port, caller="", run="")
+        [service] = [each for each in of_kind(objects, "Service") if each["metadata"]["name"] == spec.id]
+        assert target == f"dns:///{spec.id}.nexus.svc.cluster.local:{service['spec']['ports'][0]['port']}"
+        assert service["spec"]["ports"][0]["name"] == "grpc-api"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda each: each.name)
+def test_an_overlay_sets_image_and_bounds(overlay: Overlay) -> None:
+    objects = built(overlay.name)
+    image = f"{overlay.image}:{overlay.tag}"
+    bounds = {
+        each["metadata"]["name"]: (each["spec"]["minReplicas"], each["spec"]["maxReplicas"])
+        for each in of_kind(objects, "HorizontalPodAutoscaler")
+    }
+
+    assert {container["image"] for pod in _pods(objects) for container in _containers(pod)} == {image}
+    assert bounds.pop("edge") == (overlay.edge.least, overlay.edge.most)
+    assert set(bounds.values()) == {(overlay.services.least, overlay.services.most)}
+
+
+async def test_the_probes_are_answered(platform: Platform) -> None:
+    for deployment in _deployments("base"):
+        name, container = deployment["metadata"]["name"], deployment["spec"]["template"]["spec"]["containers"][0]
+        if name == "edge":
+            continue
+        async with grpc.aio.insecure_channel(f"unix:{platform.settings.run_dir}/{name}.sock") as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+                asked = container[probe]["grpc"].get("service", "")
+                answer = await health.Check(health_pb2.HealthCheckRequest(service=asked), timeout=5)
+                assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_compose_runs_every_service() -> None:
+    compose = yaml.safe_load((ROOT / "compose.yaml").read_text())
+    domains = {each["command"][1] for each in compose["services"].values() if "serve" in each.get("command", [])}
+
+    assert domains == {spec.domain for spec in SPECS.values()}
+
+
+def _deployments(folder: str) -> list[Object]:
+    return of_kind(rendered(folder), "Deployment")
+
+
+def _pods(objects: list[Object]) -> list[Object]:
+    return [each["spec"]["template"]["spec"] for kind in ("Deployment", "Job") for each in of_kind(objects, kind)]
+
+
+def _containers(pod: Object) -> list[Object]:
+    return [*pod.get("initContainers", []), *pod["containers"]]
