@@ -119,7 +119,6 @@ def _compressor() -> Compressor:
         response_direction_config=CompressorResponseDirectionConfig(
             common_config=CompressorCommonDirectionConfig(
                 min_content_length=1024,
-                content_type=["application/json", "text/html", "text/css", "application/javascript"],
             )
         ),
         compressor_library=TypedExtensionConfig(name="gzip", typed_config=Any.pack(Gzip())),

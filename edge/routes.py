@@ -23,7 +23,6 @@ from envoy_data_plane.envoy.config.route.v3 import (
     RouteAction,
     RouteConfiguration,
     RouteMatch,
-    RouteMatchGrpcRouteMatchOptions,
     VirtualHost,
 )
 from envoy_data_plane.envoy.extensions.filters.http.cors.v3 import CorsPolicy
@@ -41,6 +40,7 @@ from services.chassis import contract
 from services.chassis.config import Settings
 from services.chassis.context import EDGE
 from services.chassis.contract import HttpRoute, Method
+from services.chassis.errors import Fault
 from services.chassis.peers import MESH_REPLY, XFCC
 from services.chassis.spec import discover
 
@@ -49,6 +49,8 @@ JWKS_METHOD = "/nexus.identity.token_mgr.v1.TokenService/GetJwks"
 DOCS_METHOD = "/nexus.platform.backend_api.v1.PlatformService/GetReference"
 REFLECTION = ("/grpc.reflection.v1.ServerReflection/", "/grpc.reflection.v1alpha.ServerReflection/")
 REFLECTION_SERVICE = "backend-api"
+# gRPC and gRPC-Web, which only becomes gRPC after the route has been chosen.
+_GRPC = HeaderMatcher(name="content-type", string_match=StringMatcher(prefix="application/grpc"))
 _OVERWRITE = HeaderValueOptionHeaderAppendAction.OVERWRITE_IF_EXISTS_OR_ADD
 
 
@@ -70,7 +72,7 @@ def table(settings: Settings, name: str, layout: Layout) -> RouteConfiguration:
                     _answer(RouteMatch(path="/healthz"), 200, {"status": "ok"}),
                     *_http_routes(external),
                     # Everything else counts as a read, so that probing for paths is limited too.
-                    _answer(RouteMatch(prefix="/"), 404, replies.error(faults.RouteUnknown)),
+                    _refusal(RouteMatch(prefix="/"), 404, faults.RouteUnknown),
                 ],
                 typed_per_filter_config={"envoy.filters.http.cors": Any.pack(_cors())},
             )
@@ -95,7 +97,7 @@ def _grpc_routes(settings: Settings, method: Method, layout: Layout) -> list[Rou
         idle_timeout=timedelta(minutes=5) if method.streams else wait,
         retry_policy=retries(method),
     )
-    match = RouteMatch(path=method.path, grpc=RouteMatchGrpcRouteMatchOptions())
+    match = RouteMatch(path=method.path, headers=[_GRPC])
     result = routes_to(method.service_id, match, action, layout)
     for route in result:
         route.name = method.full_name
@@ -121,7 +123,7 @@ def _page_headers(settings: Settings) -> list[HeaderValueOption]:
 def _reflection_route(settings: Settings, prefix: str) -> Route:
     return Route(
         name="reflection",
-        match=RouteMatch(prefix=prefix, grpc=RouteMatchGrpcRouteMatchOptions()),
+        match=RouteMatch(prefix=prefix, headers=[_GRPC]),
         route=RouteAction(cluster=REFLECTION_SERVICE, timeout=timedelta(0)),
         request_headers_to_add=[_identity(settings)],
         metadata=_rate_class("READ"),
@@ -139,8 +141,12 @@ def _header(key: str, value: str) -> HeaderValueOption:
     return HeaderValueOption(header=HeaderValue(key=key, value=value), append_action=_OVERWRITE)
 
 
-def _rate_class(rate_class: str) -> Metadata:
-    return Metadata(filter_metadata={METADATA: Struct.from_dict({"rate_class": rate_class})})
+def _rate_class(rate_class: str, **form: str) -> Metadata:
+    """What the rate limit, and the strict-JSON filter, need to know of a route."""
+    of_route = {METADATA: Struct.from_dict({"rate_class": rate_class})}
+    if form:
+        of_route["envoy.filters.http.lua"] = Struct.from_dict(form)
+    return Metadata(filter_metadata=of_route)
 
 
 def _http_routes(methods: Sequence[Method]) -> list[Route]:
@@ -150,7 +156,7 @@ def _http_routes(methods: Sequence[Method]) -> list[Route]:
         for route in method.routes:
             by_path.setdefault(route.regex, []).append((route, method))
     result = []
-    for regex, bindings in sorted(by_path.items(), key=lambda item: ("{" in item[1][0][0].path, item[0])):
+    for regex, bindings in sorted(by_path.items(), key=_most_specific_first):
         path = bindings[0][0].path
         for binding, method in bindings:
             match = _path_match(path, regex)
@@ -159,8 +165,8 @@ def _http_routes(methods: Sequence[Method]) -> list[Route]:
                 Route(
                     name=method.full_name,
                     match=match,
-                    # Never taken: transcoding moves the request to the method's gRPC route.
-                    direct_response=_json_body(500, replies.error(faults.Internal, "The request was not transcoded.")),
+                    # Only for the filters: transcoding moves the request to the method's gRPC route.
+                    route=RouteAction(cluster=method.service_id),
                     metadata=Metadata(
                         filter_metadata={"envoy.filters.http.lua": Struct.from_dict(_form(binding, method))}
                     ),
@@ -172,10 +178,14 @@ def _http_routes(methods: Sequence[Method]) -> list[Route]:
                 )
             )
         allowed = ", ".join(sorted({binding.verb for binding, _ in bindings}))
-        refusal = _answer(_path_match(path, regex), 405, replies.error(faults.MethodNotAllowed))
-        refusal.response_headers_to_add.append(_header("allow", allowed))
+        refusal = _refusal(_path_match(path, regex), 405, faults.MethodNotAllowed, allow=allowed)
         result.append(refusal)
     return result
+
+
+def _most_specific_first(item: tuple[str, list[tuple[HttpRoute, Method]]]) -> tuple[bool, bool, str]:
+    path = item[1][0][0].path
+    return "{" in path, ":" not in path.rpartition("/")[2], item[0]
 
 
 def _form(binding: HttpRoute, method: Method) -> dict[str, AnyValue]:
@@ -202,6 +212,17 @@ def _answer(match: RouteMatch, status: int, body: dict[str, AnyValue]) -> Route:
         direct_response=_json_body(status, body),
         response_headers_to_add=[_header("content-type", "application/json")],
         metadata=_rate_class("READ"),
+    )
+
+
+def _refusal(match: RouteMatch, status: int, fault: type[Fault], **more: str) -> Route:
+    """A route that leads nowhere: the strict-JSON filter answers before the router would be asked. It is no direct
+    response, because the CORS filter passes those over."""
+    answer = json.dumps(replies.error(fault))
+    return Route(
+        match=match,
+        route=RouteAction(cluster=REFLECTION_SERVICE),
+        metadata=_rate_class("READ", body="refused", status=str(status), answer=answer, **more),
     )
 
 

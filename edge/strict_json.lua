@@ -154,6 +154,13 @@ function envoy_on_request(handle)
   if kind:find("^application/grpc") then
     return handle:respond({ [":status"] = "404", ["grpc-status"] = "12" }, "This path is not a gRPC method's.")
   end
+  -- Said here, before the transcoder takes a path that only looks like one of its own.
+  if form == "refused" then
+    local metadata = handle:metadata()
+    local answer = { [":status"] = metadata:get("status"), ["content-type"] = "application/json" }
+    answer["allow"] = metadata:get("allow")
+    return handle:respond(answer, metadata:get("answer"))
+  end
   drop_unfit(headers)
   if form == "any" then return end
   local encoding = (headers:get("content-encoding") or "identity"):lower()

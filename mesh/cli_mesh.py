@@ -1,5 +1,6 @@
 """`nexus fault`, `nexus traffic` and `nexus certificates`: what the mesh does, changed while it runs."""
 
+import re
 from typing import Annotated
 
 import typer
@@ -32,8 +33,9 @@ def fault_add(
 
     if abort is None and delay is None:
         raise PlatformError("Say what goes wrong: --abort UNAVAILABLE, --delay 300ms, or both.")
-    if abort is not None and abort not in StatusCode.__members__:
-        raise PlatformError(f"{abort} is no gRPC status; there are {', '.join(StatusCode.__members__)}.")
+    failures = [name for name in StatusCode.__members__ if name != StatusCode.OK.name]
+    if abort is not None and abort not in failures:
+        raise PlatformError(f"A call cannot fail with {abort}; it can with {', '.join(failures)}.")
     wait = _milliseconds(delay) if delay else None
     rules.inject(_running(to), to, rules.Fault(abort=abort, delay_ms=wait, percent=percent))
 
@@ -43,9 +45,12 @@ def fault_list() -> None:
     """Show the faults in effect. Example: nexus fault list"""
     from mesh.local import traffic as rules
 
-    for service, injected in rules.faults(_running()).items():
+    found = rules.faults(_running())
+    for service, injected in found.items():
         parts = [injected.abort, f"{injected.delay_ms} ms" if injected.delay_ms else None]
         print(f"{service}: {' after '.join(filter(None, parts))}, {injected.percent} % of calls")
+    if not found:
+        print("No faults.")
 
 
 @fault.command("clear")
@@ -103,24 +108,30 @@ def certificates_renew() -> None:
 
 def _running(service: str | None = None) -> Settings:
     """The settings of the platform that runs in this home."""
+    from edge.upstreams import through_local_mesh
     from mesh.local.platform import connected
     from mesh.local.supervisor import PlatformError, read_state
 
     settings = connected(load_settings(service_ids=discover()))
+    if service is not None and service not in discover():
+        raise PlatformError(f"There is no service {service}.")
+    if not through_local_mesh(settings):
+        raise PlatformError("NEXUS_SERVICE_ADDRESS takes calls past the local mesh, so there is nothing to change.")
     state = read_state(settings.run_dir)
     if state is None or not state.alive:
         raise PlatformError(f"No platform runs in {settings.home}.")
-    if service is not None and service not in discover():
-        raise PlatformError(f"There is no service {service}.")
+    if service is not None and not any(service in process.services for process in state.processes):
+        raise PlatformError(f"{service} does not run in {settings.home}.")
     return settings
 
 
 def _milliseconds(text: str) -> int:
     """`300ms` or `2s`."""
     from mesh.local.supervisor import PlatformError
+    from mesh.local.traffic import LONGEST_DELAY_MS
 
-    for unit, factor in (("ms", 1), ("s", 1000)):
-        number = text.removesuffix(unit)
-        if number != text and number.replace(".", "", 1).isdigit():
-            return round(float(number) * factor)
-    raise PlatformError(f"{text}: say it as 300ms or 2s.")
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(ms|s)", text)
+    milliseconds = round(float(found[1]) * {"ms": 1, "s": 1000}[found[2]]) if found else 0
+    if not 1 <= milliseconds <= LONGEST_DELAY_MS:
+        raise PlatformError(f"--delay {text}: say it as 300ms or 2s; the longest is {LONGEST_DELAY_MS // 1000}s.")
+    return milliseconds

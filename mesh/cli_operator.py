@@ -167,7 +167,7 @@ def tenant_erase(
 ) -> None:
     """Delete everything a suspended tenant has, in every service. It cannot be undone.
 
-    Example: nexus tenant suspend acme && nexus tenant erase acme --delay 72
+    Example: nexus tenant erase acme --delay 72
     """
     from google.protobuf.duration_pb2 import Duration
 

@@ -90,6 +90,9 @@ async def run(
         except asyncio.CancelledError:
             if not supervisor.stopping:
                 raise
+        finally:
+            for left in [*settings.run_dir.glob("*.sock"), *settings.run_dir.glob("mesh/*.sock")]:
+                left.unlink()  # Envoy does not
 
 
 async def _start(supervisor: Supervisor, settings: Settings, specs: Sequence[ServiceSpec], plan: Plan) -> None:

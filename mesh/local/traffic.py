@@ -19,6 +19,7 @@ from services.chassis.config import Settings
 
 _REPLACED_BY_RUNTIME = timedelta(milliseconds=1)
 PROXIES = ("mesh", "edge")
+LONGEST_DELAY_MS = 60_000
 
 
 class Fault(BaseModel):
@@ -26,7 +27,7 @@ class Fault(BaseModel):
 
     abort: str | None = None
     """gRPC status name: "UNAVAILABLE"."""
-    delay_ms: int | None = Field(default=None, gt=0, le=60_000)
+    delay_ms: int | None = Field(default=None, gt=0, le=LONGEST_DELAY_MS)
     percent: int = Field(default=100, ge=0, le=100)
 
     def keys(self, service: str) -> dict[str, int]:

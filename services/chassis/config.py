@@ -153,11 +153,19 @@ def load_settings(environ: Mapping[str, str] = os.environ, service_ids: Iterable
 
 
 def load_service_config(
-    model: type[ServiceConfig], service: str, environ: Mapping[str, str] = os.environ
+    model: type[ServiceConfig], service: str, environ: Mapping[str, str] = os.environ, service_ids: Iterable[str] = ()
 ) -> ServiceConfig:
-    """Read what a service declares for itself, from `NEXUS_<SERVICE>_…`."""
+    """Read what a service declares for itself, from `NEXUS_<SERVICE>_…`.
+
+    `service_ids` are all services: a variable belongs to the one with the longest name that fits.
+    """
     prefix = service_prefix(service)
-    own = {name: value for name, value in environ.items() if name.startswith(prefix)}
+    longer = tuple(other for other in map(service_prefix, service_ids) if other != prefix and other.startswith(prefix))
+    own = {
+        name: value
+        for name, value in environ.items()
+        if name.startswith(prefix) and not (longer and name.startswith(longer))
+    }
     return _load(model, prefix, own)
 
 

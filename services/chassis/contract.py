@@ -57,7 +57,7 @@ class HttpRoute:
             if literal:
                 pattern += re.escape(literal)
             else:
-                pattern += ".+" if variable.endswith("=**") else "[^/]+"
+                pattern += ".+" if variable.endswith("=**") else "[^/:]+"
         return pattern
 
 

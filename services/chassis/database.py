@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 import asyncpg
 
-from nexus.type.v1.faults import Conflict, DeadlineExceeded, DependencyUnavailable
+from nexus.type.v1.faults import Conflict, DeadlineExceeded, DependencyUnavailable, InvalidRequest
 from services.chassis.config import Settings
 from services.chassis.context import acting_for, current_tenant
 from services.chassis.sealing import Sealer
@@ -35,6 +35,7 @@ _AWAY = (
     asyncpg.CrashShutdownError,
     asyncpg.TooManyConnectionsError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
     OSError,
     TimeoutError,
 )
@@ -50,11 +51,12 @@ class _Connection(asyncpg.Connection):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._tenant = ""
+        self._tenant: str | None = ""
 
     async def serve(self, tenant: str | None) -> None:
         """Set the session to a tenant; a round trip only when the last one was another."""
         if self._tenant != (tenant or ""):
+            self._tenant = None  # unknown, should we be cut off while the server changes it
             await self.execute(_set_tenant(tenant, local=False))
             self._tenant = tenant or ""
 
@@ -142,8 +144,9 @@ class Database:
             try:
                 yield
             except BaseException:
-                if _is_open(connection):
-                    await _run_on(connection, asyncpg.Connection.execute, "ROLLBACK")
+                # If this fails, the connection is lost, and what was done on it too.
+                with contextlib.suppress(Exception):
+                    await asyncpg.Connection.execute(connection, "ROLLBACK")
                 raise
             else:
                 await _run_on(connection, asyncpg.Connection.execute, "COMMIT")
@@ -181,6 +184,8 @@ class Database:
 
 
 async def _run_on(connection: Any, operation: _Operation, *args: Any) -> Any:
+    if connection._con is None:  # lost inside a transaction: the pool has taken it back
+        raise DependencyUnavailable(dependency="database", retry_after=1)
     try:
         return await operation(connection, *args)
     except Exception as error:
@@ -188,14 +193,6 @@ async def _run_on(connection: Any, operation: _Operation, *args: Any) -> Any:
         if fault is error:
             raise
         raise fault from error
-
-
-def _is_open(connection: Any) -> bool:
-    """Whether there is something to roll back; a connection that was lost has done so by itself."""
-    try:
-        return not connection.is_closed()
-    except asyncpg.InterfaceError:  # the pool has taken it back
-        return False
 
 
 async def _serve(connection: Any, tenant: str | None) -> None:
@@ -212,6 +209,8 @@ def _as_fault(error: Exception) -> Exception:
     """The platform's fault for what can befall any query, or the error itself."""
     if isinstance(error, asyncpg.SerializationError | asyncpg.DeadlockDetectedError | asyncpg.LockNotAvailableError):
         return Conflict(retry_after=0.05)
+    if isinstance(error, asyncpg.CharacterNotInRepertoireError | asyncpg.UntranslatableCharacterError):
+        return InvalidRequest(summary="text must not hold the character NUL")
     if isinstance(error, asyncpg.QueryCanceledError):
         return DeadlineExceeded(seconds=_STATEMENT_TIMEOUT_MS // 1000)
     if isinstance(error, asyncpg.InterfaceError) and "in progress" in str(error):

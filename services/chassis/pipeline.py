@@ -113,6 +113,8 @@ def observe(method: Method, guards: Guards, call_next: Handler) -> Handler:
         try:
             if load.calls > load.limit:
                 raise faults.RateLimited(seconds=1, retry_after=1)
+            if isinstance(request, bytes):
+                raise faults.MalformedRequest(why="the bytes are no message of the contract")
             answer = await call_next(request, call)
         except Fault as fault:
             await _refuse(call, fault)

@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any
 
 import grpc
@@ -21,6 +22,7 @@ import redis.backoff
 import redis.exceptions
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from opentelemetry import trace
@@ -42,10 +44,12 @@ from services.chassis.rates import RateLimiter
 from services.chassis.sealing import Sealer, read_root_key
 from services.chassis.service import Service
 from services.chassis.signals import Signals
-from services.chassis.spec import ServiceSpec, callers_of
+from services.chassis.spec import ServiceSpec, callers_of, discover
 from services.chassis.tenants import TenantDirectory
 from services.chassis.tokens import KeySource, TokenVerifier
 
+MAX_METADATA_BYTES = 64 * 1024
+"""More than the edge lets through, so that the edge is who refuses."""
 HEALTH_SECONDS = 1.0
 HEALTH_TIMEOUT = 2.0
 FORGET_SECONDS = 3600.0
@@ -114,7 +118,17 @@ async def serving(settings: Settings, specs: Sequence[ServiceSpec]) -> AsyncIter
                 started.append(server)
             yield running
         finally:
-            await asyncio.gather(*(server.stop() for server in started))
+            await _stop(started)
+
+
+async def _stop(servers: Sequence["RunningService"]) -> None:
+    """Stop callers before those they call, so that calls in progress find everything they need to finish."""
+    remaining = list(servers)
+    while remaining:
+        called = {callee for server in remaining for callee in server.service.spec.calls}
+        first = [server for server in remaining if server.service.spec.id not in called] or remaining
+        await asyncio.gather(*(server.stop() for server in first))
+        remaining = [server for server in remaining if server not in first]
 
 
 def _redis(settings: Settings) -> "redis.asyncio.Redis":
@@ -133,7 +147,7 @@ def _service(settings: Settings, spec: ServiceSpec, client: "redis.asyncio.Redis
     return Service(
         spec=spec,
         settings=settings,
-        config=load_service_config(spec.config, spec.id),
+        config=load_service_config(spec.config, spec.id, service_ids=discover()),
         database=database,
         redis=client,
         events=Events(spec.id, database, client),
@@ -156,6 +170,8 @@ class RunningService:
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
+                ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+                ("grpc.absolute_max_metadata_size", 2 * MAX_METADATA_BYTES),
                 ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a port to share
             ],
         )
@@ -309,6 +325,14 @@ def _unify(method: contract.Method, behaviour: Any) -> Handler:
     return write_all
 
 
+def _parsed(kind: type[Message], data: bytes) -> Message | bytes:
+    """The request, or the bytes themselves if they are none: gRPC would answer UNKNOWN, the pipeline says why."""
+    try:
+        return kind.FromString(data)
+    except DecodeError:
+        return data
+
+
 def _rpc_handler(method: contract.Method, handler: Handler) -> "grpc.RpcMethodHandler":
     kind = {
         (False, False): grpc.unary_unary_rpc_method_handler,
@@ -318,6 +342,6 @@ def _rpc_handler(method: contract.Method, handler: Handler) -> "grpc.RpcMethodHa
     }[method.descriptor.client_streaming, method.descriptor.server_streaming]
     return kind(
         handler,
-        request_deserializer=method.input.FromString,
+        request_deserializer=partial(_parsed, method.input),
         response_serializer=method.output.SerializeToString,
     )

@@ -37,9 +37,10 @@ class Signals:
 
     async def stop(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            # The client swallows a cancellation that meets it while it connects.
+            while not self._task.done():
+                self._task.cancel()
+                await asyncio.wait({self._task}, timeout=0.1)
 
     @property
     def up_to_date(self) -> bool:

@@ -12,6 +12,7 @@ from joserfc.jwk import KeySet
 from nexus.type.v1.faults import DependencyUnavailable, TokenExpired, TokenInvalid
 from services.chassis.config import Settings
 from services.chassis.context import User
+from services.chassis.errors import Fault
 from services.chassis.signals import Signals
 
 ALGORITHM = "ES256"
@@ -103,9 +104,9 @@ class TokenVerifier:
                 return True
             try:
                 serialized = await self._key_source()
-            except DependencyUnavailable:
+            except Fault as fault:
                 if not self._kids:
-                    raise
+                    raise DependencyUnavailable(dependency="token-mgr", retry_after=1) from fault
                 return False  # what is known still verifies; token-mgr will be back
             self._keys = KeySet.import_key_set(serialized)
             self._keys_read = time.monotonic()

@@ -55,7 +55,8 @@ def test_a_service_is_not_stopped_by_the_settings_of_one_whose_name_begins_alike
         for other in discover().values():
             if other is not spec and service_prefix(other.id).startswith(service_prefix(spec.id)):
                 for name in other.config.model_fields:
-                    load_service_config(spec.config, spec.id, {service_prefix(other.id) + name.upper(): "1"})
+                    variables = {service_prefix(other.id) + name.upper(): "1"}
+                    load_service_config(spec.config, spec.id, variables, discover())
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,6 @@ async def test_a_browser_may_ask_for_grpc_web(http: httpx.AsyncClient) -> None:
     ("path", "status"),
     [
         ("/api/v1/platform/routes", 200),
-        ("/healthz", 200),
         ("/api/v1/auth/me", 401),
         ("/api/v1/platform/routes?nothing=1", 400),
         (LOGIN, 405),

@@ -155,3 +155,17 @@ async def test_a_service_cannot_change_its_own_tables_or_the_register_of_tenants
                 await connection.execute(statement)
     finally:
         await connection.close()
+
+
+@EVERY_SERVICE
+async def test_a_service_can_erase_a_tenant_from_each_of_its_tables(
+    admin: asyncpg.Connection, spec: ServiceSpec
+) -> None:
+    """Append-only tables take DELETE from the service's own role, not from the one for jobs over all tenants; a
+    trigger that keeps rows asks `nexus.is_erased`."""
+    for table in await tables(admin, spec):
+        if table["has_tenant"]:
+            name = f"{spec.schema}.{table['name']}"
+            assert await admin.fetchval(
+                "SELECT has_table_privilege($1, $2, 'DELETE')", f"{spec.role}_platform", name
+            ), name
