@@ -188,7 +188,8 @@ def retries(method: Method | None) -> RetryPolicy:
     """A request that never reached a service may be sent again; more only where the contract allows it."""
     conditions = "connect-failure,refused-stream,retriable-headers"
     if method is not None and method.retryable and not method.streams:
-        conditions += ",reset-before-request,unavailable"
+        # A service that stops answers what it has not begun with CANCELLED.
+        conditions += ",reset-before-request,unavailable,cancelled"
     return RetryPolicy(
         retry_on=conditions,
         retriable_headers=[HeaderMatcher(name=MESH_REPLY, string_match=StringMatcher(exact=UNDELIVERED))],

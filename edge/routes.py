@@ -103,7 +103,8 @@ def _grpc_routes(settings: Settings, method: Method, layout: Layout) -> list[Rou
         route.name = method.full_name
         route.request_headers_to_add = [_identity(settings)]
         # Where no user is asked for, a token that has run out must not get in the way, here or in a sidecar.
-        route.request_headers_to_remove = [] if method.needs_user else ["authorization"]
+        wanted = method.needs_user or speaks_for_itself(method)
+        route.request_headers_to_remove = [] if wanted else ["authorization"]
         route.response_headers_to_add = _page_headers(settings) if method.path == DOCS_METHOD else []
         route.metadata = _rate_class(method.rate_class)
         route.typed_per_filter_config = {

@@ -122,7 +122,9 @@ def _policy(method: Method | None = None) -> _Policy:
     assert again.num_retries is not None
     assert backoff is not None
     limit = None if method is None else method.timeout(SETTINGS.default_timeout)
-    return _Policy(limit, again.num_retries, again.retry_on, backoff.total_seconds())
+    # What the local proxies tell each other by a header, Istio's do not.
+    conditions = ",".join(each for each in again.retry_on.split(",") if each != "retriable-headers")
+    return _Policy(limit, again.num_retries, conditions, backoff.total_seconds())
 
 
 def virtual_service(

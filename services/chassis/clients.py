@@ -29,6 +29,9 @@ DEADLINE_MARGIN = 0.02
 """Seconds kept back from a callee, to answer the caller when the callee has run out of time."""
 ATTEMPTS = 3
 _BACKOFF_SECONDS = 0.025
+_AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+"""How a call ends that nobody answered. CANCELLED comes from a service that stops before it has begun with the call;
+when we cancel a call ourselves, there is no status."""
 _CHANNEL_OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 2000),
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -183,7 +186,7 @@ class _Callable:
         if fault is not None:
             raise fault from None
         code = error.code()
-        if code is grpc.StatusCode.UNAVAILABLE:
+        if code in _AWAY:
             raise DependencyUnavailable(dependency=self._callee.callee, retry_after=1) from error
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             raise DeadlineExceeded(seconds="few") from error
@@ -208,7 +211,7 @@ class _Unary(_Callable):
             except grpc.aio.AioRpcError as error:
                 answered = _status(error) is not None
                 self._note(error.code(), answered, started)
-                if answered or error.code() is not grpc.StatusCode.UNAVAILABLE or attempt == attempts:
+                if answered or error.code() not in _AWAY or attempt == attempts:
                     self._raise(error)
                 await asyncio.sleep(_BACKOFF_SECONDS * 2**attempt * random.uniform(0.5, 1.5))  # noqa: S311
             except asyncio.CancelledError:

@@ -74,5 +74,5 @@ CREATE TABLE key_events (
 SELECT nexus.guard_tenant_rows('key_events');
 
 -- What has happened stays: keys, signings and events are never taken away, and events never change.
-REVOKE DELETE ON private_keys, signings, approvals FROM nexus_pv_keys, nexus_pv_keys_platform;
-REVOKE UPDATE, DELETE ON key_events FROM nexus_pv_keys, nexus_pv_keys_platform;
+REVOKE DELETE ON private_keys, signings, approvals FROM nexus_pv_keys;
+REVOKE UPDATE, DELETE ON key_events FROM nexus_pv_keys;
