@@ -76,3 +76,4 @@ SELECT nexus.guard_tenant_rows('key_events');
 -- What has happened stays: keys, signings and events are never taken away, and events never change.
 REVOKE DELETE ON private_keys, signings, approvals FROM nexus_pv_keys;
 REVOKE UPDATE, DELETE ON key_events FROM nexus_pv_keys;
+REVOKE UPDATE ON key_events FROM nexus_pv_keys_platform;  -- which deletes, when a tenant is erased
