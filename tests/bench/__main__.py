@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import chassis, running
+from tests.bench import chassis, hop, running
 from tests.bench.measure import Result, Unavailable
 from tests.platforms import Platform
 
@@ -21,6 +21,9 @@ BENCHMARKS: dict[str, Callable[[Platform], Result]] = {
     "chassis": chassis.run,
     "startup": running.startup,
     "memory": running.memory,
+    "hop": hop.latency,
+    "hop-throughput": hop.throughput,
+    "mesh-memory": hop.memory,
 }
 
 
