@@ -172,6 +172,9 @@ class RunningService:
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.max_metadata_size", MAX_METADATA_BYTES),
                 ("grpc.absolute_max_metadata_size", 2 * MAX_METADATA_BYTES),
+                # A proxy asks a silent stream whether it lives; gRPC would take that for an attack and hang up.
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
                 ("grpc.so_reuseport", 0),  # a port that is taken is an error, not a port to share
             ],
         )
