@@ -79,6 +79,7 @@ def up(
         list[str] | None, typer.Option(help="SERVICE[=CHECKOUT]: one more instance, of the code in that folder.")
     ] = None,
     strict: Annotated[bool, typer.Option(help="Open no plaintext port: only HTTPS at the edge.")] = False,
+    until_exit_of: Annotated[int | None, typer.Option(metavar="PID", help="Stop when this process is gone.")] = None,
 ) -> None:
     """Start the platform: databases, services and edge.
 
@@ -97,10 +98,11 @@ def up(
     with _Progress(settings) as progress:
         if detach:
             given = {"--only": only, "--replicas": replicas, "--canary": canary}
+            given["--until-exit-of"] = [str(until_exit_of)] if until_exit_of else None
             options = [part for name, words in given.items() for word in words or [] for part in (name, word)]
             _start_detached(settings, [*options, *(["--strict"] if settings.strict else [])], progress)
         else:
-            asyncio.run(platform.run(settings, specs, progress.show, plan))
+            asyncio.run(platform.run(settings, specs, progress.show, plan, until_exit_of))
 
 
 def _plan(replicas: Sequence[str], canaries: Sequence[str]) -> "Plan":

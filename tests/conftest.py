@@ -17,7 +17,7 @@ from filelock import FileLock
 from services.chassis.clients import Clients
 from services.chassis.config import Settings
 from services.chassis.context import OPERATOR
-from tests.platforms import Platform, Tenant, free_offset
+from tests.platforms import RUN, Platform, Tenant, free_offset
 
 HOME = "TEST_PLATFORM_HOME"
 
@@ -26,6 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Name the run's folder before workers inherit the environment."""
     for name in [name for name in os.environ if name.startswith("NEXUS_")]:
         del os.environ[name]
+    os.environ.setdefault(RUN, str(os.getpid()))
     if HOME not in os.environ:
         home = tempfile.mkdtemp(prefix="nexus-test-")
         Path(home).chmod(0o711)  # PostgreSQL, which does not run as root, must pass through it

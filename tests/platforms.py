@@ -27,8 +27,10 @@ from services.chassis.ids import new_id
 from services.chassis.spec import discover
 from services.chassis.tenants import create_tenant
 
+RUN = "TEST_RUN_PID"
+"""The process that a platform of tests must not outlive."""
 PASSWORD = "correct horse battery"
-UP_SECONDS = 90
+UP_SECONDS = 240
 
 
 def free_offset() -> int:
@@ -162,7 +164,7 @@ class Platform:
     def up(self, *arguments: str) -> None:
         """Start it, unless it runs."""
         if not self.ready():
-            self.nexus("up", "--detach", *arguments)
+            self.nexus("up", "--detach", "--until-exit-of", os.environ.get(RUN, str(os.getpid())), *arguments)
 
     def down(self) -> None:
         if self.home.exists():

@@ -64,8 +64,10 @@ async def run(
     specs: Sequence[ServiceSpec],
     changed: Callable[[PlatformState], None],
     plan: Plan | None = None,
+    until_exit_of: int | None = None,
 ) -> None:
-    """Bring the platform up and keep it up until SIGINT or SIGTERM; a second one ends it without draining.
+    """Bring the platform up and keep it up until SIGINT or SIGTERM; a second one ends it without draining. The end of
+    the process `until_exit_of` counts as the first.
 
     Raises PlatformError for what the user can put right.
     """
@@ -82,7 +84,8 @@ async def run(
         check_ports(settings, specs)
         patience = Patience(stop=settings.drain_timeout + _GRACE)
         supervisor = Supervisor(settings.run_dir, settings.home / "logs", patience, changed)
-        _obey_signals(supervisor)
+        stop = _obey_signals(supervisor)
+        watching = asyncio.create_task(_when_gone(until_exit_of, stop)) if until_exit_of else None
         try:
             async with meshed.prepared(connected(settings), plan.layout, [spec.id for spec in specs]), supervisor:
                 await _start(supervisor, settings, specs, plan)
@@ -91,6 +94,8 @@ async def run(
             if not supervisor.stopping:
                 raise
         finally:
+            if watching is not None:
+                watching.cancel()
             for left in [*settings.run_dir.glob("*.sock"), *settings.run_dir.glob("mesh/*.sock")]:
                 left.unlink()  # Envoy does not
 
@@ -141,7 +146,14 @@ async def seed_demo(settings: Settings) -> dict[str, str]:
         raise PlatformError(f"The demo user cannot be created: {fault.message}") from fault
 
 
-def _obey_signals(supervisor: Supervisor) -> None:
+async def _when_gone(pid: int, then: Callable[[], None]) -> None:
+    while psutil.pid_exists(pid):  # noqa: ASYNC110  its end is no event of this process
+        await asyncio.sleep(1)
+    then()
+
+
+def _obey_signals(supervisor: Supervisor) -> Callable[[], None]:
+    """Returns what a signal does."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
 
@@ -154,6 +166,7 @@ def _obey_signals(supervisor: Supervisor) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, interrupt)
+    return interrupt
 
 
 def domain_processes(settings: Settings, specs: Sequence[ServiceSpec], depends_on: Sequence[str]) -> list[Process]:
