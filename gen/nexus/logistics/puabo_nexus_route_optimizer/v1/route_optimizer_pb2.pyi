@@ -65,7 +65,7 @@ class SolveRequest(_message.Message):
     seed: _builtins.int
     """Another seed looks in another order, and may find another plan."""
     effort: _builtins.int
-    """How hard to look, from 0 to 5; 3 when unset."""
+    """How hard to look, from 0 to 5; 1 when unset."""
     background: _builtins.bool
     """Answer at once, and solve in the background."""
     @_builtins.property
@@ -390,7 +390,7 @@ class ReoptimizeRequest(_message.Message):
     solution_id: _builtins.str
     seed: _builtins.int
     effort: _builtins.int
-    """How hard to look, from 0 to 5; 3 when unset."""
+    """How hard to look, from 0 to 5; 1 when unset."""
     @_builtins.property
     def progress(self) -> _containers.RepeatedCompositeFieldContainer[Global___VehicleProgress]:
         """Vehicles that are not named have not left yet."""
@@ -672,7 +672,7 @@ class PlanRoutesRequest(_message.Message):
     BACKGROUND_FIELD_NUMBER: _builtins.int
     seed: _builtins.int
     effort: _builtins.int
-    """How hard to look, from 0 to 5; 3 when unset."""
+    """How hard to look, from 0 to 5; 1 when unset."""
     background: _builtins.bool
     """Answer at once, and solve in the background."""
     @_builtins.property
