@@ -27,7 +27,7 @@ from services.logistics.puabo_nexus_route_optimizer.travel import Travel
 from tests.logistics.problems import problems
 
 SEEDS = st.integers(0, 3)
-relaxed = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+relaxed = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 
 POINTS = tuple(
     (48.0 + north / 50, 11.0 + east / 50) for north, east in [(0, 0), (0, 1), (1, 1), (1, 0), (2, 1), (0, 3)]

@@ -121,11 +121,7 @@ def _shift(vehicle: Vehicle, start: int) -> Window:
 
 
 def _solve(problem: Problem, travel: Travel, seed: int, effort: int) -> tuple[Route, ...]:
-    vehicles = [
-        vehicle
-        for vehicle in problem.vehicles
-        if vehicle.shift is not None and all(rest.windows for rest in vehicle.breaks)
-    ]
+    vehicles = [vehicle for vehicle in problem.vehicles if _can_rest(vehicle)]
     tasks = [task for task in problem.tasks if all(place.windows for place in task.places)]
     if not vehicles or not tasks:
         return ()
@@ -184,6 +180,20 @@ def _solve(problem: Problem, travel: Travel, seed: int, effort: int) -> tuple[Ro
             ]
             question.add_job(vroom.Shipment(*ends, amount=vector(task.amount), **common))
     return _routes(question.solve(exploration_level=effort, nb_threads=1), problem, vehicles, tasks, places, travel)
+
+
+def _can_rest(vehicle: Vehicle) -> bool:
+    """Whether all breaks can be taken one after the other within the shift: VROOM refuses vehicles of which that is not
+    true."""
+    if vehicle.shift is None:
+        return False
+    clock = vehicle.shift.start
+    for rest in sorted(vehicle.breaks, key=lambda rest: [(window.start, window.end) for window in rest.windows]):
+        begin = next((max(clock, window.start) for window in rest.windows if clock <= window.end), None)
+        if begin is None:
+            return False
+        clock = begin + rest.duration
+    return clock <= vehicle.shift.end
 
 
 def _vehicle(
