@@ -28,7 +28,7 @@ from services.chassis.spec import discover
 from services.chassis.tenants import create_tenant
 
 PASSWORD = "correct horse battery"
-UP_SECONDS = 90
+UP_SECONDS = 240
 
 
 def free_offset() -> int:

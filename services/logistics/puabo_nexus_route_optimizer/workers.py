@@ -3,6 +3,7 @@ time, takes its process with it: the solver listens to nothing less.
 """
 
 import asyncio
+import contextlib
 import os
 import pickle
 import subprocess
@@ -47,7 +48,6 @@ class Workers:
         except TimeoutError:
             raise SolverLimitReached(limit=f"{seconds:.0f} s") from None
         if answer is None:
-            process.kill()
             raise SolverLimitReached(limit="its process")
         succeeded, result = pickle.loads(answer)  # noqa: S301  from our child
         if succeeded:
@@ -59,10 +59,10 @@ class Workers:
     async def tend(self) -> None:
         """End processes that have long been idle; to be run now and then."""
         oldest = asyncio.get_running_loop().time() - IDLE_SECONDS
-        for _, process in [idle for idle in self._idle if idle[0] < oldest]:
-            process.kill()
-            process.wait()
-        self._idle = [idle for idle in self._idle if idle[0] >= oldest]
+        for since, process in list(self._idle):
+            if since < oldest:
+                self._idle.remove((since, process))
+                _end(process)
 
     def _start(self) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(
@@ -83,7 +83,14 @@ def _exchange(process: "subprocess.Popen[bytes]", frame: bytes) -> bytes | None:
     except (BrokenPipeError, ValueError):
         answer = None
     if answer is None:
-        process.wait()
-        process.stdin.close()
-        process.stdout.close()
+        _end(process)
     return answer
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
