@@ -134,18 +134,14 @@ class Planner:
         message = Writer(question.start_time, left.points).problem(left)
         left = Reader(question.start_time).problem(message)
         new, source = await self._solved(left, request.seed, effort)
-        done = {
-            route.vehicle_id: route.steps[: change.progress[route.vehicle_id].done]
-            for route in pb.Plan.FromString(parent["plan"]).routes
-            if route.vehicle_id in change.progress
-        }
+        done = {one.vehicle_id: one.steps_done for one in request.progress}
         return await self._store.put(
             solution_id,
             message.SerializeToString(deterministic=True),
             seed=request.seed,
             effort=effort,
             plan=Writer(question.start_time, left.points).plan(new).SerializeToString(),
-            history=_history(history, done).SerializeToString(),
+            history=_history(parent, done).SerializeToString(),
             travel_source=source,
             parent_id=parent["solution_id"],
         )
@@ -323,15 +319,14 @@ def composed(row: Row) -> pb.Plan:
     return plan
 
 
-def _history(earlier: Mapping[str, pb.Route], done: Mapping[str, Sequence[pb.Step]]) -> pb.Plan:
-    """What has been done so far, the last round's steps added."""
+def _history(parent: Row, done: Mapping[str, int]) -> pb.Plan:
+    """What has been done of a solution, given how many steps of each route; never less than had been done before."""
+    before = {route.vehicle_id: len(route.steps) for route in pb.Plan.FromString(parent["history"]).routes}
     history = pb.Plan()
-    for vehicle_id in dict.fromkeys([*earlier, *done]):
-        before = list(earlier[vehicle_id].steps) if vehicle_id in earlier else []
-        steps = [*before, *list(done.get(vehicle_id, ()))[1 if before else 0 :]]
+    for route in composed(parent).routes:
+        steps = route.steps[: max(done.get(route.vehicle_id, 0), before.get(route.vehicle_id, 0))]
         if steps:
-            route = history.routes.add(vehicle_id=vehicle_id, steps=steps)
-            for step in route.steps:
+            for step in history.routes.add(vehicle_id=route.vehicle_id, steps=steps).steps:
                 step.done = True
     return history
 
