@@ -21,7 +21,7 @@ Row = dict[str, Any]
 WIDTH, BAR, GAP = 560, 18, 6
 NOTES = (
     "Ours and the peer are measured in turn (A B A B) in one run; figures are medians of the rounds, ± half the spread.",
-    "Ours is called through TLS 1.3, the edge and the mesh; peers on plain HTTP, on their own port (but for `cached`).",
+    "Ours is called through TLS 1.3, the edge and the mesh; peers on plain HTTP, at their own port (not `cached`).",
     "The load generator runs on the same machine. Figures of two runs do not compare; ratios may.",
 )
 STYLE = """
