@@ -282,14 +282,13 @@ def mail(
 def graph(
     form: Annotated[Literal["text", "mermaid", "dot"], typer.Option("--format", help="Notation.")] = "text",
 ) -> None:
-    """Show which service may call which, as the specs declare it.
+    """Show which service may call which, and whose events it hears, as the specs declare it.
 
     Example: nexus graph --format dot | dot -Tsvg > services.svg
     """
-    domains: dict[str, list[ServiceSpec]] = {}
-    for spec in _select([]):
-        domains.setdefault(spec.domain, []).append(spec)
-    print(_GRAPHS[form](domains))
+    from mesh import graph as notation
+
+    print(notation.NOTATIONS[form](_select([])))
 
 
 @app.command()
@@ -672,36 +671,6 @@ def _pretty(line: str) -> str:
     text = f"[dim]{clock_time}[/] [{colour}]{level:7}[/] [cyan]{service}[/] {_escape(str(message))}"
     return f"{text} [dim]{_escape(rest)}[/]" + (f"\n{_escape(str(exception))}" if exception else "")
 
-
-def _graph_text(domains: "dict[str, list[ServiceSpec]]") -> str:
-    parts = []
-    for domain, specs in domains.items():
-        parts.append(domain)
-        width = max(len(spec.id) for spec in specs)
-        parts += [
-            f"  {spec.id:{width}}  {'→ ' + ', '.join(spec.calls) if spec.calls else ''}".rstrip() for spec in specs
-        ]
-    return "\n".join(parts)
-
-
-def _graph_mermaid(domains: "dict[str, list[ServiceSpec]]") -> str:
-    parts = ["graph LR"]
-    for domain, specs in domains.items():
-        parts += [f"  subgraph {domain}", *(f"    {spec.id}" for spec in specs), "  end"]
-    parts += [f"  {spec.id} --> {callee}" for specs in domains.values() for spec in specs for callee in spec.calls]
-    return "\n".join(parts)
-
-
-def _graph_dot(domains: "dict[str, list[ServiceSpec]]") -> str:
-    parts = ["digraph nexus {", "  rankdir=LR;"]
-    for domain, specs in domains.items():
-        names = " ".join(f'"{spec.id}";' for spec in specs)
-        parts.append(f'  subgraph "cluster_{domain}" {{ label="{domain}"; {names} }}')
-    parts += [f'  "{spec.id}" -> "{callee}";' for specs in domains.values() for spec in specs for callee in spec.calls]
-    return "\n".join([*parts, "}"])
-
-
-_GRAPHS = {"text": _graph_text, "mermaid": _graph_mermaid, "dot": _graph_dot}
 
 if __name__ == "__main__":
     main()

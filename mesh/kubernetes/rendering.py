@@ -1,5 +1,6 @@
 """The files of the kustomize base and overlays, as text."""
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import yaml
 from lightkube.models.core_v1 import Namespace
 from lightkube.models.meta_v1 import ObjectMeta
 
+from mesh import graph
 from mesh.kubernetes import compose, policies, traffic, workloads
 from mesh.kubernetes.cluster import COMPONENT, EDGE_PORT, NAMESPACE, SERVICE, SETTINGS, Manifest, variables
 from mesh.kubernetes.kustomize import ConfigMapArgs, Image, Kustomization, Operation, Patch, Target, patch
@@ -29,10 +31,20 @@ _SERVICE_SETTINGS = {
 }
 
 
+MESH_PAGE = Path("docs/mesh.md")
+_GRAPH = re.compile(r"(?<=```mermaid\n).*?(?=```)", re.DOTALL)
+
+
+def _with_graph(topology: Topology) -> str:
+    """The page about the mesh, with the graph as it is now."""
+    drawn = graph.mermaid(topology.services.values()) + "\n"
+    return _GRAPH.sub(lambda _: drawn, (ROOT / MESH_PAGE).read_text(), count=1)
+
+
 def files(topology: Topology) -> dict[Path, str]:
     """Everything that is rendered: text by path from the repository's root."""
     common = base(topology)
-    found = {Path("compose.yaml"): _yaml([compose.build(topology)])}
+    found = {Path("compose.yaml"): _yaml([compose.build(topology)]), MESH_PAGE: _with_graph(topology)}
     found |= _folder(RENDERED / "base", common, _base_kustomization(common))
     for overlay in OVERLAYS:
         documents, patches = environment(overlay, topology), canaries(overlay, topology)

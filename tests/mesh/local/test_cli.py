@@ -40,9 +40,11 @@ def one_line(result: Result, code: int) -> str:
         ("text", "auth-service → user-auth, session-mgr"),
         ("mermaid", "auth-service --> user-auth"),
         ("dot", '"auth-service" -> "user-auth";'),
+        ("text", "UserErased ▸ auth-service, session-mgr"),
+        ("mermaid", "user-auth -. UserErased .-> session-mgr"),
     ],
 )
-def test_graph_shows_who_calls_whom(home: Path, notation: str, edge: str) -> None:
+def test_graph_shows_who_calls_whom_and_who_hears_what(home: Path, notation: str, edge: str) -> None:
     assert edge in " ".join(nexus("graph", "--format", notation).stdout.split())
 
 
