@@ -105,6 +105,11 @@ def mesh_replies() -> LocalReplyConfig:
             _in_its_place(503, away, UNDELIVERED, unreached),
             _in_its_place(503, away, FAILED),
             _in_its_place(504, late, FAILED),
+            # What `nexus fault` makes fail has failed like anything else.
+            ResponseMapper(
+                filter=_expression("response.code_details.contains('fault_filter_abort')"),
+                headers_to_add=_headers({MESH_REPLY: FAILED}),
+            ),
         ]
     )
 
@@ -113,7 +118,7 @@ def _in_its_place(status: int, body: dict[str, AnyValue], mark: str, *conditions
     return ResponseMapper(
         filter=_all(_status(ComparisonFilterOp.EQ, status), _lacks("direct_response"), *conditions),
         body_format_override=SubstitutionFormatString(text_format_source=DataSource(inline_string=body["message"])),
-        headers_to_add=_headers({MESH_REPLY: mark, **_grpc_status(status, body)}),
+        headers_to_add=_headers({MESH_REPLY: mark, "retry-after": str(RETRY_SECONDS), **_grpc_status(status, body)}),
     )
 
 

@@ -355,6 +355,8 @@ def make_folders(settings: Settings) -> None:
     settings.home.parent.mkdir(parents=True, exist_ok=True)
     for folder in (settings.home, *(settings.home / name for name in _FOLDERS), settings.run_dir):
         folder.mkdir(mode=0o700, exist_ok=True)
+    if settings.run_dir.stat().st_uid != os.getuid():
+        raise PlatformError(f"{settings.run_dir} belongs to somebody else: set NEXUS_HOME to another folder.")
     key = settings.root_key_file or settings.home / "secrets" / "root.key"
     if not key.exists():
         _write_root_key(key)

@@ -9,7 +9,6 @@ import difflib
 import hashlib
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +17,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
 PREFIX = "NEXUS_"
-_UNIX_PATH_LIMIT = 90  # of 108, less the longest socket name
+_UNIX_PATH_LIMIT = 104 - len("/mesh/puabo-nexus-driver-app-backend.canary.in.sock")
+"""A socket's path has 104 bytes on macOS, 108 on Linux; this is what the longest of ours leaves for its folder."""
 
 
 class ConfigError(Exception):
@@ -118,13 +118,12 @@ class Settings(BaseModel):
 
     @cached_property
     def run_dir(self) -> Path:
-        """Folder of sockets and process files. Moves to the temporary folder where the home's path is too
-        long for a unix socket."""
+        """Folder of sockets and process files. Moves to /tmp where the home's path is too long for a unix socket."""
         run = self.home / "run"
         if len(str(run)) <= _UNIX_PATH_LIMIT:
             return run
         digest = hashlib.sha256(str(self.home).encode()).hexdigest()[:12]
-        return Path(tempfile.gettempdir()) / f"nexus-{digest}"
+        return Path("/tmp") / f"nexus-{digest}"  # noqa: S108  `make_folders` sees to it that it is ours
 
     def port(self, well_known: int) -> int:
         """The port to use where the catalogue says `well_known`."""

@@ -35,7 +35,7 @@ def traces(platform: Platform) -> list[str]:
         for process in psutil.process_iter(["name", "cmdline"])
         if mentions(process, home)
     ]
-    return found + [f"socket {path.name}" for path in platform.home.rglob("*") if path.is_socket()]
+    return found + [f"socket {path.name}" for path in platform.settings.run_dir.rglob("*") if path.is_socket()]
 
 
 def mentions(process: psutil.Process, home: str) -> bool:
