@@ -6,10 +6,18 @@ from typing import Any
 
 import httpx
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from nexus.commerce.puabo_nuki_inventory_mgr.v1 import reservations_pb2
+from nexus.commerce.puabo_nuki_inventory_mgr.v1.inventory_pb2 import ItemQuantity
 from nexus.commerce.puabo_nuki_inventory_mgr.v1.reservations_pb2 import Reservation, ReserveLine
 from nexus.commerce.puabo_nuki_inventory_mgr.v1.reservations_pb2_grpc import ReservationServiceStub
+from nexus.commerce.puabo_nuki_product_catalog.v1.prices_pb2 import (
+    ResolveLine,
+    ResolveVariantsRequest,
+    ResolveVariantsResponse,
+)
+from nexus.commerce.puabo_nuki_product_catalog.v1.prices_pb2_grpc import PriceServiceStub
 from services.chassis.clients import Clients
 from services.chassis.context import acting_for
 from services.chassis.ids import new_id
@@ -64,6 +72,47 @@ class Shop:
         finally:
             await admin.close()
 
+    async def patch(self, path: str, body: Json, mask: str) -> Json:
+        return _body(await self.ask("PATCH", path, body, update_mask=mask))
+
+    # Products
+
+    async def product(self, title: str, *variants: Json, publish: bool = True, **fields: Any) -> Json:
+        """A product with these variants; with one, if none is given."""
+        body = {"title": title, "variants": list(variants or [{}]), **fields}
+        product: Json = (await self.post("/api/v1/products", {"product": body}))["product"]
+        if publish:
+            path = f"/api/v1/products/{product['productId']}:publish"
+            product = (await self.post(path))["product"]
+        return product
+
+    async def search(self, query: str = "", **params: Any) -> Json:
+        """As a buyer does."""
+        return _body(await self.visit("/api/v1/shop/products", query=query, **params))
+
+    async def titles(self, query: str = "", **params: Any) -> list[str]:
+        return [result["title"] for result in (await self.search(query, **params))["results"]]
+
+    async def price_list(self, key: str = "web-eur", currency: str = "EUR", **fields: Any) -> str:
+        body = {"key": key, "currency": currency, **fields}
+        answer = await self.post("/api/v1/price-lists", {"priceList": body})
+        return str(answer["priceList"]["priceListId"])
+
+    async def set_price(self, price_list: str, product: Json, minor_units: int | None, **fields: Any) -> None:
+        """Of every variant of a product."""
+        new = {} if minor_units is None else {"minorUnits": minor_units}
+        prices = [{"variantId": variant["variantId"], **new, **fields} for variant in product["variants"]]
+        await self.post(f"/api/v1/price-lists/{price_list}:setPrices", {"prices": prices})
+
+    async def resolve(self, *lines: Json, at: Timestamp | None = None, **fields: Any) -> ResolveVariantsResponse:
+        """As a service does."""
+        request = ResolveVariantsRequest(lines=[ResolveLine(**line) for line in lines], at_time=at, **fields)
+        request.currency = request.currency or "EUR"
+        stub: Any = self.clients.stub(PriceServiceStub)
+        with acting_for(self.tenant.tenant_id):
+            answer: ResolveVariantsResponse = await stub.ResolveVariants(request)
+        return answer
+
     # Stock
 
     async def receive(self, item_id: str, quantity: int, location: str = MAIN) -> None:
@@ -112,7 +161,7 @@ class Shop:
     async def restock(self, reservation: Reservation, lines: Iterable[tuple[str, int]] = ()) -> Reservation:
         request = reservations_pb2.RestockReservationRequest(
             reservation_id=reservation.reservation_id,
-            lines=[{"item_id": item, "quantity": quantity} for item, quantity in lines],
+            lines=[ItemQuantity(item_id=item, quantity=quantity) for item, quantity in lines],
             request_id=new_id(),
         )
         with acting_for(self.tenant.tenant_id):
