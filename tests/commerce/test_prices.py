@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 import asyncpg
@@ -103,7 +104,7 @@ async def test_the_search_shows_the_price_that_an_order_would_have(shop: Shop) -
     assert await cost(shop, small) == 5000
     assert await cost(shop, small, before) == 3900
     [result] = (await shop.search("shirt", currency="EUR"))["results"]
-    assert (result["price"]["minorUnits"], result["regularPrice"]) == ("5000", None)
+    assert (result["price"]["minorUnits"], result.get("regularPrice")) == ("5000", None)
 
 
 async def test_markets_are_kept_apart(shop: Shop) -> None:
@@ -247,7 +248,7 @@ ENTRIES = st.lists(
 @given(entries=ENTRIES, since=st.integers(0, 10), at=st.integers(0, 20))
 def test_periods_say_what_the_entries_say_at_every_moment(entries: list[Entry], since: int, at: int) -> None:
     found = periods(entries, day(since))
-    for one, other in zip(found, found[1:], strict=False):
+    for one, other in pairwise(found):
         assert one.end <= other.start
     asked = day(since + at)
     prices = [

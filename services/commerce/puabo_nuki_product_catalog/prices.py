@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-FOREVER = datetime.max.replace(tzinfo=UTC)
-"""The end of what has none; `infinity` in the database."""
+FOREVER = datetime(9999, 1, 1, tzinfo=UTC)
+"""The end of what has none."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ CREATE TABLE price_lists (
     priority      integer NOT NULL,
     tax_included  boolean NOT NULL,
     start_time    timestamptz NOT NULL,
-    end_time      timestamptz NOT NULL DEFAULT 'infinity',
+    end_time      timestamptz NOT NULL,
     create_time   timestamptz NOT NULL DEFAULT clock_timestamp(),
     CONSTRAINT price_lists_key UNIQUE (tenant_id, key)
 );
@@ -29,7 +29,7 @@ CREATE TABLE price_entries (
     minor_units   bigint CHECK (minor_units >= 0),
     min_quantity  integer NOT NULL CHECK (min_quantity >= 1),
     start_time    timestamptz NOT NULL,
-    end_time      timestamptz NOT NULL DEFAULT 'infinity',
+    end_time      timestamptz NOT NULL,
     create_time   timestamptz NOT NULL DEFAULT clock_timestamp(),
     actor         text NOT NULL,
     CHECK (start_time < end_time)
