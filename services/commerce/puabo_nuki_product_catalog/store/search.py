@@ -258,8 +258,9 @@ class SearchStore:
             FROM (
                 SELECT f.key, f.value, sum(c.count) AS count,
                        row_number() OVER (PARTITION BY f.key ORDER BY sum(c.count) DESC, f.value) AS place
-                FROM (SELECT facet_id, missed, count(*) FROM matched, unnest(facets) AS facet_id
-                      WHERE failed <= 1 GROUP BY 1, 2) AS c
+                FROM (SELECT facet_id, missed, count(*)
+                      FROM (SELECT unnest(facets) AS facet_id, missed FROM matched WHERE failed <= 1) AS had
+                      GROUP BY 1, 2) AS c
                 JOIN search_facets f ON f.tenant_id = nexus.tenant_id() AND f.facet_id = c.facet_id
                 WHERE c.missed IS NULL OR c.missed = {key_number}
                 GROUP BY f.key, f.value
