@@ -278,11 +278,8 @@ async def _fill_shop(settings: "Settings") -> None:
             await shop.fill(settings, DemoCredentials(), show)
         except (Fault, RuntimeError) as error:
             raise PlatformError(f"The shop cannot be filled: {error}") from error
-    _console().print(
-        f'The shop is open: curl -H "x-nexus-tenant: demo" "{edge_url(settings)}/api/v1/shop/products?query=linen&currency=EUR"',
-        highlight=False,
-        soft_wrap=True,
-    )
+    search = f"{edge_url(settings)}/api/v1/shop/products?query=linen&currency=EUR"
+    _console().print(f'The shop is open: curl -H "x-nexus-tenant: demo" "{search}"', highlight=False, soft_wrap=True)
 
 
 @app.command()
