@@ -43,7 +43,8 @@ _MOST_CORRECTIONS = 5
 
 def words_of(text: str) -> list[str]:
     """ "Crème-brûlée, 2er" → creme, brulee, 2er: without case and accents."""
-    decomposed = unicodedata.normalize("NFKD", text.casefold())
+    # Twice: what letters are made of may have case, and what they fold to may have accents.
+    decomposed = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
     plain = "".join(character for character in decomposed if not unicodedata.combining(character))
     return [word[:_LONGEST_WORD] for word in re.findall(r"[^\W_]+", plain)]
 
