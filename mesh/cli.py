@@ -242,15 +242,46 @@ def migrate(
 
 
 @app.command()
-def seed() -> None:
+def seed(
+    shop: Annotated[
+        bool, typer.Option("--shop", help="Fill a fashion shop: products, pictures, prices, stock.")
+    ] = False,
+) -> None:
     """Create the demo tenant and its user where they are missing, and print the credentials.
 
-    Example: nexus seed
+    Example: nexus seed --shop
     """
     from mesh.local import platform
 
     for name, value in asyncio.run(_with_database(platform.seed_demo)).items():
         _console().print(f"{name:10}{value}", highlight=False, markup=False)
+    if shop:
+        asyncio.run(_with_database(_fill_shop))
+
+
+async def _fill_shop(settings: "Settings") -> None:
+    from rich.progress import Progress, TaskID
+
+    from mesh.local import shop
+    from mesh.local.platform import edge_url
+    from mesh.local.seed import DemoCredentials
+    from mesh.local.supervisor import PlatformError
+    from services.chassis.errors import Fault
+
+    tasks: dict[str, TaskID] = {}
+    with Progress(console=_console()) as bars:
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        try:
+            await shop.fill(settings, DemoCredentials(), show)
+        except (Fault, RuntimeError) as error:
+            raise PlatformError(f"The shop cannot be filled: {error}") from error
+    search = f"{edge_url(settings)}/api/v1/shop/products?query=linen&currency=EUR"
+    _console().print(f'The shop is open: curl -H "x-nexus-tenant: demo" "{search}"', highlight=False, soft_wrap=True)
 
 
 @app.command()
