@@ -9,8 +9,6 @@ class Config(BaseModel):
     with the tenant says otherwise."""
     plan_basis_points: dict[str, int] = Field(default_factory=dict)
     """The same by plan: `{"enterprise": 1000}`."""
-    batch_wait_ms: float = Field(default=1.0, ge=0, le=50)
-    """How long the first of several postings that arrive together waits for the others."""
     batch_size: int = Field(default=500, ge=1, le=5_000)
     """How many postings one database transaction takes at most."""
 

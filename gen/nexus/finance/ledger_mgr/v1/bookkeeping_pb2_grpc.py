@@ -274,7 +274,7 @@ class BookkeepingServiceServicer:
     def SetSettlementTerms(self, request, context):
         """Agrees on the split with one tenant, or goes back to that of its plan. For users of the platform's own tenant.
 
-        Errors: TENANT_UNKNOWN, TENANT_SUSPENDED.
+        Errors: TENANT_UNKNOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -112,7 +112,7 @@ class BookkeepingServiceStub:
     SetSettlementTerms: _grpc.UnaryUnaryMultiCallable[_bookkeeping_pb2.SetSettlementTermsRequest, _bookkeeping_pb2.SetSettlementTermsResponse]
     """Agrees on the split with one tenant, or goes back to that of its plan. For users of the platform's own tenant.
 
-    Errors: TENANT_UNKNOWN, TENANT_SUSPENDED.
+    Errors: TENANT_UNKNOWN.
     """
     ExportLog: _grpc.UnaryStreamMultiCallable[_bookkeeping_pb2.ExportLogRequest, _bookkeeping_pb2.ExportLogResponse]
     """Streams the log: everything that ever happened to the books, in order."""
@@ -205,7 +205,7 @@ class BookkeepingServiceAsyncStub(BookkeepingServiceStub):
     SetSettlementTerms: _aio.UnaryUnaryMultiCallable[_bookkeeping_pb2.SetSettlementTermsRequest, _bookkeeping_pb2.SetSettlementTermsResponse]  # type: ignore[assignment]
     """Agrees on the split with one tenant, or goes back to that of its plan. For users of the platform's own tenant.
 
-    Errors: TENANT_UNKNOWN, TENANT_SUSPENDED.
+    Errors: TENANT_UNKNOWN.
     """
     ExportLog: _aio.UnaryStreamMultiCallable[_bookkeeping_pb2.ExportLogRequest, _bookkeeping_pb2.ExportLogResponse]  # type: ignore[assignment]
     """Streams the log: everything that ever happened to the books, in order."""
@@ -391,7 +391,7 @@ class BookkeepingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_bookkeeping_pb2.SetSettlementTermsResponse, _abc.Awaitable[_bookkeeping_pb2.SetSettlementTermsResponse]]:
         """Agrees on the split with one tenant, or goes back to that of its plan. For users of the platform's own tenant.
 
-        Errors: TENANT_UNKNOWN, TENANT_SUSPENDED.
+        Errors: TENANT_UNKNOWN.
         """
 
     @_abc_1.abstractmethod

@@ -321,7 +321,7 @@ class NewTransaction(_message.Message):
     EFFECTIVE_TIME_FIELD_NUMBER: _builtins.int
     OPEN_ACCOUNTS_FIELD_NUMBER: _builtins.int
     reference: _builtins.str
-    """The caller's own name for it, unique in the tenant where set: "invoice 2026-0042"."""
+    """The caller's own name for it, unique among the tenant's transactions where set: "invoice 2026-0042"."""
     description: _builtins.str
     @_builtins.property
     def legs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Leg]:

@@ -77,7 +77,7 @@ class AmountInvalid(Fault):
     template = "An amount must be more than zero: {what}."
 
 class ReferenceTaken(Fault):
-    """Another transaction or hold of the tenant has this reference."""
+    """Another transaction, or for a hold another hold, of the tenant has this reference."""
 
     domain = "ledger-mgr"
     reason = "REFERENCE_TAKEN"

@@ -239,7 +239,7 @@ class PlaceHoldRequest(_message.Message):
     debit_account: _builtins.str
     credit_account: _builtins.str
     reference: _builtins.str
-    """The caller's own name for it, unique in the tenant where set."""
+    """The caller's own name for it, unique among the tenant's holds where set."""
     description: _builtins.str
     @_builtins.property
     def amount(self) -> _money_pb2.Money: ...

@@ -160,8 +160,8 @@ class LedgerServiceServicer:
     def CaptureHold(self, request, context):
         """Posts a hold, or a part of it. The rest is released unless it is kept. Publishes TransactionPosted.
 
-        Errors: HOLD_NOT_FOUND, HOLD_RESOLVED, CAPTURE_TOO_LARGE, ACCOUNT_CLOSED, REFERENCE_TAKEN, AMOUNT_INVALID,
-        AMOUNT_TOO_LARGE, EFFECTIVE_TIME_INVALID, IDEMPOTENCY_KEY_REUSED.
+        Errors: HOLD_NOT_FOUND, HOLD_RESOLVED, CAPTURE_TOO_LARGE, REFERENCE_TAKEN, EFFECTIVE_TIME_INVALID,
+        IDEMPOTENCY_KEY_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -189,10 +189,10 @@ class LedgerServiceServicer:
     def Settle(self, request, context):
         """Splits what an account has earned between tenant and platform, by the tenant's terms, exact to the minor unit:
         by largest remainder, and of equal remainders the tenant's first. The platform's share goes to the account
-        "platform:share:<source account>", which is opened when it is not there. Publishes TransactionPosted.
+        "platform:share", which is opened when it is not there. Publishes TransactionPosted.
 
         Errors: NOTHING_TO_SETTLE, SHARES_TOO_LARGE, ACCOUNT_NOT_FOUND, ACCOUNT_CLOSED, ACCOUNT_DIFFERS,
-        INSUFFICIENT_FUNDS, REFERENCE_TAKEN, AMOUNT_INVALID, AMOUNT_TOO_LARGE, IDEMPOTENCY_KEY_REUSED.
+        INSUFFICIENT_FUNDS, REFERENCE_TAKEN, AMOUNT_TOO_LARGE, IDEMPOTENCY_KEY_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

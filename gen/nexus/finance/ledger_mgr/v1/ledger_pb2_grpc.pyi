@@ -66,8 +66,8 @@ class LedgerServiceStub:
     CaptureHold: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.CaptureHoldRequest, _ledger_pb2.CaptureHoldResponse]
     """Posts a hold, or a part of it. The rest is released unless it is kept. Publishes TransactionPosted.
 
-    Errors: HOLD_NOT_FOUND, HOLD_RESOLVED, CAPTURE_TOO_LARGE, ACCOUNT_CLOSED, REFERENCE_TAKEN, AMOUNT_INVALID,
-    AMOUNT_TOO_LARGE, EFFECTIVE_TIME_INVALID, IDEMPOTENCY_KEY_REUSED.
+    Errors: HOLD_NOT_FOUND, HOLD_RESOLVED, CAPTURE_TOO_LARGE, REFERENCE_TAKEN, EFFECTIVE_TIME_INVALID,
+    IDEMPOTENCY_KEY_REUSED.
     """
     VoidHold: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.VoidHoldRequest, _ledger_pb2.VoidHoldResponse]
     """Releases what is left of a hold. Publishes HoldReleased.
@@ -83,10 +83,10 @@ class LedgerServiceStub:
     Settle: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.SettleRequest, _ledger_pb2.SettleResponse]
     """Splits what an account has earned between tenant and platform, by the tenant's terms, exact to the minor unit:
     by largest remainder, and of equal remainders the tenant's first. The platform's share goes to the account
-    "platform:share:<source account>", which is opened when it is not there. Publishes TransactionPosted.
+    "platform:share", which is opened when it is not there. Publishes TransactionPosted.
 
     Errors: NOTHING_TO_SETTLE, SHARES_TOO_LARGE, ACCOUNT_NOT_FOUND, ACCOUNT_CLOSED, ACCOUNT_DIFFERS,
-    INSUFFICIENT_FUNDS, REFERENCE_TAKEN, AMOUNT_INVALID, AMOUNT_TOO_LARGE, IDEMPOTENCY_KEY_REUSED.
+    INSUFFICIENT_FUNDS, REFERENCE_TAKEN, AMOUNT_TOO_LARGE, IDEMPOTENCY_KEY_REUSED.
     """
     GetBalances: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.GetBalancesRequest, _ledger_pb2.GetBalancesResponse]
     """Returns the balances of accounts: now, or as of a time. An account without any has none in the answer.
@@ -152,8 +152,8 @@ class LedgerServiceAsyncStub(LedgerServiceStub):
     CaptureHold: _aio.UnaryUnaryMultiCallable[_ledger_pb2.CaptureHoldRequest, _ledger_pb2.CaptureHoldResponse]  # type: ignore[assignment]
     """Posts a hold, or a part of it. The rest is released unless it is kept. Publishes TransactionPosted.
 
-    Errors: HOLD_NOT_FOUND, HOLD_RESOLVED, CAPTURE_TOO_LARGE, ACCOUNT_CLOSED, REFERENCE_TAKEN, AMOUNT_INVALID,
-    AMOUNT_TOO_LARGE, EFFECTIVE_TIME_INVALID, IDEMPOTENCY_KEY_REUSED.
+    Errors: HOLD_NOT_FOUND, HOLD_RESOLVED, CAPTURE_TOO_LARGE, REFERENCE_TAKEN, EFFECTIVE_TIME_INVALID,
+    IDEMPOTENCY_KEY_REUSED.
     """
     VoidHold: _aio.UnaryUnaryMultiCallable[_ledger_pb2.VoidHoldRequest, _ledger_pb2.VoidHoldResponse]  # type: ignore[assignment]
     """Releases what is left of a hold. Publishes HoldReleased.
@@ -169,10 +169,10 @@ class LedgerServiceAsyncStub(LedgerServiceStub):
     Settle: _aio.UnaryUnaryMultiCallable[_ledger_pb2.SettleRequest, _ledger_pb2.SettleResponse]  # type: ignore[assignment]
     """Splits what an account has earned between tenant and platform, by the tenant's terms, exact to the minor unit:
     by largest remainder, and of equal remainders the tenant's first. The platform's share goes to the account
-    "platform:share:<source account>", which is opened when it is not there. Publishes TransactionPosted.
+    "platform:share", which is opened when it is not there. Publishes TransactionPosted.
 
     Errors: NOTHING_TO_SETTLE, SHARES_TOO_LARGE, ACCOUNT_NOT_FOUND, ACCOUNT_CLOSED, ACCOUNT_DIFFERS,
-    INSUFFICIENT_FUNDS, REFERENCE_TAKEN, AMOUNT_INVALID, AMOUNT_TOO_LARGE, IDEMPOTENCY_KEY_REUSED.
+    INSUFFICIENT_FUNDS, REFERENCE_TAKEN, AMOUNT_TOO_LARGE, IDEMPOTENCY_KEY_REUSED.
     """
     GetBalances: _aio.UnaryUnaryMultiCallable[_ledger_pb2.GetBalancesRequest, _ledger_pb2.GetBalancesResponse]  # type: ignore[assignment]
     """Returns the balances of accounts: now, or as of a time. An account without any has none in the answer.
@@ -265,8 +265,8 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_ledger_pb2.CaptureHoldResponse, _abc.Awaitable[_ledger_pb2.CaptureHoldResponse]]:
         """Posts a hold, or a part of it. The rest is released unless it is kept. Publishes TransactionPosted.
 
-        Errors: HOLD_NOT_FOUND, HOLD_RESOLVED, CAPTURE_TOO_LARGE, ACCOUNT_CLOSED, REFERENCE_TAKEN, AMOUNT_INVALID,
-        AMOUNT_TOO_LARGE, EFFECTIVE_TIME_INVALID, IDEMPOTENCY_KEY_REUSED.
+        Errors: HOLD_NOT_FOUND, HOLD_RESOLVED, CAPTURE_TOO_LARGE, REFERENCE_TAKEN, EFFECTIVE_TIME_INVALID,
+        IDEMPOTENCY_KEY_REUSED.
         """
 
     @_abc_1.abstractmethod
@@ -300,10 +300,10 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_ledger_pb2.SettleResponse, _abc.Awaitable[_ledger_pb2.SettleResponse]]:
         """Splits what an account has earned between tenant and platform, by the tenant's terms, exact to the minor unit:
         by largest remainder, and of equal remainders the tenant's first. The platform's share goes to the account
-        "platform:share:<source account>", which is opened when it is not there. Publishes TransactionPosted.
+        "platform:share", which is opened when it is not there. Publishes TransactionPosted.
 
         Errors: NOTHING_TO_SETTLE, SHARES_TOO_LARGE, ACCOUNT_NOT_FOUND, ACCOUNT_CLOSED, ACCOUNT_DIFFERS,
-        INSUFFICIENT_FUNDS, REFERENCE_TAKEN, AMOUNT_INVALID, AMOUNT_TOO_LARGE, IDEMPOTENCY_KEY_REUSED.
+        INSUFFICIENT_FUNDS, REFERENCE_TAKEN, AMOUNT_TOO_LARGE, IDEMPOTENCY_KEY_REUSED.
         """
 
     @_abc_1.abstractmethod

@@ -42,7 +42,7 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_AMOUNT_INVALID: _Reason.ValueType  # 9
     """An amount is zero or less, or its currency is none."""
     REASON_REFERENCE_TAKEN: _Reason.ValueType  # 10
-    """Another transaction or hold of the tenant has this reference."""
+    """Another transaction, or for a hold another hold, of the tenant has this reference."""
     REASON_EFFECTIVE_TIME_INVALID: _Reason.ValueType  # 11
     """The time lies in the future, or before 1970."""
     REASON_TRANSACTION_NOT_FOUND: _Reason.ValueType  # 12
@@ -87,7 +87,7 @@ REASON_AMOUNT_TOO_LARGE: Reason.ValueType  # 8
 REASON_AMOUNT_INVALID: Reason.ValueType  # 9
 """An amount is zero or less, or its currency is none."""
 REASON_REFERENCE_TAKEN: Reason.ValueType  # 10
-"""Another transaction or hold of the tenant has this reference."""
+"""Another transaction, or for a hold another hold, of the tenant has this reference."""
 REASON_EFFECTIVE_TIME_INVALID: Reason.ValueType  # 11
 """The time lies in the future, or before 1970."""
 REASON_TRANSACTION_NOT_FOUND: Reason.ValueType  # 12
