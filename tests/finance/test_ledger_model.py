@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
 
 from nexus.finance.ledger_mgr.v1 import books_pb2 as pb
 from nexus.finance.ledger_mgr.v1 import faults
@@ -204,8 +213,6 @@ class LedgerMachine(RuleBasedStateMachine):
 
 def test_the_ledger_answers_as_the_model_does(platform: Platform) -> None:
     LedgerMachine.platform = platform
-    from hypothesis.stateful import run_state_machine_as_test
-
     run_state_machine_as_test(
         LedgerMachine,
         settings=settings(
