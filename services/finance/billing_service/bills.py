@@ -41,23 +41,25 @@ def fee_line(price: Mapping[str, Any], name: str, quantity: int, start: datetime
 
 
 def change_lines(
-    name: str, subscription: Mapping[str, Any], price: Mapping[str, Any], quantity: int, at: datetime
+    old: Mapping[str, Any], new: Mapping[str, Any], subscription: Mapping[str, Any], quantity: int, at: datetime
 ) -> list[Line]:
-    """What a change within the period gives back of the fee in force, and charges for the rest of the period."""
+    """What a change within the period gives back of the fee in force, and charges for the rest of the period. With a
+    quantity of nothing it only gives back."""
     start, end = subscription["period_start"], subscription["period_end"]
     back = remaining(subscription["period_fee"], start, end, at)
-    forth = remaining(price["fee"] * quantity, start, end, at)
+    forth = remaining(new["fee"] * quantity, start, end, at)
+    unused, rest = f"Unused time of {old['name']}", f"Remaining time of {new['name']}"
     lines = [
         Line(
             "PRORATION_CREDIT",
-            f"Unused time of {name}",
+            unused,
             -back,
             at,
             end,
             subscription["price_id"],
             Decimal(subscription["quantity"]),
         ),
-        Line("PRORATION_CHARGE", f"Remaining time of {name}", forth, at, end, price["price_id"], Decimal(quantity)),
+        Line("PRORATION_CHARGE", rest, forth, at, end, new["price_id"], Decimal(quantity)),
     ]
     return [line for line in lines if line.amount]
 

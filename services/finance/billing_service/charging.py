@@ -66,7 +66,7 @@ class Charging:
         self._accounts = accounts
         self._store = PaymentStore(service.database)
         self.on_settled: Callable[[Row], Awaitable[None]] = _nothing
-        """Told of every payment that changes, in the same transaction."""
+        """Told of every payment whose state changes, in the same transaction."""
 
     async def authorize(
         self,
@@ -259,7 +259,8 @@ class Charging:
             for message in (*_milestones(payment, now_is), *(_moved(now_is, item) for item in moved), *told):
                 if message is not None:
                     await self._events.publish(message, aggregate=payment_id)
-            await self.on_settled(now_is)
+            if now_is["state"] != payment["state"]:
+                await self.on_settled(now_is)
         return now_is
 
     async def _operate(

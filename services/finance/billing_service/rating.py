@@ -1,5 +1,6 @@
 """What the use of something costs, by tiers. Decimals throughout; one rounding, half up, at the end."""
 
+import itertools
 from collections.abc import Sequence
 from decimal import ROUND_CEILING, ROUND_HALF_UP, Decimal, localcontext
 
@@ -13,7 +14,7 @@ def require_sound(price: UsagePrice) -> None:
     if ends[-1] is not None or None in ends[:-1]:
         raise TiersInvalid(why="the last tier has no end, and all others have one")
     known = [end for end in ends if end is not None]
-    if any(later <= earlier for earlier, later in zip(known, known[1:], strict=False)):
+    if any(later <= earlier for earlier, later in itertools.pairwise(known)):
         raise TiersInvalid(why="each tier ends after the one before")
 
 

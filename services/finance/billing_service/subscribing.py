@@ -93,7 +93,7 @@ class Subscribing:
                 changed = await self._store.set_terms(subscription_id, new["plan_id"], new["price_id"], quantity, 0)
                 lines: Sequence[Line] = ()
             elif _same_interval(old, new):
-                lines = [] if proration == "NONE" else bills.change_lines(new["name"], subscription, new, quantity, at)
+                lines = [] if proration == "NONE" else bills.change_lines(old, new, subscription, quantity, at)
                 fee = subscription["period_fee"] if proration == "NONE" else new["fee"] * quantity
                 changed = await self._store.set_terms(subscription_id, new["plan_id"], new["price_id"], quantity, fee)
                 await self._store.insert_lines(subscription_id, None, lines)
@@ -119,7 +119,7 @@ class Subscribing:
                 lines = await self._usage_lines(subscription, price, at)
                 paid = subscription["state"] == "ACTIVE" and not await self._store.has_unpaid_bill(subscription_id)
                 if prorate and paid:
-                    given_back = bills.change_lines(price["name"], subscription, {**price, "fee": 0}, 1, at)
+                    given_back = bills.change_lines(price, price, subscription, 0, at)
                     lines = [*lines, *given_back]
                 await self._make_bill(subscription, price, lines, None, at)
                 changed = await self._end(subscription, at)
@@ -148,9 +148,9 @@ class Subscribing:
         start = subscription["period_end"]
         if changes and subscription["state"] != "TRIALING":
             if _same_interval(old, new):
-                lines += bills.change_lines(new["name"], subscription, new, quantity, at)
+                lines += bills.change_lines(old, new, subscription, quantity, at)
             else:
-                lines += bills.change_lines(new["name"], subscription, {**new, "fee": 0}, 1, at)
+                lines += bills.change_lines(old, new, subscription, 0, at)
                 start = at
         if not subscription["cancel_at_period_end"]:
             end = boundary(start, new["interval_unit"], new["interval_count"], 1)
@@ -303,7 +303,7 @@ class Subscribing:
         subscription_id = subscription["subscription_id"]
         lines = list(await self._usage_lines(subscription, old, at))
         if proration != "NONE":
-            lines += bills.change_lines(old["name"], subscription, {**old, "fee": 0}, 1, at)
+            lines += bills.change_lines(old, new, subscription, 0, at)
         end = boundary(at, new["interval_unit"], new["interval_count"], 1)
         fee = bills.fee_line(new, new["name"], quantity, at, end)
         await self._store.set_terms(subscription_id, new["plan_id"], new["price_id"], quantity, fee.amount)

@@ -38,6 +38,7 @@ CREATE TABLE payment_methods (
     removed           boolean NOT NULL DEFAULT false,
     scope             text NOT NULL,
     request_id        text NOT NULL,
+    request_hash      bytea NOT NULL,
     create_time       timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (tenant_id, payment_method_id),
     UNIQUE (tenant_id, scope, request_id),

@@ -131,6 +131,8 @@ CREATE TABLE bills (
     total             bigint NOT NULL CHECK (total >= 0),
     attempts          integer NOT NULL DEFAULT 0,
     next_attempt_time timestamptz,
+    -- When the latest attempt was made.
+    attempt_time      timestamptz,
     payment_id        uuid,
     invoice_id        text NOT NULL DEFAULT '',
     create_time       timestamptz NOT NULL DEFAULT now(),

@@ -8,7 +8,7 @@ after that the provider is only looked at (`find`).
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 State = Literal["PENDING", "REQUIRES_ACTION", "AUTHORIZED", "CAPTURED", "VOIDED", "FAILED"]
 DisputeState = Literal["NEEDS_ANSWER", "UNDER_REVIEW", "WON", "LOST"]
@@ -111,9 +111,7 @@ class Notice:
 class Provider(Protocol):
     """Requests raise InDoubt and Refused."""
 
-    captures_once: bool
-    """Whether the first capture releases the rest."""
-    replay_window: timedelta
+    replay_window: ClassVar[timedelta]
     """For how long a key is remembered."""
 
     async def check(self) -> None:

@@ -43,7 +43,6 @@ _MARGIN_SECONDS = 60.0
 
 
 class PaypalProvider:
-    captures_once: ClassVar[bool] = False
     replay_window: ClassVar[timedelta] = timedelta(hours=5)
 
     def __init__(self, account: PaypalAccount, url: str, timeout: float) -> None:
@@ -254,10 +253,9 @@ def _payments(order: Any, kind: str) -> list[Any]:
 
 
 def _movement(item: Any) -> Movement:
-    state: Any = {"PENDING": "PENDING", "DECLINED": "FAILED", "FAILED": "FAILED", "CANCELLED": "FAILED"}
-    return Movement(
-        item["id"], _minor(item["amount"]), item.get("invoice_id", ""), state.get(item["status"], "SUCCEEDED")
-    )
+    states: Any = {"PENDING": "PENDING", "DECLINED": "FAILED", "FAILED": "FAILED", "CANCELLED": "FAILED"}
+    state = states.get(item["status"], "SUCCEEDED")
+    return Movement(item["id"], _minor(item["amount"]), item.get("invoice_id", ""), state)
 
 
 def _dispute(item: Any) -> DisputeNotice:

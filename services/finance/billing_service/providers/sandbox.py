@@ -57,7 +57,6 @@ _DISPUTES: dict[str, DisputeState] = {"needs_answer": "NEEDS_ANSWER", "won": "WO
 
 
 class SandboxProvider:
-    captures_once: ClassVar[bool] = False
     replay_window: ClassVar[timedelta] = timedelta(hours=24)
 
     def __init__(self, database: Database, hang_seconds: float) -> None:
@@ -149,7 +148,7 @@ class SandboxProvider:
         captures = [_movement(item) for item in await self._books.done(payment, "capture")]
         if charge["capture"] and charge["state"] == "captured":
             captures.append(Movement(f"{payment}/capture", charge["amount"]))
-        disputes = ()
+        disputes: tuple[DisputeNotice, ...] = ()
         if charge["dispute"]:
             disputes = (
                 DisputeNotice(f"{payment}/dispute", _DISPUTES[charge["dispute"]], charge["amount"], "fraudulent"),

@@ -72,7 +72,6 @@ _UNKNOWN = (
 
 
 class StripeProvider:
-    captures_once: ClassVar[bool] = True
     replay_window: ClassVar[timedelta] = timedelta(hours=23)
 
     def __init__(self, account: StripeAccount, url: str, timeout: float) -> None:
@@ -182,9 +181,7 @@ class StripeProvider:
         if not self._webhook_secret:
             raise SignatureInvalid("the account has no webhook secret")
         try:
-            event = stripe.Webhook.construct_event(  # type: ignore[no-untyped-call]
-                body, signature, self._webhook_secret
-            ).to_dict()
+            event = stripe.Webhook.construct_event(body, signature, self._webhook_secret).to_dict()
         except (stripe.SignatureVerificationError, ValueError) as error:
             raise SignatureInvalid(str(error)) from error
         about = event["data"]["object"]
@@ -258,7 +255,8 @@ class _Declined(Exception):  # noqa: N818
 
     def __init__(self, error: stripe.CardError) -> None:
         super().__init__(str(error))
-        body: Any = (error.json_body or {}).get("error", {})
+        body: Any = error.json_body or {}
+        body = body.get("error", {})
         self.intent: str = (body.get("payment_intent") or {}).get("id", "")
         self.why: str = body.get("decline_code") or body.get("code") or ""
 

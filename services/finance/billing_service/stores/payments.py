@@ -1,18 +1,20 @@
 """The rows of payments: customers, methods, payments with their operations, disputes, notices."""
 
 from datetime import datetime, timedelta
+from typing import TypeAlias
 
 import asyncpg
 
 from services.chassis.database import Database
 from services.chassis.ids import new_id
 from services.finance.billing_service.payments import Reserved
+from services.finance.billing_service.providers.interface import Card
 
-Row = asyncpg.Record
+Row: TypeAlias = asyncpg.Record
 
 _METHOD = """
 m.payment_method_id::text, m.customer_id::text, m.provider, m.provider_token, m.provider_customer, m.brand,
-m.last_digits, m.expiry, m.removed, m.create_time,
+m.last_digits, m.expiry, m.removed, m.request_hash, m.create_time,
 EXISTS (SELECT FROM customers c WHERE c.tenant_id = m.tenant_id AND c.customer_id = m.customer_id
         AND c.default_payment_method_id = m.payment_method_id) AS is_default
 """
@@ -80,34 +82,26 @@ class PaymentStore:
     # Payment methods
 
     async def insert_method(
-        self,
-        customer_id: str,
-        provider: str,
-        token: str,
-        provider_customer: str,
-        brand: str,
-        last_digits: str,
-        expiry: str,
-        scope: str,
-        request_id: str,
+        self, customer_id: str, provider: str, card: Card, *, scope: str, request_id: str, request_hash: bytes
     ) -> Row | None:
         """None if the request has made one before."""
         return await self._database.fetchrow(
             f"""
             INSERT INTO payment_methods AS m (payment_method_id, customer_id, provider, provider_token,
-                provider_customer, brand, last_digits, expiry, scope, request_id)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT DO NOTHING RETURNING {_METHOD}
+                provider_customer, brand, last_digits, expiry, scope, request_id, request_hash)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) ON CONFLICT DO NOTHING RETURNING {_METHOD}
             """,
             new_id(),
             customer_id,
             provider,
-            token,
-            provider_customer,
-            brand,
-            last_digits,
-            expiry,
+            card.token,
+            card.provider_customer,
+            card.brand,
+            card.last_digits,
+            card.expiry,
             scope,
             request_id,
+            request_hash,
         )
 
     async def method_requested(self, scope: str, request_id: str) -> Row | None:
@@ -425,7 +419,8 @@ class PaymentStore:
     ) -> Row:
         row = await self._database.fetchrow(
             f"""
-            INSERT INTO disputes AS d (dispute_id, payment_id, provider_dispute_id, state, amount, reason, answer_due_time)
+            INSERT INTO disputes AS d (dispute_id, payment_id, provider_dispute_id, state, amount, reason,
+                                       answer_due_time)
             VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING {_DISPUTE}
             """,
             new_id(),

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
+from typing import TypeAlias
 
 import asyncpg
 
 from services.chassis.database import Database
 from services.chassis.ids import new_id
 
-Row = asyncpg.Record
+Row: TypeAlias = asyncpg.Record
 
 _PLAN = "plan_id::text, key, name, description, features::text, archived, etag::text, create_time"
 _PRICE = """
@@ -29,8 +30,10 @@ _AGGREGATES = {
 }
 _USED = """
 FROM usage_events
-WHERE tenant_id = nexus.tenant_id() AND customer_id = $1 AND name = $2 AND count_time >= $3 AND count_time < $4
+WHERE tenant_id = nexus.tenant_id() AND customer_id = $1 AND name = $2 AND {time} >= $3 AND {time} < $4
+  AND $5::text IS NOT NULL
 """
+_BILLED, _HAPPENED = _USED.format(time="count_time"), _USED.format(time="event_time")
 
 
 class PlanStore:
@@ -88,7 +91,8 @@ class PlanStore:
     ) -> Row:
         row = await self._database.fetchrow(
             f"""
-            INSERT INTO prices (price_id, plan_id, currency, fee, interval_unit, interval_count, trial_days, usage_prices)
+            INSERT INTO prices (price_id, plan_id, currency, fee, interval_unit, interval_count, trial_days,
+                                usage_prices)
             VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING {_PRICE}
             """,
             new_id(),
@@ -268,11 +272,10 @@ class PlanStore:
         )
 
     async def used(self, meter: Row, customer_id: str, start: datetime, end: datetime) -> Decimal:
-        """What the meter reads in a time."""
+        """What the meter reads of what is billed by a time."""
         aggregate = _AGGREGATES[meter["aggregation"]]
-        # Named in every query, for its type must be known.
         value: Decimal = await self._database.fetchval(
-            f"SELECT {aggregate} {_USED} AND $5::text IS NOT NULL",
+            f"SELECT {aggregate} {_USED.format(time='count_time')} AND $5::text IS NOT NULL",
             customer_id,
             meter["event_name"],
             start,
@@ -288,12 +291,12 @@ class PlanStore:
         aggregate = _AGGREGATES[meter["aggregation"]]
         return await self._database.fetch(
             f"""
-            SELECT CASE WHEN $6 = '' THEN $3 ELSE greatest(date_trunc($6, count_time, 'UTC'), $3) END AS start,
+            SELECT CASE WHEN $6 = '' THEN $3 ELSE greatest(date_trunc($6, event_time, 'UTC'), $3) END AS start,
                    CASE WHEN $6 = '' THEN $4
-                        ELSE least(date_trunc($6, count_time, 'UTC') + ('1 ' || $6)::interval, $4) END AS end,
+                        ELSE least(date_trunc($6, event_time, 'UTC') + ('1 ' || $6)::interval, $4) END AS end,
                    CASE WHEN $7 = '' THEN '' ELSE coalesce(properties ->> $7, '') END AS group_value,
                    {aggregate} AS value, count(*) AS events
-            {_USED} AND $5::text IS NOT NULL
+            {_HAPPENED}
             GROUP BY 1, 2, 3 ORDER BY 1, 3 LIMIT $8
             """,
             customer_id,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import TypeAlias
 
 import asyncpg
 
@@ -10,7 +11,7 @@ from services.chassis.ids import new_id
 from services.finance.billing_service.bills import Line
 from services.finance.billing_service.dunning import Policy
 
-Row = asyncpg.Record
+Row: TypeAlias = asyncpg.Record
 
 _SUBSCRIPTION = """
 subscription_id::text, customer_id::text, plan_id::text, price_id::text, quantity, state, anchor_time, period_index,
@@ -21,7 +22,7 @@ payment_method_id::text, request_hash, create_time,
 """
 _BILL = """
 bill_id::text, subscription_id::text, customer_id::text, state, currency, total, attempts, next_attempt_time,
-payment_id::text, invoice_id, create_time, pay_time
+attempt_time, payment_id::text, invoice_id, create_time, pay_time
 """
 _LINE = "line_id::text, kind, description, price_id::text, quantity, amount, start_time, end_time"
 
@@ -252,6 +253,12 @@ class SubscriptionStore:
             limit,
         )
         return [row["bill_id"] for row in rows]
+
+    async def begin_attempt(self, bill_id: str, at: datetime, look_again: datetime) -> None:
+        """An attempt at this time; if nothing is heard of it, somebody goes on with it later."""
+        await self._database.execute(
+            "UPDATE bills SET attempt_time = $2, next_attempt_time = $3 WHERE bill_id = $1", bill_id, at, look_again
+        )
 
     async def set_bill(
         self,
