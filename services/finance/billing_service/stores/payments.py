@@ -27,9 +27,11 @@ _OPERATION = """
 operation_id::text, payment_id::text, kind, state, amount, keep_rest, reason, request_hash, provider_operation_id,
 failure, failure_reason, attempts, create_time, settle_time
 """
-_DISPUTE = (
-    "dispute_id::text, payment_id::text, provider_dispute_id, state, amount, reason, answer_due_time, create_time"
-)
+_DISPUTE = """
+d.dispute_id::text, d.payment_id::text, d.provider_dispute_id, d.state, d.amount, d.reason, d.answer_due_time,
+d.create_time,
+(SELECT p.currency FROM payments p WHERE (p.tenant_id, p.payment_id) = (d.tenant_id, d.payment_id)) AS currency
+"""
 
 
 class PaymentStore:
