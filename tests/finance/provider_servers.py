@@ -11,7 +11,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Self
 from urllib.parse import parse_qsl, urlsplit
 
 Json = dict[str, Any]
@@ -29,7 +29,7 @@ class ProviderServer:
     _lock: Any = field(default_factory=threading.RLock)
     _serial: int = 0
 
-    def __enter__(self) -> "ProviderServer":
+    def __enter__(self) -> Self:
         outer = self
 
         class Handler(BaseHTTPRequestHandler):

@@ -1,6 +1,7 @@
 """Payments move money at most once, whatever is lost, repeated or done at the same time."""
 
 import asyncio
+from typing import Any
 
 import httpx
 import pytest
@@ -250,7 +251,7 @@ async def test_a_token_that_the_provider_does_not_know_is_refused(billing: Billi
 
 
 async def test_a_payment_method_is_added_once_a_key(billing: Billing) -> None:
-    body = {"providerToken": "card_ok", "requestId": new_id()}
+    body: dict[str, Any] = {"providerToken": "card_ok", "requestId": new_id()}
     added = await asyncio.gather(*(billing.ok("/payment-methods", **body) for _ in range(5)))
     assert len({answer["paymentMethod"]["paymentMethodId"] for answer in added}) == 1
     assert reason(await billing.post("/payment-methods", **{**body, "providerToken": "wallet_ok"})) == (

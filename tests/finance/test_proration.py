@@ -61,7 +61,7 @@ class Changes(RuleBasedStateMachine):
         super().__init__()
         self.end = START + timedelta(days=28)
         self.now = START
-        self.billed = 5000
+        self.billed: int = 5000
         self.segments = [Segment(5000, START)]
         self.subscription: dict[str, Any] = {
             "period_start": START,
@@ -102,7 +102,7 @@ class Changes(RuleBasedStateMachine):
     @invariant()
     def giving_the_rest_back_leaves_exactly_what_was_used(self) -> None:
         back = bills.change_lines(price(1), price(1), self.subscription, 0, self.now)
-        used = self.billed + sum(line.amount for line in back)
+        used: int = self.billed + sum(line.amount for line in back)
         assert used >= 0
         assert self.billed - used == remaining(self.subscription["period_fee"], START, self.end, self.now)
 

@@ -287,7 +287,7 @@ async def test_use_is_counted_once_billed_in_arrears_and_late_use_on_the_next_bi
     ("aggregation", "value"), [("COUNT", "4"), ("SUM", "16"), ("MAX", "9"), ("UNIQUE_COUNT", "3"), ("LATEST", "2")]
 )
 async def test_meters_add_up_in_their_way(billing: Billing, aggregation: str, value: str) -> None:
-    prop = {} if aggregation == "COUNT" else {"valueProperty": "size"}
+    prop: dict[str, Any] = {} if aggregation == "COUNT" else {"valueProperty": "size"}
     await billing.ok("/meters", key="m", eventName="upload", aggregation=f"AGGREGATION_{aggregation}", **prop)
     start = now() - timedelta(hours=1)
     events = [
@@ -301,7 +301,7 @@ async def test_meters_add_up_in_their_way(billing: Billing, aggregation: str, va
         for index, size in enumerate(["9", "3", "2", "2"])
     ]
     await billing.ok("/usage", events=events)
-    window = {"startTime": start.isoformat(), "endTime": now().isoformat()}
+    window: dict[str, Any] = {"startTime": start.isoformat(), "endTime": now().isoformat()}
     (whole,) = (await billing.read("/meters/m/usage", **window))["sums"]
     assert (whole["value"], whole["events"]) == (value, "4")
     groups = (await billing.read("/meters/m/usage", groupBy="region", window="USAGE_WINDOW_HOUR", **window))["sums"]

@@ -25,6 +25,15 @@ class Config(BaseModel):
 SERVICE = ServiceSpec(
     id="billing-service",
     port=3020,
-    subscribes=["nexus.identity.user_auth.v1.UserCreated", "nexus.identity.user_auth.v1.UserErased"],
+    calls=["ledger-mgr"],
+    subscribes=[
+        "nexus.identity.user_auth.v1.UserCreated",
+        "nexus.identity.user_auth.v1.UserErased",
+        # Its own, to book them: see subscribers.py.
+        "nexus.finance.billing_service.v1.PaymentProcessed",
+        "nexus.finance.billing_service.v1.PaymentRefunded",
+        "nexus.finance.billing_service.v1.PaymentDisputed",
+        "nexus.finance.billing_service.v1.DisputeClosed",
+    ],
     config=Config,
 )
