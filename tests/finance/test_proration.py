@@ -91,13 +91,13 @@ class Changes(RuleBasedStateMachine):
     @invariant()
     def the_customer_pays_what_was_used_and_is_to_be_used(self) -> None:
         ends = [*(segment.begin for segment in self.segments[1:]), self.end]
-        exact = sum(
-            Fraction(segment.fee)
-            * Fraction((end - segment.begin) / timedelta(microseconds=1))
-            / Fraction((self.end - START) / timedelta(microseconds=1))
+        whole = Fraction((self.end - START) / timedelta(microseconds=1))
+        parts = (
+            Fraction(segment.fee) * Fraction((end - segment.begin) / timedelta(microseconds=1)) / whole
             for segment, end in zip(self.segments, ends, strict=True)
         )
-        assert abs(self.billed - exact) <= len(self.segments)
+        exact = sum(parts, Fraction(0))
+        assert -len(self.segments) <= self.billed - exact <= len(self.segments)
 
     @invariant()
     def giving_the_rest_back_leaves_exactly_what_was_used(self) -> None:

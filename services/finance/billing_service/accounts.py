@@ -50,10 +50,13 @@ class Accounts:
     async def set(self, name: str, account: Message, *, make_default: bool) -> bool:
         """Returns whether it is the default now. Raises ProviderRefusedAccount."""
         serialized = account.SerializeToString()
+        candidate = self._make(name, serialized)
         try:
-            await self._make(name, serialized).check()
+            await candidate.check()
         except (Refused, InDoubt) as error:
             raise ProviderRefusedAccount(provider=name) from error
+        finally:
+            await candidate.close()
         async with self._database.transaction():
             sealed = self._sealer.seal(serialized, _purpose(name))
             return await self._store.set_account(name, sealed, make_default=make_default)

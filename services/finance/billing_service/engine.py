@@ -17,6 +17,7 @@ from services.finance.billing_service.stores.subscriptions import SubscriptionSt
 from services.finance.billing_service.subscribing import Subscribing
 
 _RECONCILE_AT_ONCE = 100
+_FORGET_SECONDS = 3600.0
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,10 @@ class Engine:
             await _for(tenant, lambda: self.subscribing.run_billing(now()))
             await _for(tenant, lambda: self.subscribing.run_dunning(now()))
 
+    async def forget(self) -> None:
+        async with self._database.transaction(platform_wide=True):
+            await self._payments.forget_notices()
+
 
 async def _for(tenant: str, job: Callable[[], Awaitable[object]]) -> None:
     """What one tenant's rows cannot do must not keep the others from theirs."""
@@ -63,5 +68,7 @@ def engine(service: Service) -> Engine:
     if service.database not in _engines:
         made = Engine(service)
         _engines[service.database] = made
-        service.every(made._config.round_seconds, made.round)
+        config: Config = service.config
+        service.every(config.round_seconds, made.round)
+        service.every(_FORGET_SECONDS, made.forget)
     return _engines[service.database]

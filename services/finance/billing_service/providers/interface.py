@@ -114,6 +114,9 @@ class Provider(Protocol):
     replay_window: ClassVar[timedelta]
     """For how long a key is remembered."""
 
+    async def close(self) -> None:
+        """Let go of its connections."""
+
     async def check(self) -> None:
         """Raises Refused when the account's credentials are not good."""
 

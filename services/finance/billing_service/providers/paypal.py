@@ -50,6 +50,9 @@ class PaypalProvider:
         self._http = httpx.AsyncClient(base_url=url, timeout=timeout)
         self._token, self._token_until = "", 0.0
 
+    async def close(self) -> None:
+        await self._http.aclose()
+
     async def check(self) -> None:
         await self._access_token()
 

@@ -64,6 +64,9 @@ class SandboxProvider:
         self._books = SandboxStore(database)
         self._hang_seconds = hang_seconds
 
+    async def close(self) -> None:
+        """It has no connections."""
+
     async def check(self) -> None:
         """Every account is good."""
 

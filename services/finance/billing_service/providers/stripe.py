@@ -77,13 +77,17 @@ class StripeProvider:
     def __init__(self, account: StripeAccount, url: str, timeout: float) -> None:
         self._webhook_secret = account.webhook_secret
         self._timeout = timeout
+        self._http = stripe.HTTPXClient(timeout=timeout)
         client = stripe.StripeClient(
             account.api_key,
             base_addresses={"api": url},
-            http_client=stripe.HTTPXClient(timeout=timeout),
+            http_client=self._http,
             max_network_retries=0,  # the operations' own retries are rows
         )
         self._api: Any = client.v1
+
+    async def close(self) -> None:
+        await self._http.close_async()
 
     async def check(self) -> None:
         try:

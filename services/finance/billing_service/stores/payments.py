@@ -478,6 +478,10 @@ class PaymentStore:
             notice_id,
         )
 
+    async def forget_notices(self) -> None:
+        """Drop notices too old to come again. In a platform-wide transaction."""
+        await self._database.execute("DELETE FROM provider_notices WHERE create_time < now() - interval '90 days'")
+
     async def tenants_in_doubt(self, action_lifetime: timedelta) -> list[str]:
         """Tenants with payments to look after. In a platform-wide transaction."""
         rows = await self._database.fetch(
