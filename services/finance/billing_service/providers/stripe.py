@@ -87,7 +87,7 @@ class StripeProvider:
         self._api: Any = client.v1
 
     async def close(self) -> None:
-        await self._http.close_async()
+        await self._http.close_async()  # type: ignore[no-untyped-call]
 
     async def check(self) -> None:
         try:
