@@ -13,9 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import chassis, hop, http, running
-from tests.bench import catalog, chassis, hop, running
-from tests.bench import chassis, hop, ledger, running
+from tests.bench import catalog, chassis, hop, http, ledger, running
 from tests.bench.measure import Result, Unavailable
 from tests.platforms import Platform
 
