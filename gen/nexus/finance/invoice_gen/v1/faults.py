@@ -131,3 +131,11 @@ class RecipientMissing(Fault):
     reason = "RECIPIENT_MISSING"
     code = StatusCode.FAILED_PRECONDITION
     template = "The customer has no e-mail address; say one."
+
+class SeriesPatternTaken(Fault):
+    """Another series could write the same numbers, or the pattern's own digits run into the number's."""
+
+    domain = "invoice-gen"
+    reason = "SERIES_PATTERN_TAKEN"
+    code = StatusCode.ALREADY_EXISTS
+    template = "The pattern {pattern} could write a number that another series writes; begin it differently."

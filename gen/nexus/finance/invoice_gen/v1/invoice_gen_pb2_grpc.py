@@ -162,7 +162,7 @@ class InvoiceServiceServicer:
     def SetSeries(self, request, context):
         """Adds a series. A series that has given a number stays as it is.
 
-        Errors: SERIES_IN_USE, TOO_MANY_SERIES.
+        Errors: SERIES_IN_USE, SERIES_PATTERN_TAKEN, TOO_MANY_SERIES.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -51,7 +51,7 @@ class InvoiceServiceStub:
     SetSeries: _grpc.UnaryUnaryMultiCallable[_invoice_gen_pb2.SetSeriesRequest, _invoice_gen_pb2.SetSeriesResponse]
     """Adds a series. A series that has given a number stays as it is.
 
-    Errors: SERIES_IN_USE, TOO_MANY_SERIES.
+    Errors: SERIES_IN_USE, SERIES_PATTERN_TAKEN, TOO_MANY_SERIES.
     """
     VerifySeries: _grpc.UnaryUnaryMultiCallable[_invoice_gen_pb2.VerifySeriesRequest, _invoice_gen_pb2.VerifySeriesResponse]
     """Counts the numbers of a series in the documents themselves, for whoever has to show that none is missing.
@@ -155,7 +155,7 @@ class InvoiceServiceAsyncStub(InvoiceServiceStub):
     SetSeries: _aio.UnaryUnaryMultiCallable[_invoice_gen_pb2.SetSeriesRequest, _invoice_gen_pb2.SetSeriesResponse]  # type: ignore[assignment]
     """Adds a series. A series that has given a number stays as it is.
 
-    Errors: SERIES_IN_USE, TOO_MANY_SERIES.
+    Errors: SERIES_IN_USE, SERIES_PATTERN_TAKEN, TOO_MANY_SERIES.
     """
     VerifySeries: _aio.UnaryUnaryMultiCallable[_invoice_gen_pb2.VerifySeriesRequest, _invoice_gen_pb2.VerifySeriesResponse]  # type: ignore[assignment]
     """Counts the numbers of a series in the documents themselves, for whoever has to show that none is missing.
@@ -280,7 +280,7 @@ class InvoiceServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_invoice_gen_pb2.SetSeriesResponse, _abc.Awaitable[_invoice_gen_pb2.SetSeriesResponse]]:
         """Adds a series. A series that has given a number stays as it is.
 
-        Errors: SERIES_IN_USE, TOO_MANY_SERIES.
+        Errors: SERIES_IN_USE, SERIES_PATTERN_TAKEN, TOO_MANY_SERIES.
         """
 
     @_abc_1.abstractmethod

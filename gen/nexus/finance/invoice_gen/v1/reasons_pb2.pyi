@@ -55,6 +55,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The payment was noted before, with another amount."""
     REASON_RECIPIENT_MISSING: _Reason.ValueType  # 16
     """There is nobody to send it to."""
+    REASON_SERIES_PATTERN_TAKEN: _Reason.ValueType  # 17
+    """Another series could write the same numbers, or the pattern's own digits run into the number's."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why invoice-gen refuses a call."""
@@ -92,4 +94,6 @@ REASON_PAYMENT_DIFFERS: Reason.ValueType  # 15
 """The payment was noted before, with another amount."""
 REASON_RECIPIENT_MISSING: Reason.ValueType  # 16
 """There is nobody to send it to."""
+REASON_SERIES_PATTERN_TAKEN: Reason.ValueType  # 17
+"""Another series could write the same numbers, or the pattern's own digits run into the number's."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
