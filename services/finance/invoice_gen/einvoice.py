@@ -85,6 +85,7 @@ def _terms(invoice: Invoice, wording: Wording) -> dict[str, Any]:
 
     # Who is out of the scope of the tax shows no VAT ids (BR-O-02 to BR-O-04).
     with_ids = all(row.tax.category != TAX_CATEGORY_OUT_OF_SCOPE for row in totals.taxes)
+    shown = seller.vat_id if with_ids else ""
     deliver_to = content.delivery_address if content.HasField("delivery_address") else customer.address
     credit = invoice.kind == INVOICE_KIND_CREDIT_NOTE
     terms: dict[str, Any] = {
@@ -108,7 +109,8 @@ def _terms(invoice: Invoice, wording: Wording) -> dict[str, Any]:
         "BG-1": [{"BT-22": note} for note in (content.introduction, content.note, seller.note) if note],
         "BG-4": {
             "name": seller.name,
-            "vat_identifier": seller.vat_id if with_ids else "",
+            **({} if shown else {"identifiers": {None: seller.tax_number or seller.vat_id or seller.name}}),
+            "vat_identifier": shown,
             "tax_identifier": seller.tax_number if with_ids or not seller.vat_id else "",
             "legal_info": seller.register_entry,
             "contacts": [{"name": seller.name, "phone": seller.phone, "email": seller.email}],
@@ -146,7 +148,7 @@ def _terms(invoice: Invoice, wording: Wording) -> dict[str, Any]:
                 "amount": money(abs(net)),
                 "reason": adjustment.reason,
                 "vat_category_code": category,
-                "vat_rate": rate,
+                "vat_rate": rate or None,
             }
         )
     return terms
@@ -156,13 +158,13 @@ def _line(invoice: Invoice, at: int, money: Any) -> dict[str, Any]:
     content, line, net = invoice.content, invoice.content.lines[at], invoice.totals.line_nets[at]
     category, rate = _category(line.tax)
     unit = line.unit or "C62"
-    result = {
+    result: dict[str, Any] = {
         "BT-126": str(at + 1),
         "BT-129": line.quantity,
         "BT-130": unit,
         "BT-131": money(net),
         "BT-151": category,
-        "BT-152": rate,
+        "BT-152": rate or None,
         "BT-153": line.description,
         "BT-154": line.details,
         "BT-155": line.item_id,
@@ -190,11 +192,11 @@ def _category(tax: Tax) -> tuple[str, str]:
     return code, "" if code == "O" else f"{Decimal(tax.rate_basis_points) / 100:.2f}"
 
 
-def _breakdown(tax: Tax, wording: Wording) -> dict[str, str]:
+def _breakdown(tax: Tax, wording: Wording) -> dict[str, str | None]:
     code, rate = _category(tax)
     return {
         "BT-118": code,
-        "BT-119": rate,
+        "BT-119": rate or None,
         "BT-120": wording.exemption(tax),
         "BT-121": _REASON_CODES.get(code, ""),
     }
