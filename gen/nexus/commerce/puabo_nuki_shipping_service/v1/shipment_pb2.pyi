@@ -40,6 +40,8 @@ class _ShipmentStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Shipmen
     """The label was given back."""
     SHIPMENT_STATE_REFUSED: _ShipmentState.ValueType  # 8
     """The carrier sold no label, and will not."""
+    SHIPMENT_STATE_VOIDING: _ShipmentState.ValueType  # 9
+    """The label is being given back: whether the carrier took it is not known yet."""
 
 class ShipmentState(_ShipmentState, metaclass=_ShipmentStateEnumTypeWrapper):
     """How far a shipment is. It never goes back, only on."""
@@ -57,6 +59,8 @@ SHIPMENT_STATE_VOIDED: ShipmentState.ValueType  # 7
 """The label was given back."""
 SHIPMENT_STATE_REFUSED: ShipmentState.ValueType  # 8
 """The carrier sold no label, and will not."""
+SHIPMENT_STATE_VOIDING: ShipmentState.ValueType  # 9
+"""The label is being given back: whether the carrier took it is not known yet."""
 Global___ShipmentState: _TypeAlias = ShipmentState  # noqa: Y015
 
 class _ScanStatus:

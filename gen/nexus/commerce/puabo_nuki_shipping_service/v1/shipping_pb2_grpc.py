@@ -296,8 +296,6 @@ class ShippingServiceServicer:
     def QuoteRates(self, request, context):
         """Says what delivery costs, the cheapest first. A quote is honoured until it expires. Nothing is answered for parcels
         that no rate table takes.
-
-        Errors: ORIGIN_UNKNOWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -94,8 +94,6 @@ class ShippingServiceStub:
     QuoteRates: _grpc.UnaryUnaryMultiCallable[_shipping_pb2.QuoteRatesRequest, _shipping_pb2.QuoteRatesResponse]
     """Says what delivery costs, the cheapest first. A quote is honoured until it expires. Nothing is answered for parcels
     that no rate table takes.
-
-    Errors: ORIGIN_UNKNOWN.
     """
     Pack: _grpc.UnaryUnaryMultiCallable[_shipping_pb2.PackRequest, _shipping_pb2.PackResponse]
     """Puts things into boxes: every item in one box, within its size and weight, none through another. Few boxes, and
@@ -254,8 +252,6 @@ class ShippingServiceAsyncStub(ShippingServiceStub):
     QuoteRates: _aio.UnaryUnaryMultiCallable[_shipping_pb2.QuoteRatesRequest, _shipping_pb2.QuoteRatesResponse]  # type: ignore[assignment]
     """Says what delivery costs, the cheapest first. A quote is honoured until it expires. Nothing is answered for parcels
     that no rate table takes.
-
-    Errors: ORIGIN_UNKNOWN.
     """
     Pack: _aio.UnaryUnaryMultiCallable[_shipping_pb2.PackRequest, _shipping_pb2.PackResponse]  # type: ignore[assignment]
     """Puts things into boxes: every item in one box, within its size and weight, none through another. Few boxes, and
@@ -489,8 +485,6 @@ class ShippingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_shipping_pb2.QuoteRatesResponse, _abc.Awaitable[_shipping_pb2.QuoteRatesResponse]]:
         """Says what delivery costs, the cheapest first. A quote is honoured until it expires. Nothing is answered for parcels
         that no rate table takes.
-
-        Errors: ORIGIN_UNKNOWN.
         """
 
     @_abc_1.abstractmethod
