@@ -7,7 +7,13 @@ import facturx  # type: ignore[import-untyped]
 import httpx
 from google.protobuf import json_format
 
-from nexus.finance.invoice_gen.v1.invoice_pb2 import Invoice, InvoiceContent, Seller
+from nexus.finance.invoice_gen.v1.invoice_pb2 import (
+    INVOICE_KIND_INVOICE,
+    INVOICE_STATE_FINALIZED,
+    Invoice,
+    InvoiceContent,
+    Seller,
+)
 from services.chassis.ids import new_id
 from services.finance.invoice_gen.calculation import calculate
 from tests.platforms import SignedIn
@@ -56,8 +62,8 @@ def content_message(*lines: dict[str, Any], **more: Any) -> InvoiceContent:
 def final_invoice(*lines: dict[str, Any], seller: dict[str, Any] | None = None, **more: Any) -> Invoice:
     """A finalized invoice that no platform has made."""
     invoice = Invoice(
-        kind="INVOICE_KIND_INVOICE",
-        state="INVOICE_STATE_FINALIZED",
+        kind=INVOICE_KIND_INVOICE,
+        state=INVOICE_STATE_FINALIZED,
         number="INV-2026-00017",
         issue_date="2026-11-23",
         due_date="2026-12-07",
