@@ -52,7 +52,9 @@ def label(shipment: Shipment, created: datetime) -> bytes:
     if shipment.order_id:
         paper.write(_EDGE, 110, shipment.order_id, 8, "", GREY, width=62)
     paper.bars(shipment.tracking_number, _EDGE, 121, width - 2 * _EDGE, 20)
-    paper.write(_EDGE + 24, 143, _grouped(shipment.tracking_number), 8.5, "", INK)
+    paper.set_font("fira", "", 8.5)
+    left = (width - paper.get_string_width(_grouped(shipment.tracking_number))) / 2
+    paper.write(left, 143, _grouped(shipment.tracking_number), 8.5)
     return paper.finish()
 
 
