@@ -123,6 +123,12 @@ def test_a_coupon_is_taken_back_in_proportion_and_the_shipping_with_the_last_lin
     assert (rest.net, rest.allowances, rest.charges) == (18_500, 2_000, 500)
 
 
+def test_a_discount_is_taken_back_in_parts_that_add_up() -> None:
+    invoice = content_message(line(1_000, "3", discount=100), pricesIncludeTax=True)
+    parts = [credit(invoice, {0: Decimal(at)} if at else {}, {0: Decimal(1)}) for at in range(3)]
+    assert [part.lines[0].discount for part in parts] == [33, 34, 33]
+
+
 def test_more_than_is_left_of_a_line_cannot_be_credited() -> None:
     invoice = content_message(line(10_000, "3"))
     with pytest.raises(CreditTooHigh):

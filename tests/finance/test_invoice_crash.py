@@ -5,7 +5,6 @@ import os
 import signal
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import httpx
 import pytest
@@ -19,11 +18,13 @@ DRAFTS, KILLS = 60, 3
 
 
 @pytest.fixture
-def own_platform(tmp_path: Path) -> Iterator[Platform]:
-    platform = Platform(tmp_path / "home")
-    platform.up()
-    yield platform
-    platform.down()
+def own_platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    platform = Platform(tmp_path_factory.mktemp("crash") / "home")
+    try:
+        platform.up()
+        yield platform
+    finally:
+        platform.down()
 
 
 def is_another(platform: Platform, pid: int) -> bool:

@@ -77,9 +77,8 @@ def tax_on(net: int, rate: int) -> int:
 
 
 def net_of(gross: int, rate: int) -> int:
-    """The net amount whose tax makes it the gross amount. Not every gross amount has one; then the nearest."""
-    guess = rounded(Fraction(gross * 10_000, 10_000 + rate))
-    return min((guess, guess - 1, guess + 1), key=lambda net: abs(gross - net - tax_on(net, rate)))
+    """The net amount whose tax makes it the gross amount. Not every gross amount has one: then it is a unit off."""
+    return rounded(Fraction(gross * 10_000, 10_000 + rate))
 
 
 def spread(gross: Sequence[int], rate: int, net: int) -> list[int]:
