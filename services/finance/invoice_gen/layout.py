@@ -320,7 +320,7 @@ class Letter(FPDF):
         top = self.y_now
         self._fill(LEFT, top, RIGHT - LEFT, height, PALE)
         y = top + 5
-        for line in self._wrap(text, 9.5, 118):
+        for line in self._wrap(text, 9.5, 124):
             self._write(LEFT + 5, y, line, 9.5)
             y += 4.8
         y += 1.2
