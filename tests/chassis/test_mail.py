@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from nexus.type.v1.faults import DependencyUnavailable
 from services.chassis.config import Settings
-from services.chassis.mail import Mailer
+from services.chassis.mail import Attachment, Mailer
 
 BODY = "Grüße!\n\nYour code is:\n\n    abc-123\n"
 
@@ -78,6 +78,16 @@ async def test_without_a_server_a_mail_goes_to_the_outbox(tmp_path: Path) -> Non
     first, second = sorted((tmp_path / "outbox").iterdir())
     check(parsed(first.read_bytes()))
     assert parsed(second.read_bytes())["Subject"] == "Another"
+
+
+async def test_files_come_with_a_mail(tmp_path: Path) -> None:
+    files = [Attachment("INV-1.pdf", "application/pdf", b"%PDF\x00\xff"), Attachment("ü.txt", "text/plain", b"hi\n")]
+    await Mailer(Settings(home=tmp_path)).send("ann@example.com", "Files", BODY, files)
+    [path] = (tmp_path / "outbox").iterdir()
+    mail = parsed(path.read_bytes())
+    attached = [(part.get_filename(), part.get_content_type()) for part in mail.iter_attachments()]
+    assert attached == [("INV-1.pdf", "application/pdf"), ("ü.txt", "text/plain")]
+    assert next(mail.iter_attachments()).get_content() == b"%PDF\x00\xff"
 
 
 async def test_nobody_ever_sees_half_a_mail_in_the_outbox(tmp_path: Path) -> None:
