@@ -29,7 +29,9 @@ from opentelemetry import trace
 
 from nexus.identity.token_mgr.v1.token_mgr_pb2 import GetJwksRequest
 from nexus.identity.token_mgr.v1.token_mgr_pb2_grpc import TokenServiceStub
+from nexus.platform.backend_api.v1.api_keys_pb2_grpc import ApiKeyServiceStub
 from services.chassis import contract, logs, telemetry
+from services.chassis.api_keys import ApiKeyVerifier
 from services.chassis.clients import Clients
 from services.chassis.config import Settings, load_service_config
 from services.chassis.context import RequestContext
@@ -187,6 +189,9 @@ class RunningService:
             peers=PeerIdentifier(settings),
             callers=callers_of(spec.id),
             verifier=TokenVerifier(settings, service.signals, key_source or self._keys),
+            api_keys=ApiKeyVerifier(
+                service.redis, service.signals, service.clients.infrastructure(ApiKeyServiceStub, "backend-api")
+            ),
             limiter=RateLimiter(settings),
             tenants=TenantDirectory(service.database, service.signals),
             once=once,

@@ -66,6 +66,7 @@ class TokenService:
                     assurance=request.assurance,
                     methods=list(request.methods),
                     auth_time=moment(request.auth_time) if request.HasField("auth_time") else None,
+                    second_factor=_second_factor(request),
                 ),
             )
         return pb.IssueTokensResponse(tokens=tokens)
@@ -114,7 +115,8 @@ class TokenService:
                     found["audiences"],
                     assurance=request.assurance,
                     methods=list(request.methods),
-                    auth_time=moment(request.auth_time) if request.HasField("auth_time") else None,
+                    auth_time=moment(request.auth_time) if request.HasField("auth_time") else found["auth_time"],
+                    second_factor=_second_factor(request),
                 )
                 tokens = await self._issue(call.tenant_id, grant)
                 return pb.RefreshTokensResponse(tokens=tokens)
@@ -154,6 +156,7 @@ class TokenService:
             request.client_id,
             request.scope,
             list(request.audiences),
+            auth_time=moment(request.auth_time) if request.HasField("auth_time") else None,
         )
         async with self._database.transaction():
             if parent is not None and await self._store.family(parent, keep=True) is None:
@@ -166,7 +169,7 @@ class TokenService:
                 scope=grant.scope,
                 audiences=list(grant.audiences),
                 parent_session_id=parent,
-                auth_time=moment(request.auth_time) if request.HasField("auth_time") else None,
+                auth_time=grant.auth_time,
             )
             tokens = await self._issue(call.tenant_id, grant, refreshable=request.refreshable)
         return pb.IssueGrantResponse(tokens=tokens)
@@ -325,3 +328,7 @@ class TokenService:
         signing = await self._keys.current()
         header = {"alg": ALGORITHM, "kid": signing.kid, "typ": kind}
         return jwt.encode(header, claims, signing.key, algorithms=[ALGORITHM])
+
+
+def _second_factor(request: pb.IssueTokensRequest | pb.RefreshTokensRequest) -> bool | None:
+    return request.second_factor if request.HasField("second_factor") else None

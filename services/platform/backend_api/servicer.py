@@ -85,6 +85,8 @@ class PlatformService:
                 service_id=method.service_id,
                 access=method.policy.permission or method.access,
                 rate_class=method.rate_class,
+                recent_proof_seconds=method.policy.recent_proof.seconds,
+                two_factors=method.policy.two_factors,
             )
             for method in contract.methods().values()
             for route in method.routes
