@@ -26,6 +26,7 @@ from services.chassis.errors import STATUS_DETAILS, Fault
 from services.chassis.ids import new_id
 from services.chassis.peers import API_KEY, XFCC, PeerIdentifier
 from services.chassis.rates import EXACT, RateLimiter
+from services.chassis.streams import OpenStreams
 from services.chassis.tenants import TenantDirectory
 from services.chassis.tokens import TokenVerifier
 
@@ -66,6 +67,7 @@ class Guards:
     api_keys: "ApiKeyVerifier"
     limiter: RateLimiter
     tenants: TenantDirectory
+    streams: OpenStreams
     once: "Once"
     tracer: telemetry.CallTracer
     load: Load
@@ -284,6 +286,18 @@ def scope_tenant(method: Method, guards: Guards, call_next: Handler) -> Handler:
     return stage
 
 
+def end_stream(method: Method, guards: Guards, call_next: Handler) -> Handler:
+    """Ends a stream when the session or the tenant that it was opened for does."""
+    if not method.streams:
+        return call_next
+    serve = guards.streams.serve
+
+    async def stage(request: Any, call: RequestContext) -> Any:
+        return await serve(call_next, request, call)
+
+    return stage
+
+
 def validate(method: Method, guards: Guards, call_next: Handler) -> Handler:
     """Checks the request against the rules in the contract."""
     check = protovalidate.Validator().validate
@@ -346,6 +360,7 @@ STAGES: tuple[Stage, ...] = (
     authorize,
     limit_rate,
     scope_tenant,
+    end_stream,
     validate,
     once,
 )

@@ -47,6 +47,7 @@ from services.chassis.sealing import Sealer, read_root_key
 from services.chassis.service import Service
 from services.chassis.signals import Signals
 from services.chassis.spec import ServiceSpec, callers_of, discover
+from services.chassis.streams import OpenStreams
 from services.chassis.tenants import TenantDirectory
 from services.chassis.tokens import KeySource, TokenVerifier
 
@@ -185,6 +186,7 @@ class RunningService:
         once = Once(service.database, service.sealer)
         load = Load(settings.max_concurrent_calls)
         telemetry.CALLS_IN_PROGRESS.labels(spec.id).set_function(lambda: load.calls)
+        tenants = TenantDirectory(service.database, service.signals)
         self._guards = Guards(
             peers=PeerIdentifier(settings),
             callers=callers_of(spec.id),
@@ -193,7 +195,8 @@ class RunningService:
                 service.redis, service.signals, service.clients.infrastructure(ApiKeyServiceStub, "backend-api")
             ),
             limiter=RateLimiter(settings),
-            tenants=TenantDirectory(service.database, service.signals),
+            tenants=tenants,
+            streams=OpenStreams(service.signals, tenants),
             once=once,
             tracer=telemetry.CallTracer(trace.get_tracer_provider(), settings.trace_ratio),
             load=load,

@@ -72,6 +72,7 @@ class Stand:
             "api_keys": SimpleNamespace(verify=verify_key),
             "limiter": SimpleNamespace(count=count),
             "tenants": SimpleNamespace(require_active=require_active),
+            "streams": SimpleNamespace(serve=None),
             "once": SimpleNamespace(run=self.once),
             "tracer": CallTracer(TracerProvider(), 0),
             "load": Load(limit=100),

@@ -31,6 +31,8 @@ from services.identity.token_mgr.spec import Config
 from services.identity.token_mgr.store import KeyStore, TokenStore
 
 _FORGET_EXPIRED_SECONDS = 3600.0
+_REMEMBER_LONGER_SECONDS = 60.0
+"""Clocks differ, and the last token of a grant may be issued while it ends."""
 _ACCESS, _REFRESH = "access_token", "refresh_token"
 _UNEXPIRED = jwt.JWTClaimsRegistry(exp={"essential": True}, sid={"essential": True}, jti={"essential": True})
 
@@ -244,7 +246,9 @@ class TokenService:
         """
         revoked = await self._store.revoke(family_ids)
         grants = [family["session_id"] for family in revoked if family["client_id"]]
-        await self._signals.end_sessions(grants, time.time() + self._settings.access_token_seconds)
+        await self._signals.end_sessions(
+            grants, time.time() + self._settings.access_token_seconds + _REMEMBER_LONGER_SECONDS
+        )
         return len(revoked)
 
     async def _introspect(self, token: str, tenant_id: str) -> pb.IntrospectTokenResponse | None:
