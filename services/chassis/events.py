@@ -120,11 +120,11 @@ class Events:
             self._tasks.append(asyncio.create_task(self._for_ever(consumer.run), name=consumer.stream))
 
     async def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        for task in self._tasks:
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        # The client of the broker swallows a cancellation that meets it while it connects.
+        while running := [task for task in self._tasks if not task.done()]:
+            for task in running:
+                task.cancel()
+            await asyncio.wait(running, timeout=0.1)
 
     async def _for_ever(self, work: Callable[[], Awaitable[None]]) -> None:
         """Do this again and again. Database and broker come and go; nothing is lost while they are away."""
