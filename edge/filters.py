@@ -54,10 +54,11 @@ from envoy_data_plane.envoy.type.metadata.v3 import (
 from envoy_data_plane.envoy.type.v3 import FractionalPercent, FractionalPercentDenominatorType, TokenBucket
 from envoy_data_plane.google.protobuf import Any, Empty
 
-from edge import schemas
+from edge import replies, schemas
 from edge.envoy import http_filter
 from edge.routes import JWKS_METHOD, METADATA
 from edge.transcoding import transcoder
+from nexus.type.v1 import faults
 from services.chassis.config import Settings
 
 KEYS_CLUSTER = "edge-keys"
@@ -127,8 +128,10 @@ def _compressor() -> Compressor:
 
 def _strict_json() -> Lua:
     script = (Path(__file__).parent / "strict_json.lua").read_text()
+    not_grpc = replies.status_details(404, replies.error(faults.RouteUnknown))
+    constants = f'local MESSAGES = {schemas.lua_table()}\nlocal NOT_GRPC = "{not_grpc}"\n'
     return Lua(
-        default_source_code=DataSource(inline_string=f"local MESSAGES = {schemas.lua_table()}\n{script}"),
+        default_source_code=DataSource(inline_string=constants + script),
         stat_prefix="strict_json",
     )
 

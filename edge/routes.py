@@ -10,14 +10,12 @@ from datetime import timedelta
 from typing import Any as AnyValue
 
 from envoy_data_plane.envoy.config.core.v3 import (
-    DataSource,
     HeaderValue,
     HeaderValueOption,
     HeaderValueOptionHeaderAppendAction,
     Metadata,
 )
 from envoy_data_plane.envoy.config.route.v3 import (
-    DirectResponseAction,
     HeaderMatcher,
     Route,
     RouteAction,
@@ -60,7 +58,6 @@ def table(settings: Settings, name: str, layout: Layout) -> RouteConfiguration:
     external = [method for method in contract.methods().values() if method.external and method.service_id in discover()]
     return RouteConfiguration(
         name=name,
-        max_direct_response_body_size_bytes=8192,
         response_headers_to_remove=[MESH_REPLY],
         virtual_hosts=[
             VirtualHost(
@@ -208,28 +205,18 @@ def _path_match(path: str, regex: str) -> RouteMatch:
     return RouteMatch(path=path)
 
 
-def _answer(match: RouteMatch, status: int, body: dict[str, AnyValue]) -> Route:
-    return Route(
-        match=match,
-        direct_response=_json_body(status, body),
-        response_headers_to_add=[_header("content-type", "application/json")],
-        metadata=_rate_class("READ"),
-    )
-
-
 def _refusal(match: RouteMatch, status: int, fault: type[Fault], **more: str) -> Route:
+    return _answer(match, status, replies.error(fault), **more)
+
+
+def _answer(match: RouteMatch, status: int, body: dict[str, AnyValue], **more: str) -> Route:
     """A route that leads nowhere: the strict-JSON filter answers before the router would be asked. It is no direct
     response, because the CORS filter passes those over."""
-    answer = json.dumps(replies.error(fault))
     return Route(
         match=match,
         route=RouteAction(cluster=REFLECTION_SERVICE),
-        metadata=_rate_class("READ", body="refused", status=str(status), answer=answer, **more),
+        metadata=_rate_class("READ", body="answered", status=str(status), answer=json.dumps(body), **more),
     )
-
-
-def _json_body(status: int, body: dict[str, AnyValue]) -> DirectResponseAction:
-    return DirectResponseAction(status=status, body=DataSource(inline_string=json.dumps(body)))
 
 
 def _cors() -> CorsPolicy:

@@ -2,7 +2,7 @@
 -- text that is almost JSON (its parser takes single quotes, bare names and trailing commas), deep nesting, other
 -- media types and encodings. Whether a value fits its field is left to the transcoder. Lets no header through that
 -- could not be gRPC metadata.
--- MESSAGES is prepended: message → field → message of the field, or true.
+-- Prepended: MESSAGES, message → field → message of the field, or true; NOT_GRPC, the details of such a refusal.
 
 local MAX_DEPTH = 64
 local QUOTE, COMMA, COLON, BACKSLASH = 34, 44, 58, 92
@@ -152,10 +152,12 @@ function envoy_on_request(handle)
   local headers = handle:headers()
   local kind = (headers:get("content-type") or "application/json"):lower():match("^[^;%s]*")
   if kind:find("^application/grpc") then
-    return handle:respond({ [":status"] = "404", ["grpc-status"] = "12" }, "This path is not a gRPC method's.")
+    return handle:respond({
+      [":status"] = "200", ["content-type"] = "application/grpc", ["grpc-status"] = "12",
+      ["grpc-message"] = "This path is not a gRPC method's.", ["grpc-status-details-bin"] = NOT_GRPC })
   end
   -- Said here, before the transcoder takes a path that only looks like one of its own.
-  if form == "refused" then
+  if form == "answered" then
     local metadata = handle:metadata()
     local answer = { [":status"] = metadata:get("status"), ["content-type"] = "application/json" }
     answer["allow"] = metadata:get("allow")
