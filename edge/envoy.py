@@ -1,5 +1,6 @@
 """Envoy configuration that the edge and the local mesh have in common: upstreams, identities by SDS, logs."""
 
+import json
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from betterproto2 import Message
 from envoy_data_plane.envoy.config.accesslog.v3 import AccessLog
 from envoy_data_plane.envoy.config.bootstrap.v3 import (
+    Bootstrap,
     LayeredRuntime,
     RuntimeLayer,
     RuntimeLayerAdminLayer,
@@ -261,6 +263,18 @@ def _secret(name: str) -> SdsSecretConfig:
 def supervisor_cluster(socket: Path) -> Cluster:
     """Where a proxy of the local mesh gets its secrets: the supervisor's discovery service on this socket."""
     return cluster(SUPERVISOR, [pipe(socket)])
+
+
+def write(bootstrap: Bootstrap, path: Path) -> None:
+    """As Envoy reads it fastest (`.pb`, a hundredth of the time to write), or as people do (`.json`)."""
+    if path.suffix == ".pb":
+        path.write_bytes(bytes(bootstrap))
+    else:
+        path.write_text(as_json(bootstrap))
+
+
+def as_json(bootstrap: Bootstrap) -> str:
+    return json.dumps(bootstrap.to_dict(), indent=1, sort_keys=True)
 
 
 def runtime() -> LayeredRuntime:
