@@ -92,7 +92,7 @@ class Cast:
         await change(self.platform, aged, owner.session_id)
         refresh = {"refreshToken": owner.refresh_token}
         tokens = body(await self.http.post("/api/v1/auth/refresh", headers=self.tenant.headers, json=refresh))["tokens"]
-        metadata = (("authorization", f"Bearer {tokens['accessToken']}"),)
+        metadata = (("authorization", f"Bearer {tokens['accessToken']}"), *self._here())
 
         def expected(method: Method) -> str:
             told = outside(method, may=within_a_tenant)
