@@ -72,6 +72,7 @@ class ApiKeyVerifier:
             session_id=answer.key_id,
             permissions=frozenset(answer.permissions),
             token_expires=answer.expire_time.seconds if answer.HasField("expire_time") else _NO_END,
+            scoped=True,
             machine=True,
         )
         while len(self._remembered) >= _REMEMBER_KEYS:

@@ -26,6 +26,8 @@ class User:
     permissions: frozenset[str]
     token_expires: int
     """Seconds since the epoch."""
+    scoped: bool = False
+    """Whether it is called through something that may be given less than the user has: an API key, an OAuth client."""
     machine: bool = False
     """Whether there is nobody to ask: it calls by an API key, or is a client that acts for itself."""
     assurance: str = ""

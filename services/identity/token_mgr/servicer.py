@@ -1,6 +1,7 @@
 """TokenService: proto to rules and back."""
 
 import time
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -17,6 +18,8 @@ from nexus.identity.token_mgr.v1.faults import (
     SessionEnded,
     SubjectTokenInvalid,
 )
+from nexus.modules.puabo_os.v1.modules_pb2 import ResolveEntitlementsRequest
+from nexus.modules.puabo_os.v1.modules_pb2_grpc import ModuleServiceStub
 from nexus.type.v1.faults import TokenExpired, TokenInvalid
 from services.chassis.clock import moment, now, timestamp
 from services.chassis.context import RequestContext
@@ -45,6 +48,7 @@ class TokenService:
         self._signals = service.signals
         self._access_lifetime = timedelta(seconds=service.settings.access_token_seconds)
         self._store = TokenStore(service.database)
+        self._modules = service.clients.stub(ModuleServiceStub)
         self._keys = KeyRing(
             KeyStore(service.database),
             service.sealer,
@@ -56,6 +60,7 @@ class TokenService:
 
     async def IssueTokens(self, request: pb.IssueTokensRequest, call: RequestContext) -> pb.IssueTokensResponse:
         session_expires = moment(request.session_expire_time)
+        permissions = await self._entitled(request.permissions)
         async with self._database.transaction():
             await self._store.insert_family(request.session_id, request.user_id, session_expires)
             tokens = await self._issue(
@@ -63,7 +68,7 @@ class TokenService:
                 Grant(
                     request.session_id,
                     request.user_id,
-                    list(request.permissions),
+                    permissions,
                     session_expires,
                     assurance=request.assurance,
                     methods=list(request.methods),
@@ -90,6 +95,7 @@ class TokenService:
 
     async def RefreshTokens(self, request: pb.RefreshTokensRequest, call: RequestContext) -> pb.RefreshTokensResponse:
         token_hash = hash_secret(request.refresh_token)
+        permissions = await self._entitled(request.permissions)
         async with self._database.transaction():
             found = await self._store.find_locked(token_hash)
             if found is None or found["client_id"] != request.client_id:
@@ -110,7 +116,7 @@ class TokenService:
                 grant = Grant(
                     found["session_id"],
                     found["user_id"],
-                    list(request.permissions),
+                    permissions,
                     found["family_expires"],
                     found["client_id"],
                     scope,
@@ -153,7 +159,7 @@ class TokenService:
         grant = Grant(
             request.grant_id,
             request.user_id or None,
-            list(request.permissions),
+            await self._entitled(request.permissions),
             expires,
             request.client_id,
             request.scope,
@@ -235,6 +241,13 @@ class TokenService:
 
     async def GetJwks(self, request: pb.GetJwksRequest, call: RequestContext) -> pb.GetJwksResponse:
         return pb.GetJwksResponse(keys=[pb.Jwk(**jwk) for jwk in await self._keys.public()])
+
+    async def _entitled(self, held: Sequence[str]) -> list[str]:
+        """Those of the permissions held that are granted by modules which the tenant has switched on."""
+        if not held:
+            return []
+        answer = await self._modules.ResolveEntitlements(ResolveEntitlementsRequest(held_permissions=held))
+        return list(answer.permissions)
 
     async def _key_set(self) -> Any:
         return {"keys": await self._keys.public()}

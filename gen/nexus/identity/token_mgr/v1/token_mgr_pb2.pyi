@@ -111,7 +111,7 @@ class IssueTokensRequest(_message.Message):
     """Whether they have a second factor; unset where the caller cannot say."""
     @_builtins.property
     def permissions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What the user may do."""
+        """What the user's roles permit. The tokens carry those that modules grant which the tenant has switched on."""
 
     @_builtins.property
     def session_expire_time(self) -> _timestamp_pb2.Timestamp:
@@ -251,7 +251,7 @@ class RefreshTokensRequest(_message.Message):
     """Whether they have a second factor; unset where the caller cannot say."""
     @_builtins.property
     def permissions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What the user may do now."""
+        """What the user's roles permit now, as in IssueTokens."""
 
     @_builtins.property
     def methods(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -329,7 +329,9 @@ class IssueGrantRequest(_message.Message):
     refreshable: _builtins.bool
     """Whether there is a refresh token."""
     @_builtins.property
-    def permissions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def permissions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As in IssueTokens."""
+
     @_builtins.property
     def audiences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """For whom the access tokens are meant; the platform when empty."""
