@@ -141,6 +141,7 @@ def _redis(settings: Settings) -> "redis.asyncio.Redis":
         socket_timeout=3.0,
         socket_connect_timeout=2.0,
         health_check_interval=15,
+        max_connections=settings.max_concurrent_calls,  # the client's own limit would refuse calls that we have let in
         retry=redis.asyncio.retry.Retry(redis.backoff.NoBackoff(), 1),
     )
 

@@ -207,7 +207,8 @@ async def test_a_policy_with_approvals_gives_way_only_to_what_its_approvers_agre
         assert answer.status_code == 200, answer.text
         found: dict[str, Any] = answer.json()["key"]
         assert found["policy"] == key["policy"], "what is proposed is not in force"
-        return found["proposal"]  # type: ignore[no-any-return]
+        proposal: dict[str, Any] = found["proposal"]
+        return proposal
 
     async def approve(by: PrivateKeys, proposal: dict[str, Any]) -> httpx.Response:
         return await by.post(f"{path}:approve", proposalId=proposal["proposalId"])
@@ -226,7 +227,7 @@ async def test_a_policy_with_approvals_gives_way_only_to_what_its_approvers_agre
     assert (await approve(bob, second)).json()["key"]["policy"] == key["policy"]
     agreed = (await approve(keys, second)).json()["key"]
     assert (agreed["policy"]["approvals"], agreed["policy"]["allowMessages"]) == (0, True)
-    assert not agreed["proposal"]
+    assert "proposal" not in agreed
     assert (await keys.sign(key)).json()["signing"]["state"] == "SIGNING_STATE_SIGNED"
     assert reason(await approve(ann, second)) == "PROPOSAL_NOT_FOUND"
 
