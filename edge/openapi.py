@@ -23,6 +23,7 @@ from google.rpc import code_pb2
 
 from nexus.options.v1 import policy_pb2
 from services.chassis import contract
+from services.chassis.assurance import ONE_FACTOR, TWO_FACTORS
 from services.chassis.contract import HttpRoute, Method
 
 Json = dict[str, Any]
@@ -56,8 +57,8 @@ EDGE_STATUS = {"METHOD_NOT_ALLOWED": 405, "REQUEST_TOO_LARGE": 413, "MEDIA_TYPE_
 INTRODUCTION = """\
 Every method of the platform over HTTP and JSON. The same methods answer gRPC and gRPC-Web on the same port.
 
-Send the access token as `authorization: Bearer …`; the tenant is in it. Methods that need no token take the \
-tenant from the header `x-nexus-tenant` instead.
+Send an access token as `authorization: Bearer …`, or an API key as `x-api-key`; either says which tenant it is of. \
+Methods that need neither take the tenant from the header `x-nexus-tenant` instead.
 
 JSON follows the proto3 mapping: 64-bit integers are strings, times are RFC 3339 in UTC, enums are names, \
 and a field that has its default value may be left out. A field that the contract does not know is refused.
@@ -88,7 +89,13 @@ SECURITY_SCHEMES: dict[str, Json] = {
         "scheme": "bearer",
         "bearerFormat": "JWT",
         "description": "An access token of this platform.",
-    }
+    },
+    "apiKeyAuth": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "x-api-key",
+        "description": "An API key: acts for the user who made it, within its scopes.",
+    },
 }
 
 
@@ -188,15 +195,33 @@ def _operation(method: Method, route: HttpRoute, index: int, schemas: "Schemas")
         "tags": [method.service_id],
         "summary": summary or method.name,
         "description": description,
-        "security": [{"bearerAuth": []}] if method.needs_user else [],
+        "security": _security(method),
         "parameters": parameters,
         **({"requestBody": _body(request, route.body, set(bound), schemas)} if route.body else {}),
         "responses": _responses(method, route, schemas),
         "x-nexus-access": policy.permission or method.access,
+        **({"x-nexus-step-up": _step_up(method)} if policy.HasField("recent_proof") else {}),
         "x-nexus-rate-class": method.rate_class,
         "x-nexus-idempotency": idempotency,
         "x-nexus-grpc-method": method.full_name,
     }
+
+
+def _security(method: Method) -> list[Json]:
+    if not method.needs_user:
+        return []
+    return [{"bearerAuth": []}, *([{"apiKeyAuth": []}] if _takes_keys(method) else [])]
+
+
+def _takes_keys(method: Method) -> bool:
+    """Whether an API key can call it: never what asks its user for a proof and for no permission (`recent_proof`)."""
+    return method.needs_user and bool(method.policy.permission or not method.policy.HasField("recent_proof"))
+
+
+def _step_up(method: Method) -> Json:
+    """How old the proof may be of who the caller is, and what it must reach (NIST SP 800-63B)."""
+    assurance = TWO_FACTORS if method.policy.two_factors else ONE_FACTOR
+    return {"max_age": method.policy.recent_proof.seconds, "assurance": assurance}
 
 
 def _leaf(name: str) -> str:
@@ -286,6 +311,8 @@ def _responses(method: Method, route: HttpRoute, schemas: "Schemas") -> Json:
 def reasons_of(method: Method, route: HttpRoute) -> list[Reason]:
     """Every reason that a call can be refused with: those the contract names, then the platform's own."""
     named = [reason for name in named_reasons(method) for reason in resolve(name, method.service_id)]
+    if _takes_keys(method):
+        named += [reason for name in ("API_KEY_INVALID", "API_KEY_EXPIRED") for reason in resolve(name, "backend-api")]
     ours = {reason.reason: reason for reason in reasons() if reason.domain == PLATFORM}
     return list(dict.fromkeys([*named, *(ours[name] for name in _platform_reasons(method, route))]))
 
@@ -318,6 +345,9 @@ def _platform_reasons(method: Method, route: HttpRoute) -> Iterator[str]:
         yield from ("REQUEST_TOO_LARGE", "MEDIA_TYPE_UNSUPPORTED")
     if method.needs_user:
         yield from ("TOKEN_REQUIRED", "TOKEN_INVALID", "TOKEN_EXPIRED")
+        yield "CREDENTIALS_AMBIGUOUS"
+    if method.policy.HasField("recent_proof"):
+        yield "STEP_UP_REQUIRED"
     if method.access == "permission":
         yield "PERMISSION_MISSING"
     if method.tenant_scoped:

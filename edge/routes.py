@@ -34,7 +34,7 @@ from services.chassis import contract
 from services.chassis.config import Settings
 from services.chassis.context import EDGE
 from services.chassis.contract import HttpRoute, Method
-from services.chassis.peers import MESH_REPLY, XFCC
+from services.chassis.peers import API_KEY, MESH_REPLY, XFCC
 from services.chassis.spec import discover
 
 METADATA = "nexus"
@@ -97,7 +97,8 @@ def _grpc_routes(settings: Settings, method: Method, layout: Layout) -> list[Rou
         route.request_headers_to_add = [_identity(settings)]
         # Where no user is asked for, a token that has run out must not get in the way, here or in a sidecar.
         wanted = method.needs_user or speaks_for_itself(method)
-        route.request_headers_to_remove = [] if wanted else ["authorization"]
+        unwanted = [] if wanted else ["authorization"]
+        route.request_headers_to_remove = unwanted if method.needs_user else [*unwanted, API_KEY]
         route.response_headers_to_add = _page_headers(settings) if method.path == DOCS_METHOD else []
         route.metadata = _rate_class(method.rate_class)
         route.typed_per_filter_config = {
@@ -174,8 +175,8 @@ def _cors() -> CorsPolicy:
     return CorsPolicy(
         allow_origin_string_match=[StringMatcher(safe_regex=RegexMatcher(regex=".*"))],
         allow_methods="GET, POST, PUT, PATCH, DELETE, OPTIONS",
-        allow_headers="authorization, content-type, x-nexus-tenant, idempotency-key, x-grpc-web, grpc-timeout, "
-        "x-user-agent",
+        allow_headers="authorization, x-api-key, content-type, x-nexus-tenant, idempotency-key, x-grpc-web, "
+        "grpc-timeout, x-user-agent",
         expose_headers="x-request-id, retry-after, x-ratelimit-limit, x-ratelimit-remaining, x-ratelimit-reset, "
         "grpc-status, grpc-message, grpc-status-details-bin",
         max_age="86400",

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,7 @@ from services.chassis.context import OPERATOR
 from services.chassis.ids import new_id
 from services.chassis.spec import discover
 from services.chassis.tenants import create_tenant
+from services.modules.puabo_os.modules import MODULES
 
 RUN = "TEST_RUN_PID"
 """The process that a platform of tests must not outlive."""
@@ -182,11 +183,16 @@ class Platform:
         assert isinstance(url, SecretStr)
         return await asyncpg.connect(url.get_secret_value())
 
-    async def new_tenant(self) -> Tenant:
+    async def new_tenant(self, modules: Iterable[str] | None = None) -> Tenant:
+        """A tenant with these modules switched on; all of them unless given."""
         tenant_id = f"t-{new_id()}"
         connection = await self.admin()
         try:
             await create_tenant(connection, tenant_id, "Test")
+            await connection.executemany(
+                "INSERT INTO puabo_os.enabled_modules (tenant_id, module_id) VALUES ($1, $2)",
+                [(tenant_id, module) for module in (MODULES if modules is None else modules)],
+            )
         finally:
             await connection.close()
         return Tenant(self, tenant_id)

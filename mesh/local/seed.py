@@ -1,14 +1,22 @@
 """The demo tenant: enough to sign in and look around. Running it again changes nothing."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 import asyncpg
 
+from mesh.cli_operator import OPERATOR_USER
+from nexus.identity.token_mgr.v1.token_mgr_pb2 import IssueTokensRequest
+from nexus.identity.token_mgr.v1.token_mgr_pb2_grpc import TokenServiceStub
 from nexus.identity.user_auth.v1.user_auth_pb2 import ProvisionUserRequest
 from nexus.identity.user_auth.v1.user_auth_pb2_grpc import UserServiceStub
+from nexus.modules.puabo_os.v1.modules_pb2 import EnableModuleRequest, ListModulesRequest
+from nexus.modules.puabo_os.v1.modules_pb2_grpc import ModuleServiceStub
 from services.chassis.clients import Clients
+from services.chassis.clock import now, timestamp
 from services.chassis.config import Settings
 from services.chassis.context import OPERATOR
+from services.chassis.ids import new_id
 from services.chassis.tenants import create_tenant
 
 
@@ -37,6 +45,27 @@ async def seed(settings: Settings) -> DemoCredentials:
             timeout=10.0,
             metadata=(("x-nexus-tenant", demo.tenant),),
         )
+        await _switch_everything_on(clients, demo.tenant)
     finally:
         await clients.stop()
     return demo
+
+
+async def _switch_everything_on(clients: Clients, tenant_id: str) -> None:
+    """As the operator, whom token-mgr gives a token because the mesh proves who asks."""
+    issued = await clients.stub(TokenServiceStub).IssueTokens(
+        IssueTokensRequest(
+            user_id=OPERATOR_USER,
+            session_id=new_id(),
+            permissions=["modules.manage"],
+            session_expire_time=timestamp(now() + timedelta(minutes=1)),
+        ),
+        timeout=10.0,
+        metadata=(("x-nexus-tenant", tenant_id),),
+    )
+    metadata = (("authorization", f"Bearer {issued.tokens.access_token}"),)
+    modules = clients.stub(ModuleServiceStub)
+    listed = await modules.ListModules(ListModulesRequest(), timeout=10.0, metadata=metadata)
+    for module in listed.modules:
+        if module.in_plan and not module.enabled:
+            await modules.EnableModule(EnableModuleRequest(module_id=module.module_id), timeout=10.0, metadata=metadata)

@@ -72,6 +72,8 @@ class ApiKeyVerifier:
             session_id=answer.key_id,
             permissions=frozenset(answer.permissions),
             token_expires=answer.expire_time.seconds if answer.HasField("expire_time") else _NO_END,
+            scoped=True,
+            machine=True,
         )
         while len(self._remembered) >= _REMEMBER_KEYS:
             del self._remembered[next(iter(self._remembered))]

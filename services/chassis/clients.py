@@ -20,7 +20,7 @@ from services.chassis.breaker import Breaker
 from services.chassis.config import Settings
 from services.chassis.contract import Method
 from services.chassis.errors import STATUS_DETAILS, fault_from_status
-from services.chassis.peers import MESH_REPLY, VERSION_HEADER, XFCC
+from services.chassis.peers import API_KEY, MESH_REPLY, VERSION_HEADER, XFCC
 from services.chassis.spec import discover
 
 Stub = TypeVar("Stub")
@@ -151,6 +151,8 @@ class _Callable:
             metadata.append(("x-request-id", call.request_id))
             if call.token is not None:
                 metadata.append(("authorization", f"Bearer {call.token}"))
+            elif call.api_key is not None:
+                metadata.append((API_KEY, call.api_key))
             if VERSION_HEADER in call.metadata:
                 metadata.append((VERSION_HEADER, call.metadata[VERSION_HEADER]))
             if not trace.get_current_span().get_span_context().is_valid:

@@ -18,7 +18,7 @@ OPERATOR = "operator"
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A signed-in user, as the access token says."""
+    """A signed-in user, as the access token or the API key says."""
 
     user_id: str
     tenant_id: str
@@ -26,6 +26,16 @@ class User:
     permissions: frozenset[str]
     token_expires: int
     """Seconds since the epoch."""
+    scoped: bool = False
+    """Whether it is called through something that may be given less than the user has: an API key, an OAuth client."""
+    machine: bool = False
+    """Whether there is nobody to ask: it calls by an API key, or is a client that acts for itself."""
+    assurance: str = ""
+    """How sure the platform is of the user: "aal1", "aal2" (NIST SP 800-63B); empty if the token does not say."""
+    auth_time: int = 0
+    """When they last proved who they are, in seconds since the epoch; 0 if the token does not say."""
+    second_factor: bool | None = None
+    """Whether they have one; None if the token does not say."""
 
     def may(self, permission: str) -> bool:
         return permission in self.permissions or "*" in self.permissions
@@ -46,6 +56,8 @@ class RequestContext:
     caller: str | None = None
     """The calling service by its mesh identity; None for a caller outside the mesh."""
     token: str | None = None
+    api_key: str | None = None
+    """What the user called by instead of a token."""
     signed_in: User | None = None
     tenant: str | None = None
     idempotency_key: str | None = None

@@ -170,6 +170,10 @@ def _problem(method: Method) -> str | None:
         return "is for services only and has an HTTP route"
     if method.access != "service_only" and not method.routes:
         return "has no HTTP route, so nobody outside can call it: add one or make it service_only"
+    if policy.HasField("recent_proof") and not method.needs_user:
+        return "asks for a recent proof of a user whom it does not ask for"
+    if policy.two_factors and not policy.HasField("recent_proof"):
+        return "asks for two factors and not how recently: set recent_proof"
     if policy.HasField("cache_lifetime") and (method.access != "public" or policy.idempotency != NO_SIDE_EFFECTS):
         return "may be cached only if it is public and without side effects"
     return None

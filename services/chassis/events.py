@@ -71,6 +71,9 @@ _HEAD = """
 SELECT position, hash FROM events WHERE tenant_id = $1 AND position IS NOT NULL ORDER BY position DESC LIMIT 1
 """
 _PLACE = "UPDATE events SET position = $3, hash = $4 WHERE tenant_id = $1 AND event_id = $2"
+_TENANT_GONE = """
+SELECT true FROM nexus.tenants WHERE tenant_id = $1 AND (state = 'erased' OR nexus.is_erased(tenant_id))
+"""
 _CHAIN = """
 SELECT tenant_id, event_id::text, type, aggregate, payload, actor, request_id, create_time, position, hash
 FROM events WHERE tenant_id = $1 AND position IS NOT NULL ORDER BY position
@@ -145,11 +148,11 @@ class Events:
             self._tasks.append(asyncio.create_task(self._for_ever(consumer.run), name=consumer.stream))
 
     async def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        for task in self._tasks:
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        # The client of the broker swallows a cancellation that meets it while it connects.
+        while running := [task for task in self._tasks if not task.done()]:
+            for task in running:
+                task.cancel()
+            await asyncio.wait(running, timeout=0.1)
 
     async def _for_ever(self, work: Callable[[], Awaitable[None]]) -> None:
         """Do this again and again. Database and broker come and go; nothing is lost while they are away."""
@@ -347,6 +350,8 @@ class _Consumer:
     async def _handle_once(self, event: Event) -> None:
         with acting_for(event.tenant_id):
             async with self._database.transaction():
+                if await self._database.fetchval(_TENANT_GONE, event.tenant_id):
+                    return  # nothing of it may come back
                 first = await self._database.fetchval(
                     "INSERT INTO handled_events (event_id) VALUES ($1) ON CONFLICT DO NOTHING RETURNING true",
                     event.event_id,

@@ -14,12 +14,13 @@ from services.chassis import context
 
 REDACTED = "[redacted]"
 _SENSITIVE_NAME = re.compile(
-    r"passw|secret|token|authorization|cookie|credential|private|api_?key|(^|_)code$|(^|_)otp$"
+    r"passw|secret|token|authorization|cookie|credential|private|api[_-]?key|(^|_)code$|(^|_)otp$"
     r"|e_?mail|phone|(^|_)name$|address|iban|card",
     re.IGNORECASE,
 )
 _SENSITIVE_TEXT = re.compile(
     r"eyJ[\w-]{8,}\.[\w-]+\.[\w-]*"  # JWT
+    r"|nxk_[0-9a-f]{16}_[\w-]+"  # API key
     r"|(?i:bearer)\s+[\w.~+/-]+=*"
     r"|[\w.+'-]+@[\w-]+\.[\w.-]+"  # e-mail address
     r"|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"  # user and password in a URL

@@ -10,6 +10,7 @@ from urllib.parse import unquote
 from services.chassis.config import Settings
 
 XFCC = "x-forwarded-client-cert"
+API_KEY = "x-api-key"
 VERSION_HEADER = "x-nexus-version"
 """Names the version of the services that a call wants to meet, all the way down."""
 MESH_REPLY = "x-nexus-mesh"

@@ -20,16 +20,19 @@ from google.protobuf.message import Message
 
 from nexus.type.v1 import faults
 from services.chassis import contract, telemetry
+from services.chassis.assurance import require_proof
 from services.chassis.context import EDGE, OPERATOR, RequestContext, User, enter
 from services.chassis.contract import Method
 from services.chassis.errors import STATUS_DETAILS, Fault
 from services.chassis.ids import new_id
-from services.chassis.peers import XFCC, PeerIdentifier
+from services.chassis.peers import API_KEY, XFCC, PeerIdentifier
 from services.chassis.rates import EXACT, RateLimiter
+from services.chassis.streams import OpenStreams
 from services.chassis.tenants import TenantDirectory
 from services.chassis.tokens import TokenVerifier
 
 if TYPE_CHECKING:
+    from services.chassis.api_keys import ApiKeyVerifier
     from services.chassis.idempotency import Once
 
 Handler = Callable[[Any, Any], Awaitable[Any]]
@@ -38,6 +41,8 @@ Handler = Callable[[Any, Any], Awaitable[Any]]
 SLOW_SECONDS = 1.0
 CONFLICT_ATTEMPTS = 3
 MAX_KEY_LENGTH = 128
+OUTSIDE = (None, EDGE)
+"""The callers who are no services."""
 MAX_VIOLATIONS = 20
 """More than a person mends at once, and than fits into the 8 KiB of a trailer."""
 CHALLENGES = {
@@ -68,8 +73,10 @@ class Guards:
     callers: frozenset[str]
     """The services that declare this one among their calls."""
     verifier: TokenVerifier
+    api_keys: "ApiKeyVerifier"
     limiter: RateLimiter
     tenants: TenantDirectory
+    streams: OpenStreams
     once: "Once"
     tracer: telemetry.CallTracer
     load: Load
@@ -201,17 +208,24 @@ async def _within(seconds: float, handler: Handler, request: Any, call: RequestC
 
 
 def authenticate(method: Method, guards: Guards, call_next: Handler) -> Handler:
-    """Turns the access token into a user, where the contract asks for one."""
+    """Turns the access token or the API key into a user, where the contract asks for one."""
     if not method.needs_user:
         return call_next
-    verify = guards.verifier.verify
+    verify, verify_key = guards.verifier.verify, guards.api_keys.verify
 
     async def stage(request: Any, call: RequestContext) -> Any:
-        scheme, _, token = call.metadata.get("authorization", "").partition(" ")
-        if not token or scheme.lower() != "bearer":
-            raise faults.TokenRequired()
-        call.signed_in = await verify(token)
-        call.token = token
+        key = call.metadata.get(API_KEY)
+        if key is None:
+            scheme, _, token = call.metadata.get("authorization", "").partition(" ")
+            if not token or scheme.lower() != "bearer":
+                raise faults.TokenRequired()
+            call.signed_in = await verify(token)
+            call.token = token
+        elif "authorization" in call.metadata:
+            raise faults.CredentialsAmbiguous()
+        else:
+            call.signed_in = await verify_key(key, count=call.caller in OUTSIDE)
+            call.api_key = key
         return await call_next(request, call)
 
     return stage
@@ -221,7 +235,8 @@ def authorize(method: Method, guards: Guards, call_next: Handler) -> Handler:
     """Lets in the callers that the contract and the topology name, and users with the permission."""
     declared = guards.callers | {OPERATOR}
     permission, mesh_wide = method.policy.permission, method.policy.mesh_wide
-    from_outside = () if method.access == "service_only" else (None, EDGE)
+    from_outside = () if method.access == "service_only" else OUTSIDE
+    asks_for_proof = method.policy.HasField("recent_proof")
 
     def may(user: User) -> bool:
         # A tenant's owner may do everything in the tenant, and nothing to the platform.
@@ -234,6 +249,8 @@ def authorize(method: Method, guards: Guards, call_next: Handler) -> Handler:
             raise faults.CallerNotAllowed(caller=caller or "An outside caller", method=method.full_name)
         if permission and not may(call.user):
             raise faults.PermissionMissing(permission=permission)
+        if asks_for_proof and caller in OUTSIDE:
+            require_proof(method, call.user)
         return await call_next(request, call)
 
     return stage
@@ -246,7 +263,7 @@ def limit_rate(method: Method, guards: Guards, call_next: Handler) -> Handler:
     count = guards.limiter.count
 
     async def stage(request: Any, call: RequestContext) -> Any:
-        if call.caller is None or call.caller == EDGE:
+        if call.caller in OUTSIDE:
             await count(method, call.client_address())
         return await call_next(request, call)
 
@@ -272,6 +289,18 @@ def scope_tenant(method: Method, guards: Guards, call_next: Handler) -> Handler:
         await require_active(tenant)
         call.tenant = tenant
         return await call_next(request, call)
+
+    return stage
+
+
+def end_stream(method: Method, guards: Guards, call_next: Handler) -> Handler:
+    """Ends a stream when the session or the tenant that it was opened for does."""
+    if not method.streams:
+        return call_next
+    serve = guards.streams.serve
+
+    async def stage(request: Any, call: RequestContext) -> Any:
+        return await serve(call_next, request, call)
 
     return stage
 
@@ -338,6 +367,7 @@ STAGES: tuple[Stage, ...] = (
     authorize,
     limit_rate,
     scope_tenant,
+    end_stream,
     validate,
     once,
 )

@@ -29,7 +29,9 @@ from opentelemetry import trace
 
 from nexus.identity.token_mgr.v1.token_mgr_pb2 import GetJwksRequest
 from nexus.identity.token_mgr.v1.token_mgr_pb2_grpc import TokenServiceStub
+from nexus.platform.backend_api.v1.api_keys_pb2_grpc import ApiKeyServiceStub
 from services.chassis import contract, logs, telemetry
+from services.chassis.api_keys import ApiKeyVerifier
 from services.chassis.clients import Clients
 from services.chassis.config import Settings, load_service_config
 from services.chassis.context import RequestContext
@@ -45,6 +47,7 @@ from services.chassis.sealing import Sealer, read_root_key
 from services.chassis.service import Service
 from services.chassis.signals import Signals
 from services.chassis.spec import ServiceSpec, callers_of, discover
+from services.chassis.streams import OpenStreams
 from services.chassis.tenants import TenantDirectory
 from services.chassis.tokens import KeySource, TokenVerifier
 
@@ -138,6 +141,7 @@ def _redis(settings: Settings) -> "redis.asyncio.Redis":
         socket_timeout=3.0,
         socket_connect_timeout=2.0,
         health_check_interval=15,
+        max_connections=settings.max_concurrent_calls,  # the client's own limit would refuse calls that we have let in
         retry=redis.asyncio.retry.Retry(redis.backoff.NoBackoff(), 1),
     )
 
@@ -183,12 +187,17 @@ class RunningService:
         once = Once(service.database, service.sealer)
         load = Load(settings.max_concurrent_calls)
         telemetry.CALLS_IN_PROGRESS.labels(spec.id).set_function(lambda: load.calls)
+        tenants = TenantDirectory(service.database, service.signals)
         self._guards = Guards(
             peers=PeerIdentifier(settings),
             callers=callers_of(spec.id),
             verifier=TokenVerifier(settings, service.signals, key_source or self._keys),
+            api_keys=ApiKeyVerifier(
+                service.redis, service.signals, service.clients.infrastructure(ApiKeyServiceStub, "backend-api")
+            ),
             limiter=RateLimiter(settings),
-            tenants=TenantDirectory(service.database, service.signals),
+            tenants=tenants,
+            streams=OpenStreams(service.signals, tenants),
             once=once,
             tracer=telemetry.CallTracer(trace.get_tracer_provider(), settings.trace_ratio),
             load=load,

@@ -30,6 +30,7 @@ class Signals:
         self._ended: dict[str, float] = {}
         self._listening = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._on_session_ended: list[Callable[[str], None]] = []
         self._on_tenant_changed: list[Callable[[str], None]] = []
 
     async def start(self) -> None:
@@ -69,6 +70,10 @@ class Signals:
                 pipe.publish(_CHANNEL, f"session {session_id} {tokens_expire}")
             await pipe.execute()
 
+    def on_session_ended(self, callback: Callable[[str], None]) -> None:
+        """Called with the session's id, or "*" when any may have ended while nobody listened."""
+        self._on_session_ended.append(callback)
+
     def on_tenant_changed(self, callback: Callable[[str], None]) -> None:
         self._on_tenant_changed.append(callback)
 
@@ -92,7 +97,7 @@ class Signals:
             # Subscribed first, loaded second: nothing falls between the two.
             ended: Any = await self._redis.zrangebyscore(_ENDED_SESSIONS, time.time(), "+inf", withscores=True)
             self._ended = {session.decode(): expires for session, expires in ended}
-            for callback in self._on_tenant_changed:
+            for callback in (*self._on_session_ended, *self._on_tenant_changed):
                 callback("*")
             self._listening.set()
             while True:
@@ -111,6 +116,8 @@ class Signals:
         if kind == "session":
             session_id, _, expires = rest.partition(" ")
             self._ended[session_id] = float(expires)
+            for callback in self._on_session_ended:
+                callback(session_id)
         elif kind == "tenant":
             for callback in self._on_tenant_changed:
                 callback(rest)

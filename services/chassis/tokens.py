@@ -80,6 +80,11 @@ class TokenVerifier:
                 session_id=str(claims["sid"]),
                 permissions=frozenset(map(str, claims.get("permissions", ()))),
                 token_expires=int(claims["exp"]),
+                scoped="client_id" in claims,
+                machine=claims.get("client_id") == claims["sub"],
+                assurance=str(claims.get("acr", "")),
+                auth_time=int(claims.get("auth_time", 0)),
+                second_factor=claims.get("second_factor"),
             )
         except ExpiredTokenError:
             raise TokenExpired() from None

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from services.chassis.database import Database
 from services.chassis.events import Events, stream_of
 from services.chassis.ids import new_id
 from services.chassis.spec import discover
+from tests.identity.people import change, value
 from tests.platforms import Platform, Tenant
 
 pytestmark = pytest.mark.xdist_group("events")
@@ -222,3 +223,27 @@ async def test_tampering_shows(bench: Bench) -> None:
         await admin.close()
 
     assert len(await bench.publisher.broken_links(bench.tenant.tenant_id)) == 1
+
+
+async def test_events_of_an_erased_tenant_are_passed_over(bench: Bench) -> None:
+    there = replace(bench, tenant=await bench.platform.new_tenant())
+    await bench.publish("too late")
+    await there.publish("in time")
+    await change(
+        bench.platform,
+        "UPDATE nexus.tenants SET state = 'erased', erase_time = now() WHERE tenant_id = $1",
+        bench.tenant.tenant_id,
+    )
+    subscriber = Events(f"test-{new_id()}", bench.hearing, bench.broker)
+
+    async def handle(message: Event, envelope: Event) -> None:
+        if envelope.tenant_id in (bench.tenant.tenant_id, there.tenant.tenant_id):
+            bench.heard.append(message.event_id)
+
+    subscriber.subscribe(TYPE, handle)
+    subscriber.start()
+    await bench.publisher.relay_batch()
+    await bench.hears("in time")  # one stream: what came before has been passed over
+    await subscriber.stop()
+    handled = "SELECT count(*) FROM session_mgr.handled_events WHERE tenant_id = $1"
+    assert await value(bench.platform, handled, bench.tenant.tenant_id) == 0

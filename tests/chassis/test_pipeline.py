@@ -4,7 +4,7 @@ import asyncio
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,8 +13,10 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from opentelemetry.sdk.trace import TracerProvider
 
+from nexus.identity.auth_service.v1.auth_service_pb2 import RemoveTotpRequest
 from nexus.identity.token_mgr.v1.token_mgr_pb2 import GetJwksRequest
 from nexus.identity.user_auth.v1 import user_auth_pb2 as pb
+from nexus.platform.backend_api.v1.faults import ApiKeyInvalid
 from nexus.type.v1.faults import Conflict, RateLimited, TenantUnknown, TokenInvalid
 from services.chassis.config import Settings
 from services.chassis.context import RequestContext, User, current
@@ -47,6 +49,13 @@ class Stand:
                 raise TokenInvalid(why="it is not the good one")
             return self.user
 
+        async def verify_key(key: str, *, count: bool) -> User:
+            if key != "key":
+                raise ApiKeyInvalid()
+            if count:
+                self.counted.append((key,))
+            return self.user
+
         async def count(_method: object, *who: str) -> None:
             self.counted.append(who)
             if self.over_limit:
@@ -60,8 +69,10 @@ class Stand:
             "peers": PeerIdentifier(Settings()),
             "callers": frozenset({"auth-service"}),
             "verifier": SimpleNamespace(verify=verify),
+            "api_keys": SimpleNamespace(verify=verify_key),
             "limiter": SimpleNamespace(count=count),
             "tenants": SimpleNamespace(require_active=require_active),
+            "streams": SimpleNamespace(serve=None),
             "once": SimpleNamespace(run=self.once),
             "tracer": CallTracer(TracerProvider(), 0),
             "load": Load(limit=100),
@@ -94,10 +105,14 @@ def status_of(rpc: FakeRpc) -> status_pb2.Status:
     return status_pb2.Status.FromString(rpc.trailing[STATUS_DETAILS])
 
 
-def reason_of(rpc: FakeRpc) -> str:
+def info_of(rpc: FakeRpc) -> error_details_pb2.ErrorInfo:
     info = error_details_pb2.ErrorInfo()
     assert status_of(rpc).details[0].Unpack(info)
-    return info.reason
+    return info
+
+
+def reason_of(rpc: FakeRpc) -> str:
+    return info_of(rpc).reason
 
 
 @pytest.fixture
@@ -169,6 +184,10 @@ async def test_a_defect_says_nothing_of_itself(stand: Stand) -> None:
         ([SIGNED_IN, ("x-nexus-tenant", "other")], "TENANT_MISMATCH"),
         ([SIGNED_IN, by("streamcore")], "CALLER_NOT_ALLOWED"),
         ([by("auth-service")], "TOKEN_REQUIRED"),
+        ([("x-api-key", "guess")], "API_KEY_INVALID"),
+        ([("x-api-key", "")], "API_KEY_INVALID"),
+        ([("x-api-key", "key"), SIGNED_IN], "CREDENTIALS_AMBIGUOUS"),
+        ([("x-api-key", "key"), ("x-nexus-tenant", "other")], "TENANT_MISMATCH"),
     ],
 )
 async def test_a_method_for_users_refuses(stand: Stand, metadata: list[tuple[str, str]], reason: str) -> None:
@@ -178,6 +197,62 @@ async def test_a_method_for_users_refuses(stand: Stand, metadata: list[tuple[str
 async def test_a_method_with_a_permission_needs_it(stand: Stand) -> None:
     stand.user = user_of("acme", "users.write")
     assert await stand.refusal("GetUser", ASKED, FakeRpc([SIGNED_IN])) == "PERMISSION_MISSING"
+
+
+async def test_an_api_key_stands_for_its_user_and_is_counted_where_it_comes_in(stand: Stand) -> None:
+    for caller, counted in (("edge", 1), ("auth-service", 1), ("edge", 2)):
+        call = await stand.call("GetUser", ASKED, FakeRpc([("x-api-key", "key"), by(caller)]))
+        assert (call.user, call.api_key, call.token) == (stand.user, "key", None)
+        assert stand.counted == [("key",)] * counted
+
+
+MINUTE = 60
+AAL1, AAL2 = ({"assurance": "aal1", "max_age": "900"}, {"assurance": "aal2", "max_age": "900"})
+
+
+@pytest.mark.parametrize(
+    ("proved", "asked"),
+    [
+        ({"age": 1 * MINUTE, "assurance": "aal1", "second_factor": False}, None),
+        ({"age": 14 * MINUTE, "assurance": "aal2", "second_factor": True}, None),
+        ({"age": 16 * MINUTE, "assurance": "aal1", "second_factor": False}, AAL1),
+        ({"age": 16 * MINUTE, "assurance": "aal2", "second_factor": True}, AAL2),
+        ({"age": 1 * MINUTE, "assurance": "aal1", "second_factor": True}, AAL2),
+        ({"age": 1 * MINUTE, "assurance": "aal1", "second_factor": None}, AAL2),
+        ({"age": 1 * MINUTE, "assurance": "", "second_factor": None}, AAL2),
+        ({"age": time.time(), "assurance": "aal2", "second_factor": True}, AAL2),
+        ({"age": 0, "machine": True}, AAL2),
+    ],
+)
+async def test_a_sensitive_method_asks_for_a_recent_proof(
+    stand: Stand, proved: dict[str, Any], asked: dict[str, str] | None
+) -> None:
+    factors = "/nexus.identity.auth_service.v1.AuthService/RemoveTotp"
+    stand.user = replace(stand.user, auth_time=int(time.time() - proved.pop("age")), **proved)
+    rpc = FakeRpc([SIGNED_IN, by("edge")])
+    if asked is None:
+        await stand.call(factors, RemoveTotpRequest(), rpc)
+    else:
+        assert await stand.refusal(factors, RemoveTotpRequest(), rpc) == "STEP_UP_REQUIRED"
+        assert dict(info_of(rpc).metadata) == asked
+        assert rpc.code is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_a_service_that_calls_for_the_user_is_asked_for_no_proof(stand: Stand) -> None:
+    request = pb.EraseUserRequest(user_id=USER_ID)
+    stand.user = user_of("acme", "users.erase")
+    assert await stand.refusal("EraseUser", request, FakeRpc([SIGNED_IN, by("edge")])) == "STEP_UP_REQUIRED"
+    assert await stand.refusal("EraseUser", request, FakeRpc([SIGNED_IN])) == "STEP_UP_REQUIRED"
+    await stand.call("EraseUser", request, FakeRpc([SIGNED_IN, by("auth-service")]))
+
+
+async def test_a_machine_may_what_it_has_the_permission_for(stand: Stand) -> None:
+    request = pb.EraseUserRequest(user_id=USER_ID)
+    stand.user = replace(user_of("acme", "users.erase"), machine=True)
+    await stand.call("EraseUser", request, FakeRpc([("x-api-key", "key"), by("edge")]))
+    stand.user = replace(user_of("acme", "users.read"), machine=True)
+    rpc = FakeRpc([("x-api-key", "key"), by("edge")])
+    assert await stand.refusal("EraseUser", request, rpc) == "PERMISSION_MISSING"
 
 
 async def test_a_user_of_an_unknown_tenant_is_refused(stand: Stand) -> None:

@@ -63,7 +63,10 @@ def test_access_is_documented_as_the_contract_has_it(method: contract.Method, do
     operation = operations(document)[f"{service}_{method.name}"]
     references = [parameter.get("$ref", "") for parameter in operation["parameters"]]
     tenant_needed = method.access == "public" and method.tenant_scoped
-    assert operation["security"] == ([{"bearerAuth": []}] if method.needs_user else [])
+    names = [name for scheme in operation["security"] for name in scheme]
+    assert ("bearerAuth" in names) is method.needs_user
+    assert ("apiKeyAuth" in names) <= method.needs_user
+    assert ("x-nexus-step-up" in operation) is method.policy.HasField("recent_proof")
     assert ("#/components/parameters/tenant" in references) is tenant_needed
     assert ("401" in operation["responses"]) >= method.needs_user
 

@@ -18,7 +18,10 @@ NOT_RULES = {"spec.py", "servicer.py", "store.py", "cache.py", "jobs.py", "__ini
 READS_THE_EDGE = "services.platform.backend_api"
 """It serves the OpenAPI document that the edge derives."""
 EVERY_SERVICE = pytest.mark.parametrize("spec", discover().values(), ids=list(discover()))
-STAGES = ["observe", "deadline", "authenticate", "authorize", "limit_rate", "scope_tenant", "validate", "once"]
+STAGES = [
+    *("observe", "deadline", "authenticate", "authorize", "limit_rate", "scope_tenant", "end_stream", "validate"),
+    "once",
+]
 
 
 def test_calls_pass_the_stages_in_the_documented_order() -> None:

@@ -21,9 +21,16 @@ from services.chassis.clients import Clients
 from services.chassis.ids import new_id
 from services.modules.puabo_os import modules
 from tests.edge.wire import reason
+from tests.identity.people import claims
 from tests.platforms import Platform, SignedIn, Tenant
 
 PLANS = "/api/v1/plans"
+
+
+@pytest.fixture
+async def tenant(platform: Platform) -> Tenant:
+    """One that has switched nothing on yet."""
+    return await platform.new_tenant(modules=())
 
 
 @pytest.fixture
@@ -299,3 +306,28 @@ async def test_of_those_who_set_at_once_what_they_have_read_one_wins(http: httpx
     answers = await asyncio.gather(*(http.put(path, headers=owner.headers, json=body) for _ in range(8)))
     assert sorted(answer.status_code for answer in answers) == [200] + [409] * 7
     assert {reason(answer) for answer in answers if answer.status_code == 409} == {"ETAG_STALE"}
+
+
+async def test_a_token_carries_what_the_modules_grant_that_are_on(
+    platform: Platform, http: httpx.AsyncClient, tenant: Tenant
+) -> None:
+    owner = await tenant.sign_in("owner")
+    granted = modules.MODULES["core-os"].permissions | modules.MODULES["puabo-os"].permissions
+    assert set(claims(owner.access_token)["permissions"]) == granted
+    assert set(claims((await (await platform.new_tenant()).sign_in("owner")).access_token)["permissions"]) == {"*"}
+    # An owner stays one: what roles there are, and who has them, does not hang on the modules of the day.
+    other = await tenant.sign_in()
+    path = f"/api/v1/users/{other.user_id}:assignRoles"
+    assigned = await http.post(path, headers=owner.headers, json={"roles": ["owner"]})
+    assert assigned.status_code == 200, assigned.text
+
+
+async def test_a_module_that_is_switched_on_counts_from_the_next_token_on(
+    http: httpx.AsyncClient, tenant: Tenant
+) -> None:
+    owner = await tenant.sign_in("owner")
+    for module in modules.MODULES:
+        await http.post(f"/api/v1/modules/{module}:enable", headers=owner.headers, json={})
+    refresh = {"refreshToken": owner.refresh_token}
+    answer = await http.post("/api/v1/auth/refresh", headers=tenant.headers, json=refresh)
+    assert claims(answer.json()["tokens"]["accessToken"])["permissions"] == ["*"]

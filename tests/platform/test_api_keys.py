@@ -29,7 +29,7 @@ KEYS = "/api/v1/api-keys"
 async def verifiers(settings: Settings, operator: Clients) -> AsyncIterator[list[ApiKeyVerifier]]:
     """Two, as in two processes."""
     assert settings.redis_url is not None
-    client = redis.asyncio.Redis.from_url(settings.redis_url.get_secret_value())
+    client = redis.asyncio.Redis.from_url(settings.redis_url.get_secret_value(), max_connections=500)
     listening = [Signals(client), Signals(client)]
     for signals in listening:
         await signals.start()

@@ -194,6 +194,44 @@ async def test_two_of_three_distinct_approvers_sign_and_the_requester_is_none_of
     assert reason(await ann.post(f"/signings/{asked['signingId']}:reject")) == "SIGNING_NOT_PENDING"
 
 
+async def test_a_policy_with_approvals_gives_way_only_to_what_its_approvers_agree_to(
+    keys: PrivateKeys, tenant: Tenant, http: httpx.AsyncClient
+) -> None:
+    ann, bob, eve = [PrivateKeys(http, await tenant.sign_in("owner")) for _ in range(3)]
+    strict = {"approvals": 2, "approverIds": [keys.user.user_id, ann.user.user_id, bob.user.user_id]}
+    key = await keys.generate(policy=strict)
+    path = f"/private-keys/{key['keyId']}/policy"
+
+    async def propose(policy: dict[str, Any], by: PrivateKeys = keys) -> dict[str, Any]:
+        answer = await http.put(f"/api/v1{path}", headers=by.user.headers, json={"policy": policy})
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()["key"]
+        assert found["policy"] == key["policy"], "what is proposed is not in force"
+        proposal: dict[str, Any] = found["proposal"]
+        return proposal
+
+    async def approve(by: PrivateKeys, proposal: dict[str, Any]) -> httpx.Response:
+        return await by.post(f"{path}:approve", proposalId=proposal["proposalId"])
+
+    first = await propose({})
+    assert await propose({}) == first
+    assert (await keys.sign(key)).json()["signing"]["state"] == "SIGNING_STATE_PENDING"
+    assert reason(await approve(keys, first)) == "APPROVER_NOT_ALLOWED"
+    assert reason(await approve(eve, first)) == "APPROVER_NOT_ALLOWED"
+    twice = await asyncio.gather(*(approve(ann, first) for _ in range(5)))
+    assert all(answer.json()["key"]["proposal"]["approvedBy"] == [ann.user.user_id] for answer in twice)
+
+    # Another proposal begins anew: nobody has agreed to this one.
+    second = await propose({"allowMessages": True}, by=eve)
+    assert reason(await approve(bob, first)) == "PROPOSAL_NOT_FOUND"
+    assert (await approve(bob, second)).json()["key"]["policy"] == key["policy"]
+    agreed = (await approve(keys, second)).json()["key"]
+    assert (agreed["policy"]["approvals"], agreed["policy"]["allowMessages"]) == (0, True)
+    assert "proposal" not in agreed
+    assert (await keys.sign(key)).json()["signing"]["state"] == "SIGNING_STATE_SIGNED"
+    assert reason(await approve(ann, second)) == "PROPOSAL_NOT_FOUND"
+
+
 async def test_limits_are_checked_when_it_signs_not_when_it_is_asked_for(
     keys: PrivateKeys, tenant: Tenant, http: httpx.AsyncClient
 ) -> None:

@@ -78,14 +78,16 @@ class AuthService:
         if factors:
             challenge = new_challenge(LOGIN, user_id, version)
             return pb.LoginResponse(mfa=await self._ask(call, challenge, factors))
-        tokens, session = await self._sign_in(call, user_id, version, PASSWORD)
+        tokens, session = await self._sign_in(call, user_id, version, PASSWORD, second_factor=False)
         return pb.LoginResponse(tokens=tokens, session=session)
 
     async def VerifyMfa(self, request: pb.VerifyMfaRequest, call: RequestContext) -> pb.VerifyMfaResponse:
         challenge = await self._challenges.find(call.tenant_id, request.challenge_id, LOGIN)
         proof = await self._prove(challenge, request)
         await self._challenges.close(call.tenant_id, request.challenge_id)
-        tokens, session = await self._sign_in(call, challenge.user_id, challenge.credentials_version, proof)
+        tokens, session = await self._sign_in(
+            call, challenge.user_id, challenge.credentials_version, proof, second_factor=True
+        )
         return pb.VerifyMfaResponse(tokens=tokens, session=session)
 
     async def StartPasskeyLogin(
@@ -111,7 +113,9 @@ class AuthService:
             user = await self._users.ResolveUser(user_auth_pb2.ResolveUserRequest(user_id=user_id))
         except (UserNotFound, UserDisabled):
             raise CredentialsInvalid() from None
-        tokens, session = await self._sign_in(call, user_id, user.credentials_version, PASSKEY_ALONE)
+        tokens, session = await self._sign_in(
+            call, user_id, user.credentials_version, PASSKEY_ALONE, second_factor=True
+        )
         return pb.FinishPasskeyLoginResponse(tokens=tokens, session=session)
 
     async def StartStepUp(self, request: pb.StartStepUpRequest, call: RequestContext) -> pb.StartStepUpResponse:
@@ -248,7 +252,7 @@ class AuthService:
         return SECOND_FACTOR[kind or ""]
 
     async def _sign_in(
-        self, call: RequestContext, user_id: str, credentials_version: int, proof: Proof
+        self, call: RequestContext, user_id: str, credentials_version: int, proof: Proof, *, second_factor: bool
     ) -> tuple[pb.Tokens, session_mgr_pb2.Session]:
         """Open a session and issue its tokens."""
         opened = await self._sessions.CreateSession(
@@ -281,6 +285,7 @@ class AuthService:
                 assurance=session.assurance,
                 methods=session.methods,
                 auth_time=session.auth_time,
+                second_factor=second_factor,
             )
         )
         return _tokens(issued.tokens), session
@@ -294,9 +299,10 @@ class AuthService:
             raise RefreshTokenInvalid()
         # The token is spent last: if the session or the user cannot be read, the client may try again with it.
         try:
-            touched, user = await asyncio.gather(
+            touched, user, factors = await asyncio.gather(
                 self._sessions.TouchSession(session_mgr_pb2.TouchSessionRequest(session_id=owner.session_id)),
                 self._users.ResolveUser(user_auth_pb2.ResolveUserRequest(user_id=owner.user_id)),
+                self._factors.of(owner.user_id),
             )
         except (SessionNotFound, UserNotFound, UserDisabled):
             raise RefreshTokenInvalid() from None
@@ -308,6 +314,7 @@ class AuthService:
                     assurance=touched.session.assurance,
                     methods=touched.session.methods,
                     auth_time=touched.session.auth_time,
+                    second_factor=bool(factors),
                 )
             )
         except RefreshTokenReused:

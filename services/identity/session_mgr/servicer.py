@@ -21,6 +21,8 @@ from services.identity.session_mgr.store import SessionStore
 from services.identity.session_mgr.watching import Watchers
 
 _FORGET_ENDED_SECONDS = 3600.0
+_REMEMBER_LONGER_SECONDS = 60.0
+"""Clocks differ, and the last token of a session may be issued while it ends."""
 _LOOK_AGAIN_SECONDS = 5.0
 """How late a watcher learns of a session that timed out, or of a change that nobody told it of."""
 
@@ -147,7 +149,7 @@ class SessionService:
             ids = [session["session_id"] for session in ended]
             await self._tokens.RevokeFamilies(RevokeFamiliesRequest(session_ids=ids))
             await self._cache.drop(call.tenant_id, [session["token_hash"] for session in ended])
-            await self._signals.end_sessions(ids, time.time() + self._access_token_seconds)
+            await self._signals.end_sessions(ids, time.time() + self._access_token_seconds + _REMEMBER_LONGER_SECONDS)
             self._announce(call, user_id)
         return len(ended)
 

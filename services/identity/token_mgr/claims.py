@@ -32,6 +32,8 @@ class Grant:
     """How they proved who they are (RFC 8176)."""
     auth_time: datetime | None = None
     """When they last did."""
+    second_factor: bool | None = None
+    """Whether they have one; None if nobody said."""
 
 
 def access_claims(
@@ -56,6 +58,8 @@ def access_claims(
         claims |= {"client_id": grant.client_id, "scope": grant.scope}
     if grant.assurance:
         claims |= {"acr": grant.assurance, "amr": list(grant.methods)}
+    if grant.second_factor is not None:
+        claims["second_factor"] = grant.second_factor
     if grant.auth_time is not None:
         claims["auth_time"] = int(grant.auth_time.timestamp())
     if grant.actor:

@@ -1,6 +1,7 @@
 """TokenService: proto to rules and back."""
 
 import time
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -17,6 +18,8 @@ from nexus.identity.token_mgr.v1.faults import (
     SessionEnded,
     SubjectTokenInvalid,
 )
+from nexus.modules.puabo_os.v1.modules_pb2 import ResolveEntitlementsRequest
+from nexus.modules.puabo_os.v1.modules_pb2_grpc import ModuleServiceStub
 from nexus.type.v1.faults import TokenExpired, TokenInvalid
 from services.chassis.clock import moment, now, timestamp
 from services.chassis.context import RequestContext
@@ -31,6 +34,8 @@ from services.identity.token_mgr.spec import Config
 from services.identity.token_mgr.store import KeyStore, TokenStore
 
 _FORGET_EXPIRED_SECONDS = 3600.0
+_REMEMBER_LONGER_SECONDS = 60.0
+"""Clocks differ, and the last token of a grant may be issued while it ends."""
 _ACCESS, _REFRESH = "access_token", "refresh_token"
 _UNEXPIRED = jwt.JWTClaimsRegistry(exp={"essential": True}, sid={"essential": True}, jti={"essential": True})
 
@@ -43,6 +48,7 @@ class TokenService:
         self._signals = service.signals
         self._access_lifetime = timedelta(seconds=service.settings.access_token_seconds)
         self._store = TokenStore(service.database)
+        self._modules = service.clients.stub(ModuleServiceStub)
         self._keys = KeyRing(
             KeyStore(service.database),
             service.sealer,
@@ -54,6 +60,7 @@ class TokenService:
 
     async def IssueTokens(self, request: pb.IssueTokensRequest, call: RequestContext) -> pb.IssueTokensResponse:
         session_expires = moment(request.session_expire_time)
+        permissions = await self._entitled(request.permissions)
         async with self._database.transaction():
             await self._store.insert_family(request.session_id, request.user_id, session_expires)
             tokens = await self._issue(
@@ -61,11 +68,12 @@ class TokenService:
                 Grant(
                     request.session_id,
                     request.user_id,
-                    list(request.permissions),
+                    permissions,
                     session_expires,
                     assurance=request.assurance,
                     methods=list(request.methods),
                     auth_time=moment(request.auth_time) if request.HasField("auth_time") else None,
+                    second_factor=_second_factor(request),
                 ),
             )
         return pb.IssueTokensResponse(tokens=tokens)
@@ -87,6 +95,7 @@ class TokenService:
 
     async def RefreshTokens(self, request: pb.RefreshTokensRequest, call: RequestContext) -> pb.RefreshTokensResponse:
         token_hash = hash_secret(request.refresh_token)
+        permissions = await self._entitled(request.permissions)
         async with self._database.transaction():
             found = await self._store.find_locked(token_hash)
             if found is None or found["client_id"] != request.client_id:
@@ -107,14 +116,15 @@ class TokenService:
                 grant = Grant(
                     found["session_id"],
                     found["user_id"],
-                    list(request.permissions),
+                    permissions,
                     found["family_expires"],
                     found["client_id"],
                     scope,
                     found["audiences"],
                     assurance=request.assurance,
                     methods=list(request.methods),
-                    auth_time=moment(request.auth_time) if request.HasField("auth_time") else None,
+                    auth_time=moment(request.auth_time) if request.HasField("auth_time") else found["auth_time"],
+                    second_factor=_second_factor(request),
                 )
                 tokens = await self._issue(call.tenant_id, grant)
                 return pb.RefreshTokensResponse(tokens=tokens)
@@ -149,11 +159,12 @@ class TokenService:
         grant = Grant(
             request.grant_id,
             request.user_id or None,
-            list(request.permissions),
+            await self._entitled(request.permissions),
             expires,
             request.client_id,
             request.scope,
             list(request.audiences),
+            auth_time=moment(request.auth_time) if request.HasField("auth_time") else None,
         )
         async with self._database.transaction():
             if parent is not None and await self._store.family(parent, keep=True) is None:
@@ -166,7 +177,7 @@ class TokenService:
                 scope=grant.scope,
                 audiences=list(grant.audiences),
                 parent_session_id=parent,
-                auth_time=moment(request.auth_time) if request.HasField("auth_time") else None,
+                auth_time=grant.auth_time,
             )
             tokens = await self._issue(call.tenant_id, grant, refreshable=request.refreshable)
         return pb.IssueGrantResponse(tokens=tokens)
@@ -231,6 +242,13 @@ class TokenService:
     async def GetJwks(self, request: pb.GetJwksRequest, call: RequestContext) -> pb.GetJwksResponse:
         return pb.GetJwksResponse(keys=[pb.Jwk(**jwk) for jwk in await self._keys.public()])
 
+    async def _entitled(self, held: Sequence[str]) -> list[str]:
+        """Those of the permissions held that are granted by modules which the tenant has switched on."""
+        if not held:
+            return []
+        answer = await self._modules.ResolveEntitlements(ResolveEntitlementsRequest(held_permissions=held))
+        return list(answer.permissions)
+
     async def _key_set(self) -> Any:
         return {"keys": await self._keys.public()}
 
@@ -241,7 +259,9 @@ class TokenService:
         """
         revoked = await self._store.revoke(family_ids)
         grants = [family["session_id"] for family in revoked if family["client_id"]]
-        await self._signals.end_sessions(grants, time.time() + self._settings.access_token_seconds)
+        await self._signals.end_sessions(
+            grants, time.time() + self._settings.access_token_seconds + _REMEMBER_LONGER_SECONDS
+        )
         return len(revoked)
 
     async def _introspect(self, token: str, tenant_id: str) -> pb.IntrospectTokenResponse | None:
@@ -325,3 +345,7 @@ class TokenService:
         signing = await self._keys.current()
         header = {"alg": ALGORITHM, "kid": signing.kid, "typ": kind}
         return jwt.encode(header, claims, signing.key, algorithms=[ALGORITHM])
+
+
+def _second_factor(request: pb.IssueTokensRequest | pb.RefreshTokensRequest) -> bool | None:
+    return request.second_factor if request.HasField("second_factor") else None

@@ -15,4 +15,4 @@ class Config(BaseModel):
     """How long a key is published before it may sign: longer than any verifier caches the key set."""
 
 
-SERVICE = ServiceSpec(id="token-mgr", port=3005, config=Config)
+SERVICE = ServiceSpec(id="token-mgr", port=3005, calls=["puabo-os"], config=Config)

@@ -1,6 +1,6 @@
 """Who may do what in a tenant: roles, who has them, and who may decide about it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from nexus.identity.user_auth.v1.faults import LastOwner, RoleBuiltIn, RoleInUse, RoleNotFound, UserChanged
@@ -35,8 +35,9 @@ class Access:
         """Raises RoleBeyondOwn unless the actor may do all that the user may: else an assistant could take over
         the account of an owner."""
         if user["user_id"] != actor.user_id:
+            own = await self._own(actor)
             for rule in await self._rules(user["roles"]):
-                require_within(Rule(rule.name, rule.allow), actor.permissions)
+                require_within(Rule(rule.name, rule.allow), own)
 
     async def require_other_owner(self, user: Row) -> None:
         """Raises LastOwner if the tenant's last active owner would go. Holds in a transaction that locked the
@@ -49,10 +50,11 @@ class Access:
         if rule.name in BUILT_IN:
             raise RoleBuiltIn(role=rule.name)
         require_known(rule.allow | rule.deny)
-        require_within(rule, actor.permissions)
+        own = await self._own(actor)
+        require_within(rule, own)
         async with self._database.transaction():
             for present in await self._roles.named([rule.name], lock="FOR UPDATE"):
-                require_within(_rule(present), actor.permissions)
+                require_within(_rule(present), own)
                 if etag and etag != str(present["version"]):
                     raise UserChanged()
             return await self._roles.put(rule.name, description, list(rule.allow), list(rule.deny))
@@ -64,7 +66,7 @@ class Access:
             present = await self._roles.named([name], lock="FOR UPDATE")
             if not present:
                 raise RoleNotFound(role=name)
-            require_within(_rule(present[0]), actor.permissions)
+            require_within(_rule(present[0]), await self._own(actor))
             users = await self._roles.users_of(name)
             if users:
                 raise RoleInUse(role=name, users=users)
@@ -72,21 +74,27 @@ class Access:
 
     async def assign(self, actor: User, user: Row, names: Sequence[str]) -> Row:
         """Inside a transaction that has locked the user."""
-        rules = {rule.name: rule for rule in await self._rules(names, lock="FOR SHARE")}
+        rules, own = {rule.name: rule for rule in await self._rules(names, lock="FOR SHARE")}, await self._own(actor)
         for name in names:
             if name not in rules:
                 raise RoleNotFound(role=name)
-            require_within(rules[name], actor.permissions)
+            require_within(rules[name], own)
         return await self._users.set_roles(user["user_id"], {*user["roles"], *names})
 
     async def remove(self, actor: User, user: Row, names: Sequence[str]) -> Row:
         """Inside a transaction that has locked the owners and the user."""
-        leaving = set(names) & set(user["roles"])
+        leaving, own = set(names) & set(user["roles"]), await self._own(actor)
         for rule in await self._rules(leaving):
-            require_within(rule, actor.permissions)
+            require_within(rule, own)
         if OWNER in leaving:
             await self.require_other_owner(user)
         return await self._users.set_roles(user["user_id"], set(user["roles"]) - leaving)
+
+    async def _own(self, actor: User) -> Collection[str]:
+        """What an actor may decide on: what their roles say, whatever modules are on now. An API key or a client
+        decides on no more than it was given, and so does somebody who is no user, the operator."""
+        user = None if actor.scoped else await self._users.by_id(actor.user_id)
+        return actor.permissions if user is None else await self.permissions(user)
 
     async def _rules(self, names: Iterable[str], *, lock: str = "") -> list[Rule]:
         """Those of the roles that there are."""

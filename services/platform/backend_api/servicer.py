@@ -15,6 +15,8 @@ from edge import openapi, reference
 from nexus.identity.user_auth.v1.faults import UserNotFound
 from nexus.identity.user_auth.v1.user_auth_pb2 import USER_STATE_DISABLED, ResolveUserRequest
 from nexus.identity.user_auth.v1.user_auth_pb2_grpc import UserServiceStub
+from nexus.modules.puabo_os.v1.modules_pb2 import ResolveEntitlementsRequest
+from nexus.modules.puabo_os.v1.modules_pb2_grpc import ModuleServiceStub
 from nexus.platform.backend_api.v1 import api_keys_pb2
 from nexus.platform.backend_api.v1 import backend_api_pb2 as pb
 from nexus.platform.backend_api.v1.faults import ApiKeyExpired, ApiKeyInvalid, ApiKeyNotFound, ExpiryPast, NotReady
@@ -85,6 +87,8 @@ class PlatformService:
                 service_id=method.service_id,
                 access=method.policy.permission or method.access,
                 rate_class=method.rate_class,
+                recent_proof_seconds=method.policy.recent_proof.seconds,
+                two_factors=method.policy.two_factors,
             )
             for method in contract.methods().values()
             for route in method.routes
@@ -134,6 +138,7 @@ class ApiKeyService:
         self._store = ApiKeyStore(service.database)
         self._pager = Pager(service.sealer)
         self._users = service.clients.stub(UserServiceStub)
+        self._modules = service.clients.stub(ModuleServiceStub)
 
     async def CreateApiKey(
         self, request: api_keys_pb2.CreateApiKeyRequest, call: RequestContext
@@ -198,12 +203,14 @@ class ApiKeyService:
                 raise ApiKeyInvalid() from None
             if user.user.state == USER_STATE_DISABLED:
                 raise ApiKeyInvalid()
+            held = api_keys.effective(row["scopes"], user.permissions)
+            entitled = await self._modules.ResolveEntitlements(ResolveEntitlementsRequest(held_permissions=held))
             await self._store.note_use(row["key_id"])
         return api_keys_pb2.VerifyApiKeyResponse(
             key_id=row["key_id"],
             tenant_id=row["tenant_id"],
             user_id=row["user_id"],
-            permissions=api_keys.effective(row["scopes"], user.permissions),
+            permissions=entitled.permissions,
             expire_time=timestamp(row["expire_time"]) if row["expire_time"] else None,
             calls_per_minute=getattr(self._config, f"api_key_rate_{row['rate']}"),
         )

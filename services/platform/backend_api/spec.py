@@ -12,4 +12,6 @@ class Config(BaseModel):
     api_key_rate_high: int = Field(default=6000, ge=1)
 
 
-SERVICE = ServiceSpec(id="backend-api", port=3000, calls=["user-auth"], config=Config, reflects_platform=True)
+SERVICE = ServiceSpec(
+    id="backend-api", port=3000, calls=["user-auth", "puabo-os"], config=Config, reflects_platform=True
+)

@@ -53,7 +53,7 @@ def check_limit(limit: SigningLimit, payload: Payload, used: Usage) -> None:
 def check_approver(policy: SigningPolicy, requester_id: str, user_id: str) -> None:
     """Raises ApproverNotAllowed."""
     if user_id == requester_id:
-        raise ApproverNotAllowed(why="you asked for the signature yourself")
+        raise ApproverNotAllowed(why="you asked for it yourself")
     if policy.approver_ids and user_id not in policy.approver_ids:
         raise ApproverNotAllowed(why="you are not among the approvers of this key")
 

@@ -7,6 +7,7 @@ from nexus.platform.pv_keys.v1.faults import (
     KeyKindUnsuitable,
     PrivateKeyLocked,
     PrivateKeyNotFound,
+    ProposalNotFound,
     SigningNotFound,
     SigningNotPending,
     SlotTaken,
@@ -20,7 +21,7 @@ from services.chassis.paging import Pager
 from services.chassis.service import Service
 from services.platform.pv_keys import curves, payloads, policy
 from services.platform.pv_keys.curves import Curve
-from services.platform.pv_keys.store import PrivateKeyStore, policy_of
+from services.platform.pv_keys.store import PrivateKeyStore, policy_of, proposal_of
 
 _FIELD = "private key"
 
@@ -76,8 +77,31 @@ class PrivateKeyService:
     async def SetPolicy(self, request: pb.SetPolicyRequest, call: RequestContext) -> pb.SetPolicyResponse:
         policy.require_sound(request.policy)
         async with self._database.transaction():
-            row = await self._store.set_policy(request.key_id, request.policy)
-            return pb.SetPolicyResponse(key=_key(await self._noted(row, request.key_id, "policy set", call)))
+            key = await self._store.locked(request.key_id)
+            if key is None or policy.is_approved(policy_of(key), ()):
+                row = await self._store.set_policy(request.key_id, request.policy)
+                return pb.SetPolicyResponse(key=_key(await self._noted(row, request.key_id, "policy set", call)))
+            # Else a manager could do without the approvers: relax the policy, sign, put it back.
+            if proposal_of(key) != request.policy or key["proposer_id"] != call.user.user_id:
+                row = await self._store.propose_policy(request.key_id, request.policy, call.user.user_id)
+                key = await self._noted(row, request.key_id, "policy proposed", call)
+        return pb.SetPolicyResponse(key=_key(key))
+
+    async def ApprovePolicy(self, request: pb.ApprovePolicyRequest, call: RequestContext) -> pb.ApprovePolicyResponse:
+        async with self._database.transaction():
+            key = await self._store.locked(request.key_id)
+            if key is None:
+                raise PrivateKeyNotFound(key_id=request.key_id)
+            proposal, rules = proposal_of(key), policy_of(key)
+            if proposal is None or key["proposal_id"] != request.proposal_id:
+                raise ProposalNotFound(proposal_id=request.proposal_id)
+            policy.check_approver(rules, key["proposer_id"], call.user.user_id)
+            row = await self._store.approve_policy(request.key_id, call.user.user_id)
+            key = await self._noted(row, request.key_id, "policy approved", call)
+            if policy.is_approved(rules, key["proposal_approved_by"]):
+                row = await self._store.set_policy(request.key_id, proposal)
+                key = await self._noted(row, request.key_id, "policy set", call)
+        return pb.ApprovePolicyResponse(key=_key(key))
 
     async def LockKey(self, request: pb.LockKeyRequest, call: RequestContext) -> pb.LockKeyResponse:
         async with self._database.transaction():
@@ -289,6 +313,17 @@ def _curve(value: int) -> Curve:
     return Curve(pb.Curve.Name(value).removeprefix("CURVE_"))  # type: ignore[arg-type]
 
 
+def _proposal(row: asyncpg.Record) -> pb.PolicyProposal | None:
+    if row["proposal"] is None:
+        return None
+    return pb.PolicyProposal(
+        proposal_id=row["proposal_id"],
+        policy=proposal_of(row),
+        proposer_id=row["proposer_id"],
+        approved_by=row["proposal_approved_by"],
+    )
+
+
 def _key(row: asyncpg.Record) -> pb.PrivateKey:
     return pb.PrivateKey(
         key_id=row["key_id"],
@@ -302,6 +337,7 @@ def _key(row: asyncpg.Record) -> pb.PrivateKey:
         locked=row["locked"],
         policy=policy_of(row),
         create_time=timestamp(row["create_time"]),
+        proposal=_proposal(row),
     )
 
 

@@ -12,7 +12,7 @@ from services.platform.pv_keys.payloads import Payload
 from services.platform.pv_keys.policy import Usage
 
 _KEY = """key_id::text, label, curve, hd_root, secret_sealed, public_key, ethereum_account, root_key_id::text, path,
-    locked, policy, create_time"""
+    locked, policy, create_time, proposal_id::text, proposal, proposer_id::text, proposal_approved_by::text[]"""
 _SIGNING = """s.signing_id::text, s.key_id::text, s.state, s.request, s.payload, s.signature, s.slot, s.destination,
     s.asset, s.amount::text, s.requester_id::text, s.create_time, s.sign_time,
     ARRAY(SELECT a.user_id::text FROM approvals a
@@ -89,8 +89,39 @@ class PrivateKeyStore:
         )
 
     async def set_policy(self, key_id: str, policy: SigningPolicy) -> asyncpg.Record | None:
+        """Put a policy in force; what was proposed before is forgotten."""
         return await self._database.fetchrow(
-            f"UPDATE private_keys SET policy = $2 WHERE key_id = $1 RETURNING {_KEY}", key_id, policy_json(policy)
+            f"""
+            UPDATE private_keys
+            SET policy = $2, proposal_id = NULL, proposal = NULL, proposer_id = NULL, proposal_approved_by = '{{}}'
+            WHERE key_id = $1 RETURNING {_KEY}
+            """,
+            key_id,
+            policy_json(policy),
+        )
+
+    async def propose_policy(self, key_id: str, policy: SigningPolicy, proposer_id: str) -> asyncpg.Record | None:
+        """Let a policy wait for approvals, in place of any other."""
+        return await self._database.fetchrow(
+            f"""
+            UPDATE private_keys SET proposal_id = $2, proposal = $3, proposer_id = $4, proposal_approved_by = '{{}}'
+            WHERE key_id = $1 RETURNING {_KEY}
+            """,
+            key_id,
+            new_id(),
+            policy_json(policy),
+            proposer_id,
+        )
+
+    async def approve_policy(self, key_id: str, user_id: str) -> asyncpg.Record | None:
+        """A second approval of the same user changes nothing."""
+        return await self._database.fetchrow(
+            f"""
+            UPDATE private_keys SET proposal_approved_by = array_append(array_remove(proposal_approved_by, $2), $2)
+            WHERE key_id = $1 RETURNING {_KEY}
+            """,
+            key_id,
+            user_id,
         )
 
     async def set_locked(self, key_id: str, *, locked: bool) -> asyncpg.Record | None:
@@ -230,6 +261,10 @@ class PrivateKeyStore:
 
 def policy_json(policy: SigningPolicy) -> str:
     return json_format.MessageToJson(policy, indent=None)
+
+
+def proposal_of(row: asyncpg.Record) -> SigningPolicy | None:
+    return json_format.Parse(row["proposal"], SigningPolicy()) if row["proposal"] is not None else None
 
 
 def policy_of(row: asyncpg.Record) -> SigningPolicy:

@@ -128,6 +128,8 @@ class MethodPolicy(_message.Message):
     TIMEOUT_FIELD_NUMBER: _builtins.int
     MESH_WIDE_FIELD_NUMBER: _builtins.int
     RESUMES_FIELD_NUMBER: _builtins.int
+    RECENT_PROOF_FIELD_NUMBER: _builtins.int
+    TWO_FACTORS_FIELD_NUMBER: _builtins.int
     public: _builtins.bool
     """Anyone, signed in or not."""
     signed_in: _builtins.bool
@@ -149,6 +151,11 @@ class MethodPolicy(_message.Message):
     database. A repeat reaches the handler, which goes on where the first one stopped. Otherwise key, rows and answer
     commit in one transaction, which cannot cover what happens elsewhere.
     """
+    two_factors: _builtins.bool
+    """Whether that proof must have been by two factors ("aal2"). Asked of users who have a second factor, as of their
+    last refresh: one without any is asked for the factor they have, so that nobody is kept from enrolling the first.
+    Only together with `recent_proof`.
+    """
     @_builtins.property
     def cache_lifetime(self) -> _duration_pb2.Duration:
         """How long the edge may serve a public answer from its cache. Only for methods that are public and
@@ -158,6 +165,16 @@ class MethodPolicy(_message.Message):
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
         """The longest a call may take, if the caller allows more: 10 s when unset. Streams have no limit unless set."""
+
+    @_builtins.property
+    def recent_proof(self) -> _duration_pb2.Duration:
+        """How recently the user must have proved who they are, by signing in or by AuthService.StepUp. Otherwise the call is
+        refused with STEP_UP_REQUIRED, which says what to prove; after StepUp the refreshed token passes.
+
+        Asked of people who call from outside. A service that calls on a user's behalf has a contract of its own to ask by.
+        An API key, or a client that acts for itself, proves nothing anew: it may call what it was given the permission for
+        (which takes a recent proof), and never a method that is about the user's own account (`signed_in`).
+        """
 
     def __init__(
         self,
@@ -173,10 +190,12 @@ class MethodPolicy(_message.Message):
         timeout: _duration_pb2.Duration | None = ...,
         mesh_wide: _builtins.bool = ...,
         resumes: _builtins.bool = ...,
+        recent_proof: _duration_pb2.Duration | None = ...,
+        two_factors: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "cache_lifetime", b"cache_lifetime", "permission", b"permission", "public", b"public", "service_only", b"service_only", "signed_in", b"signed_in", "timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "cache_lifetime", b"cache_lifetime", "permission", b"permission", "public", b"public", "recent_proof", b"recent_proof", "service_only", b"service_only", "signed_in", b"signed_in", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "cache_lifetime", b"cache_lifetime", "idempotency", b"idempotency", "mesh_wide", b"mesh_wide", "permission", b"permission", "public", b"public", "rate_class", b"rate_class", "resumes", b"resumes", "service_only", b"service_only", "signed_in", b"signed_in", "tenancy", b"tenancy", "timeout", b"timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "cache_lifetime", b"cache_lifetime", "idempotency", b"idempotency", "mesh_wide", b"mesh_wide", "permission", b"permission", "public", b"public", "rate_class", b"rate_class", "recent_proof", b"recent_proof", "resumes", b"resumes", "service_only", b"service_only", "signed_in", b"signed_in", "tenancy", b"tenancy", "timeout", b"timeout", "two_factors", b"two_factors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_access: _TypeAlias = _typing.Literal["public", "signed_in", "service_only", "permission"]  # noqa: Y015
     _WhichOneofArgType_access: _TypeAlias = _typing.Literal["access", b"access"]  # noqa: Y015

@@ -179,3 +179,19 @@ class MediaTypeUnsupported(Fault):
     reason = "MEDIA_TYPE_UNSUPPORTED"
     code = StatusCode.INVALID_ARGUMENT
     template = "Send application/json."
+
+class StepUpRequired(Fault):
+    """The method asks for a recent proof of who the user is. POST /api/v1/auth/step-up gives one, and the refreshed token passes; `max_age` is how old it may be, in seconds, and `assurance` "aal1" for any factor or "aal2" for two."""
+
+    domain = "nexus"
+    reason = "STEP_UP_REQUIRED"
+    code = StatusCode.UNAUTHENTICATED
+    template = "Prove again who you are: this needs a proof of {assurance} that is at most {max_age} s old."
+
+class CredentialsAmbiguous(Fault):
+    """The call carries an access token and an API key, and they may stand for two users."""
+
+    domain = "nexus"
+    reason = "CREDENTIALS_AMBIGUOUS"
+    code = StatusCode.INVALID_ARGUMENT
+    template = "Send an access token or an API key, not both."

@@ -67,6 +67,12 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The request is larger than the edge takes."""
     REASON_MEDIA_TYPE_UNSUPPORTED: _Reason.ValueType  # 22
     """The body's content type is not one this route reads."""
+    REASON_STEP_UP_REQUIRED: _Reason.ValueType  # 23
+    """The method asks for a recent proof of who the user is. POST /api/v1/auth/step-up gives one, and the refreshed
+    token passes; `max_age` is how old it may be, in seconds, and `assurance` "aal1" for any factor or "aal2" for two.
+    """
+    REASON_CREDENTIALS_AMBIGUOUS: _Reason.ValueType  # 24
+    """The call carries an access token and an API key, and they may stand for two users."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """The platform's own error reasons; their `ErrorInfo.domain` is "nexus"."""
@@ -116,4 +122,10 @@ REASON_REQUEST_TOO_LARGE: Reason.ValueType  # 21
 """The request is larger than the edge takes."""
 REASON_MEDIA_TYPE_UNSUPPORTED: Reason.ValueType  # 22
 """The body's content type is not one this route reads."""
+REASON_STEP_UP_REQUIRED: Reason.ValueType  # 23
+"""The method asks for a recent proof of who the user is. POST /api/v1/auth/step-up gives one, and the refreshed
+token passes; `max_age` is how old it may be, in seconds, and `assurance` "aal1" for any factor or "aal2" for two.
+"""
+REASON_CREDENTIALS_AMBIGUOUS: Reason.ValueType  # 24
+"""The call carries an access token and an API key, and they may stand for two users."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

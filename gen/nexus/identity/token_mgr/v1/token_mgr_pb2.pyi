@@ -102,13 +102,16 @@ class IssueTokensRequest(_message.Message):
     ASSURANCE_FIELD_NUMBER: _builtins.int
     METHODS_FIELD_NUMBER: _builtins.int
     AUTH_TIME_FIELD_NUMBER: _builtins.int
+    SECOND_FACTOR_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     session_id: _builtins.str
     assurance: _builtins.str
     """How sure the platform is of the user: "aal1" for one factor, "aal2" for two (NIST SP 800-63B)."""
+    second_factor: _builtins.bool
+    """Whether they have a second factor; unset where the caller cannot say."""
     @_builtins.property
     def permissions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What the user may do."""
+        """What the user's roles permit. The tokens carry those that modules grant which the tenant has switched on."""
 
     @_builtins.property
     def session_expire_time(self) -> _timestamp_pb2.Timestamp:
@@ -132,12 +135,15 @@ class IssueTokensRequest(_message.Message):
         assurance: _builtins.str = ...,
         methods: _abc.Iterable[_builtins.str] | None = ...,
         auth_time: _timestamp_pb2.Timestamp | None = ...,
+        second_factor: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["auth_time", b"auth_time", "session_expire_time", b"session_expire_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_second_factor", b"_second_factor", "auth_time", b"auth_time", "second_factor", b"second_factor", "session_expire_time", b"session_expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assurance", b"assurance", "auth_time", b"auth_time", "methods", b"methods", "permissions", b"permissions", "session_expire_time", b"session_expire_time", "session_id", b"session_id", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_second_factor", b"_second_factor", "assurance", b"assurance", "auth_time", b"auth_time", "methods", b"methods", "permissions", b"permissions", "second_factor", b"second_factor", "session_expire_time", b"session_expire_time", "session_id", b"session_id", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__second_factor: _TypeAlias = _typing.Literal["second_factor"]  # noqa: Y015
+    _WhichOneofArgType__second_factor: _TypeAlias = _typing.Literal["_second_factor", b"_second_factor"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__second_factor) -> _WhichOneofReturnType__second_factor | None: ...
 
 Global___IssueTokensRequest: _TypeAlias = IssueTokensRequest  # noqa: Y015
 
@@ -233,6 +239,7 @@ class RefreshTokensRequest(_message.Message):
     ASSURANCE_FIELD_NUMBER: _builtins.int
     METHODS_FIELD_NUMBER: _builtins.int
     AUTH_TIME_FIELD_NUMBER: _builtins.int
+    SECOND_FACTOR_FIELD_NUMBER: _builtins.int
     refresh_token: _builtins.str
     client_id: _builtins.str
     """The OAuth client that presents it: a token of another client, or of none, is not valid for it."""
@@ -240,9 +247,11 @@ class RefreshTokensRequest(_message.Message):
     """The scope of the new access token, of the grant's; all of it when empty. The grant keeps its own."""
     assurance: _builtins.str
     """How sure the platform is of the user: "aal1" for one factor, "aal2" for two (NIST SP 800-63B)."""
+    second_factor: _builtins.bool
+    """Whether they have a second factor; unset where the caller cannot say."""
     @_builtins.property
     def permissions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What the user may do now."""
+        """What the user's roles permit now, as in IssueTokens."""
 
     @_builtins.property
     def methods(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -262,12 +271,15 @@ class RefreshTokensRequest(_message.Message):
         assurance: _builtins.str = ...,
         methods: _abc.Iterable[_builtins.str] | None = ...,
         auth_time: _timestamp_pb2.Timestamp | None = ...,
+        second_factor: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["auth_time", b"auth_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_second_factor", b"_second_factor", "auth_time", b"auth_time", "second_factor", b"second_factor"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assurance", b"assurance", "auth_time", b"auth_time", "client_id", b"client_id", "methods", b"methods", "permissions", b"permissions", "refresh_token", b"refresh_token", "scope", b"scope"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_second_factor", b"_second_factor", "assurance", b"assurance", "auth_time", b"auth_time", "client_id", b"client_id", "methods", b"methods", "permissions", b"permissions", "refresh_token", b"refresh_token", "scope", b"scope", "second_factor", b"second_factor"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__second_factor: _TypeAlias = _typing.Literal["second_factor"]  # noqa: Y015
+    _WhichOneofArgType__second_factor: _TypeAlias = _typing.Literal["_second_factor", b"_second_factor"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__second_factor) -> _WhichOneofReturnType__second_factor | None: ...
 
 Global___RefreshTokensRequest: _TypeAlias = RefreshTokensRequest  # noqa: Y015
 
@@ -317,7 +329,9 @@ class IssueGrantRequest(_message.Message):
     refreshable: _builtins.bool
     """Whether there is a refresh token."""
     @_builtins.property
-    def permissions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def permissions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As in IssueTokens."""
+
     @_builtins.property
     def audiences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """For whom the access tokens are meant; the platform when empty."""

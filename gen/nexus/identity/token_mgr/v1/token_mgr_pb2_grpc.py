@@ -118,9 +118,9 @@ class TokenServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RefreshTokens(self, request, context):
-        """Exchanges a refresh token for new tokens (RFC 9700, section 4.14: rotation). Within a few seconds of the
-        exchange the old one is taken once more, for clients that refresh in parallel; later it counts as stolen
-        and its whole family is revoked.
+        """Exchanges a refresh token for new tokens (RFC 9700, section 4.14: rotation). For a few seconds after the
+        exchange the old one is still taken, for clients that refresh in parallel; later it counts as stolen and its
+        whole family is revoked.
 
         Errors: REFRESH_TOKEN_INVALID, REFRESH_TOKEN_REUSED, SCOPE_TOO_WIDE.
         """

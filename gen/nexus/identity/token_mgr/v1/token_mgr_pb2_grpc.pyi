@@ -41,9 +41,9 @@ class TokenServiceStub:
     Errors: REFRESH_TOKEN_INVALID. A token that has been spent is still found, so that its reuse is noticed.
     """
     RefreshTokens: _grpc.UnaryUnaryMultiCallable[_token_mgr_pb2.RefreshTokensRequest, _token_mgr_pb2.RefreshTokensResponse]
-    """Exchanges a refresh token for new tokens (RFC 9700, section 4.14: rotation). Within a few seconds of the
-    exchange the old one is taken once more, for clients that refresh in parallel; later it counts as stolen
-    and its whole family is revoked.
+    """Exchanges a refresh token for new tokens (RFC 9700, section 4.14: rotation). For a few seconds after the
+    exchange the old one is still taken, for clients that refresh in parallel; later it counts as stolen and its
+    whole family is revoked.
 
     Errors: REFRESH_TOKEN_INVALID, REFRESH_TOKEN_REUSED, SCOPE_TOO_WIDE.
     """
@@ -100,9 +100,9 @@ class TokenServiceAsyncStub(TokenServiceStub):
     Errors: REFRESH_TOKEN_INVALID. A token that has been spent is still found, so that its reuse is noticed.
     """
     RefreshTokens: _aio.UnaryUnaryMultiCallable[_token_mgr_pb2.RefreshTokensRequest, _token_mgr_pb2.RefreshTokensResponse]  # type: ignore[assignment]
-    """Exchanges a refresh token for new tokens (RFC 9700, section 4.14: rotation). Within a few seconds of the
-    exchange the old one is taken once more, for clients that refresh in parallel; later it counts as stolen
-    and its whole family is revoked.
+    """Exchanges a refresh token for new tokens (RFC 9700, section 4.14: rotation). For a few seconds after the
+    exchange the old one is still taken, for clients that refresh in parallel; later it counts as stolen and its
+    whole family is revoked.
 
     Errors: REFRESH_TOKEN_INVALID, REFRESH_TOKEN_REUSED, SCOPE_TOO_WIDE.
     """
@@ -174,9 +174,9 @@ class TokenServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _token_mgr_pb2.RefreshTokensRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_token_mgr_pb2.RefreshTokensResponse, _abc.Awaitable[_token_mgr_pb2.RefreshTokensResponse]]:
-        """Exchanges a refresh token for new tokens (RFC 9700, section 4.14: rotation). Within a few seconds of the
-        exchange the old one is taken once more, for clients that refresh in parallel; later it counts as stolen
-        and its whole family is revoked.
+        """Exchanges a refresh token for new tokens (RFC 9700, section 4.14: rotation). For a few seconds after the
+        exchange the old one is still taken, for clients that refresh in parallel; later it counts as stolen and its
+        whole family is revoked.
 
         Errors: REFRESH_TOKEN_INVALID, REFRESH_TOKEN_REUSED, SCOPE_TOO_WIDE.
         """

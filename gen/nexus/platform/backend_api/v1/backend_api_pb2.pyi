@@ -177,6 +177,8 @@ class Route(_message.Message):
     SERVICE_ID_FIELD_NUMBER: _builtins.int
     ACCESS_FIELD_NUMBER: _builtins.int
     RATE_CLASS_FIELD_NUMBER: _builtins.int
+    RECENT_PROOF_SECONDS_FIELD_NUMBER: _builtins.int
+    TWO_FACTORS_FIELD_NUMBER: _builtins.int
     http_method: _builtins.str
     """"POST"."""
     path: _builtins.str
@@ -188,6 +190,10 @@ class Route(_message.Message):
     """"public", "signed_in", or the name of the permission."""
     rate_class: _builtins.str
     """"READ", "WRITE", "CREDENTIALS" or "COSTLY"."""
+    recent_proof_seconds: _builtins.int
+    """How old the proof of who the caller is may be, in seconds; 0 where none is asked for."""
+    two_factors: _builtins.bool
+    """Whether that must be by two factors, of users who have two."""
     def __init__(
         self,
         *,
@@ -197,10 +203,12 @@ class Route(_message.Message):
         service_id: _builtins.str = ...,
         access: _builtins.str = ...,
         rate_class: _builtins.str = ...,
+        recent_proof_seconds: _builtins.int = ...,
+        two_factors: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "grpc_method", b"grpc_method", "http_method", b"http_method", "path", b"path", "rate_class", b"rate_class", "service_id", b"service_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "grpc_method", b"grpc_method", "http_method", b"http_method", "path", b"path", "rate_class", b"rate_class", "recent_proof_seconds", b"recent_proof_seconds", "service_id", b"service_id", "two_factors", b"two_factors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

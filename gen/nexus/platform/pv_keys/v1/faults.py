@@ -99,3 +99,11 @@ class PolicyInvalid(Fault):
     reason = "POLICY_INVALID"
     code = StatusCode.INVALID_ARGUMENT
     template = "This policy cannot be kept: {why}."
+
+class ProposalNotFound(Fault):
+    """No such policy waits for approval: it is in force, or another has taken its place."""
+
+    domain = "pv-keys"
+    reason = "PROPOSAL_NOT_FOUND"
+    code = StatusCode.NOT_FOUND
+    template = "The proposal {proposal_id} does not wait for approval."

@@ -86,6 +86,7 @@ class PrivateKey(_message.Message):
     LOCKED_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    PROPOSAL_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
     """UUIDv7."""
     label: _builtins.str
@@ -104,6 +105,10 @@ class PrivateKey(_message.Message):
     def policy(self) -> Global___SigningPolicy: ...
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def proposal(self) -> Global___PolicyProposal:
+        """A policy that waits for approvals; unset where none does."""
+
     def __init__(
         self,
         *,
@@ -118,14 +123,51 @@ class PrivateKey(_message.Message):
         locked: _builtins.bool = ...,
         policy: Global___SigningPolicy | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        proposal: Global___PolicyProposal | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "policy", b"policy"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "policy", b"policy", "proposal", b"proposal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "curve", b"curve", "ethereum_account", b"ethereum_account", "hd_root", b"hd_root", "key_id", b"key_id", "label", b"label", "locked", b"locked", "path", b"path", "policy", b"policy", "public_key", b"public_key", "root_key_id", b"root_key_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "curve", b"curve", "ethereum_account", b"ethereum_account", "hd_root", b"hd_root", "key_id", b"key_id", "label", b"label", "locked", b"locked", "path", b"path", "policy", b"policy", "proposal", b"proposal", "public_key", b"public_key", "root_key_id", b"root_key_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PrivateKey: _TypeAlias = PrivateKey  # noqa: Y015
+
+@_typing.final
+class PolicyProposal(_message.Message):
+    """A policy that is to replace the one in force, once its approvers have agreed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROPOSAL_ID_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    PROPOSER_ID_FIELD_NUMBER: _builtins.int
+    APPROVED_BY_FIELD_NUMBER: _builtins.int
+    proposal_id: _builtins.str
+    """UUIDv7."""
+    proposer_id: _builtins.str
+    """The user who proposed it."""
+    @_builtins.property
+    def policy(self) -> Global___SigningPolicy: ...
+    @_builtins.property
+    def approved_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The users who have agreed."""
+
+    def __init__(
+        self,
+        *,
+        proposal_id: _builtins.str = ...,
+        policy: Global___SigningPolicy | None = ...,
+        proposer_id: _builtins.str = ...,
+        approved_by: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approved_by", b"approved_by", "policy", b"policy", "proposal_id", b"proposal_id", "proposer_id", b"proposer_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicyProposal: _TypeAlias = PolicyProposal  # noqa: Y015
 
 @_typing.final
 class SigningPolicy(_message.Message):
@@ -369,7 +411,7 @@ class KeyEvent(_message.Message):
     event_id: _builtins.str
     """UUIDv7."""
     action: _builtins.str
-    """"generated", "imported", "derived", "policy set", "locked", "unlocked", "requested", "approved", "rejected",
+    """"generated", "imported", "derived", "policy set", "policy proposed", "policy approved", "locked", "unlocked", "requested", "approved", "rejected",
     "signed".
     """
     user_id: _builtins.str
@@ -672,6 +714,49 @@ class SetPolicyRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SetPolicyRequest: _TypeAlias = SetPolicyRequest  # noqa: Y015
+
+@_typing.final
+class ApprovePolicyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    PROPOSAL_ID_FIELD_NUMBER: _builtins.int
+    key_id: _builtins.str
+    proposal_id: _builtins.str
+    """The proposal that the caller has read."""
+    def __init__(
+        self,
+        *,
+        key_id: _builtins.str = ...,
+        proposal_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_id", b"key_id", "proposal_id", b"proposal_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApprovePolicyRequest: _TypeAlias = ApprovePolicyRequest  # noqa: Y015
+
+@_typing.final
+class ApprovePolicyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def key(self) -> Global___PrivateKey: ...
+    def __init__(
+        self,
+        *,
+        key: Global___PrivateKey | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApprovePolicyResponse: _TypeAlias = ApprovePolicyResponse  # noqa: Y015
 
 @_typing.final
 class SetPolicyResponse(_message.Message):

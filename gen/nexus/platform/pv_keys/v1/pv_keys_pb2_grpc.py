@@ -66,6 +66,11 @@ class PrivateKeyServiceStub:
                 request_serializer=nexus_dot_platform_dot_pv__keys_dot_v1_dot_pv__keys__pb2.SetPolicyRequest.SerializeToString,
                 response_deserializer=nexus_dot_platform_dot_pv__keys_dot_v1_dot_pv__keys__pb2.SetPolicyResponse.FromString,
                 _registered_method=True)
+        self.ApprovePolicy = channel.unary_unary(
+                '/nexus.platform.pv_keys.v1.PrivateKeyService/ApprovePolicy',
+                request_serializer=nexus_dot_platform_dot_pv__keys_dot_v1_dot_pv__keys__pb2.ApprovePolicyRequest.SerializeToString,
+                response_deserializer=nexus_dot_platform_dot_pv__keys_dot_v1_dot_pv__keys__pb2.ApprovePolicyResponse.FromString,
+                _registered_method=True)
         self.LockKey = channel.unary_unary(
                 '/nexus.platform.pv_keys.v1.PrivateKeyService/LockKey',
                 request_serializer=nexus_dot_platform_dot_pv__keys_dot_v1_dot_pv__keys__pb2.LockKeyRequest.SerializeToString,
@@ -160,9 +165,21 @@ class PrivateKeyServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetPolicy(self, request, context):
-        """Replaces a key's policy. What is waiting for approvals is judged by the new one.
+        """Replaces a key's policy. What is waiting for approvals is judged by the new one. Where the policy in force asks for
+        approvals it asks for them here too: the new one is the key's proposal, in place of any other, until the approvers
+        in force have agreed to it with ApprovePolicy. Proposing the same again changes nothing.
 
         Errors: PRIVATE_KEY_NOT_FOUND, POLICY_INVALID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ApprovePolicy(self, request, context):
+        """Approves the proposal for a key's policy as one of the approvers in force; the last approval that they must give
+        puts it in force. Whoever proposed it does not approve it, and nobody counts twice.
+
+        Errors: PRIVATE_KEY_NOT_FOUND, PROPOSAL_NOT_FOUND, APPROVER_NOT_ALLOWED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -277,6 +294,11 @@ def add_PrivateKeyServiceServicer_to_server(servicer, server):
                     servicer.SetPolicy,
                     request_deserializer=nexus_dot_platform_dot_pv__keys_dot_v1_dot_pv__keys__pb2.SetPolicyRequest.FromString,
                     response_serializer=nexus_dot_platform_dot_pv__keys_dot_v1_dot_pv__keys__pb2.SetPolicyResponse.SerializeToString,
+            ),
+            'ApprovePolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApprovePolicy,
+                    request_deserializer=nexus_dot_platform_dot_pv__keys_dot_v1_dot_pv__keys__pb2.ApprovePolicyRequest.FromString,
+                    response_serializer=nexus_dot_platform_dot_pv__keys_dot_v1_dot_pv__keys__pb2.ApprovePolicyResponse.SerializeToString,
             ),
             'LockKey': grpc.unary_unary_rpc_method_handler(
                     servicer.LockKey,
@@ -483,6 +505,33 @@ class PrivateKeyService:
             '/nexus.platform.pv_keys.v1.PrivateKeyService/SetPolicy',
             nexus_dot_platform_dot_pv__keys_dot_v1_dot_pv__keys__pb2.SetPolicyRequest.SerializeToString,
             nexus_dot_platform_dot_pv__keys_dot_v1_dot_pv__keys__pb2.SetPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApprovePolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.platform.pv_keys.v1.PrivateKeyService/ApprovePolicy',
+            nexus_dot_platform_dot_pv__keys_dot_v1_dot_pv__keys__pb2.ApprovePolicyRequest.SerializeToString,
+            nexus_dot_platform_dot_pv__keys_dot_v1_dot_pv__keys__pb2.ApprovePolicyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -62,9 +62,17 @@ class PrivateKeyServiceStub:
     Errors: PAGE_TOKEN_INVALID.
     """
     SetPolicy: _grpc.UnaryUnaryMultiCallable[_pv_keys_pb2.SetPolicyRequest, _pv_keys_pb2.SetPolicyResponse]
-    """Replaces a key's policy. What is waiting for approvals is judged by the new one.
+    """Replaces a key's policy. What is waiting for approvals is judged by the new one. Where the policy in force asks for
+    approvals it asks for them here too: the new one is the key's proposal, in place of any other, until the approvers
+    in force have agreed to it with ApprovePolicy. Proposing the same again changes nothing.
 
     Errors: PRIVATE_KEY_NOT_FOUND, POLICY_INVALID.
+    """
+    ApprovePolicy: _grpc.UnaryUnaryMultiCallable[_pv_keys_pb2.ApprovePolicyRequest, _pv_keys_pb2.ApprovePolicyResponse]
+    """Approves the proposal for a key's policy as one of the approvers in force; the last approval that they must give
+    puts it in force. Whoever proposed it does not approve it, and nobody counts twice.
+
+    Errors: PRIVATE_KEY_NOT_FOUND, PROPOSAL_NOT_FOUND, APPROVER_NOT_ALLOWED.
     """
     LockKey: _grpc.UnaryUnaryMultiCallable[_pv_keys_pb2.LockKeyRequest, _pv_keys_pb2.LockKeyResponse]
     """Stops a key from signing and deriving, at once.
@@ -146,9 +154,17 @@ class PrivateKeyServiceAsyncStub(PrivateKeyServiceStub):
     Errors: PAGE_TOKEN_INVALID.
     """
     SetPolicy: _aio.UnaryUnaryMultiCallable[_pv_keys_pb2.SetPolicyRequest, _pv_keys_pb2.SetPolicyResponse]  # type: ignore[assignment]
-    """Replaces a key's policy. What is waiting for approvals is judged by the new one.
+    """Replaces a key's policy. What is waiting for approvals is judged by the new one. Where the policy in force asks for
+    approvals it asks for them here too: the new one is the key's proposal, in place of any other, until the approvers
+    in force have agreed to it with ApprovePolicy. Proposing the same again changes nothing.
 
     Errors: PRIVATE_KEY_NOT_FOUND, POLICY_INVALID.
+    """
+    ApprovePolicy: _aio.UnaryUnaryMultiCallable[_pv_keys_pb2.ApprovePolicyRequest, _pv_keys_pb2.ApprovePolicyResponse]  # type: ignore[assignment]
+    """Approves the proposal for a key's policy as one of the approvers in force; the last approval that they must give
+    puts it in force. Whoever proposed it does not approve it, and nobody counts twice.
+
+    Errors: PRIVATE_KEY_NOT_FOUND, PROPOSAL_NOT_FOUND, APPROVER_NOT_ALLOWED.
     """
     LockKey: _aio.UnaryUnaryMultiCallable[_pv_keys_pb2.LockKeyRequest, _pv_keys_pb2.LockKeyResponse]  # type: ignore[assignment]
     """Stops a key from signing and deriving, at once.
@@ -263,9 +279,23 @@ class PrivateKeyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _pv_keys_pb2.SetPolicyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_pv_keys_pb2.SetPolicyResponse, _abc.Awaitable[_pv_keys_pb2.SetPolicyResponse]]:
-        """Replaces a key's policy. What is waiting for approvals is judged by the new one.
+        """Replaces a key's policy. What is waiting for approvals is judged by the new one. Where the policy in force asks for
+        approvals it asks for them here too: the new one is the key's proposal, in place of any other, until the approvers
+        in force have agreed to it with ApprovePolicy. Proposing the same again changes nothing.
 
         Errors: PRIVATE_KEY_NOT_FOUND, POLICY_INVALID.
+        """
+
+    @_abc_1.abstractmethod
+    def ApprovePolicy(
+        self,
+        request: _pv_keys_pb2.ApprovePolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_pv_keys_pb2.ApprovePolicyResponse, _abc.Awaitable[_pv_keys_pb2.ApprovePolicyResponse]]:
+        """Approves the proposal for a key's policy as one of the approvers in force; the last approval that they must give
+        puts it in force. Whoever proposed it does not approve it, and nobody counts twice.
+
+        Errors: PRIVATE_KEY_NOT_FOUND, PROPOSAL_NOT_FOUND, APPROVER_NOT_ALLOWED.
         """
 
     @_abc_1.abstractmethod

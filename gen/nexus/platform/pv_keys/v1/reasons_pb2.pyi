@@ -47,6 +47,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The caller asked for the signature, or is not among the key's approvers."""
     REASON_POLICY_INVALID: _Reason.ValueType  # 12
     """The policy cannot be fulfilled: more approvals than approvers."""
+    REASON_PROPOSAL_NOT_FOUND: _Reason.ValueType  # 13
+    """No such policy waits for approval: it is in force, or another has taken its place."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why pv-keys refuses a call."""
@@ -76,4 +78,6 @@ REASON_APPROVER_NOT_ALLOWED: Reason.ValueType  # 11
 """The caller asked for the signature, or is not among the key's approvers."""
 REASON_POLICY_INVALID: Reason.ValueType  # 12
 """The policy cannot be fulfilled: more approvals than approvers."""
+REASON_PROPOSAL_NOT_FOUND: Reason.ValueType  # 13
+"""No such policy waits for approval: it is in force, or another has taken its place."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

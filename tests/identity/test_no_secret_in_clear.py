@@ -1,0 +1,295 @@
+"""What must stay secret is in no log, trace, event, table or error in clear, and in no encoding of it either.
+
+Every flow runs with secrets that the test knows; afterwards everything that the platform keeps is searched for them.
+Left out are the mails, which carry codes to their readers, and the folder of the platform's own keys.
+"""
+
+import base64
+import io
+import stat
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs, quote, urlsplit
+
+import grpc
+import httpx
+import pyotp
+import pytest
+import redis.asyncio
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from nexus.identity.user_auth.v1 import user_auth_pb2
+from nexus.identity.user_auth.v1.user_auth_pb2_grpc import UserServiceStub
+from services.chassis.ids import new_id, new_secret
+from services.chassis.telemetry import CallTracer, client_interceptors
+from tests.chassis.calls import USERS, FakeRpc
+from tests.identity.oidc import Browser, granted, needs_the_edge, register, relying_party
+from tests.identity.people import body, login, next_code
+from tests.platforms import Platform, SignedIn, Tenant
+
+pytestmark = needs_the_edge
+
+NOT_SEARCHED = {"outbox", "secrets", "postgres", "redis"}
+"""Folders of the home; what the databases hold is read from them."""
+
+
+class _Pair(NamedTuple):
+    """One of gRPC's pairs of metadata."""
+
+    key: str
+    value: str
+
+
+@dataclass
+class Canaries:
+    """The secrets of the run, by what they are."""
+
+    secrets: dict[str, bytes] = field(default_factory=dict)
+    email: str = ""
+    """An address that is no secret of its service: the search must find it there."""
+
+    def mark(self, name: str, secret: str | bytes) -> Any:
+        """Remember a secret; returns it."""
+        value = secret.encode() if isinstance(secret, str) else secret
+        assert len(value) >= 10, f"{name} is too short to be found by itself"
+        self.secrets[name] = value
+        return secret
+
+    def password(self, name: str) -> str:
+        return str(self.mark(name, f"pw {new_secret()[:24]}"))
+
+    def found_in(self, where: str, content: bytes) -> list[str]:
+        """What of them is there, in whichever form."""
+        return [
+            f"{name} in {where}"
+            for name, secret in self.secrets.items()
+            if any(form in content for form in _forms(secret))
+        ]
+
+
+def _forms(secret: bytes) -> set[bytes]:
+    """The ways in which a secret is written in clear. Base64 by its middle, which does not depend on what follows."""
+    encoded = {
+        base64.b64encode(secret)[: len(secret) // 3 * 4],
+        base64.urlsafe_b64encode(secret)[: len(secret) // 3 * 4],
+    }
+    return {secret, secret.hex().encode(), quote(secret).encode(), *encoded}
+
+
+@pytest.fixture(scope="module")
+async def canaries(platform: Platform) -> Canaries:
+    """Secrets that have been through every flow."""
+    tenant, secrets = await platform.new_tenant(), Canaries()
+    async with httpx.AsyncClient(base_url=platform.http_url, timeout=15) as http:
+        secrets.email = await _passwords(platform, tenant, http, secrets)
+        owner = await tenant.sign_in("owner")
+        secrets.mark("access token", owner.access_token)
+        secrets.mark("refresh token", owner.refresh_token)
+        await _factors(tenant, http, secrets, owner)
+        await _keys(http, secrets, owner)
+        await _oidc(platform, tenant, http, secrets)
+        await _mistakes(tenant, http, secrets, secrets.email)
+    return secrets
+
+
+async def _passwords(platform: Platform, tenant: Tenant, http: httpx.AsyncClient, secrets: Canaries) -> str:
+    email, first, second, third = (f"{new_id()}@example.com", *(secrets.password(f"password {n}") for n in (1, 2, 3)))
+    asked = {"email": email, "password": first, "displayName": "Canary", "requestId": new_id()}
+    body(await http.post("/api/v1/auth/register", headers=tenant.headers, json=asked))
+    code = secrets.mark("verification code", next_code(platform, email, "Verify your e-mail address"))
+    verify = {"code": code, "requestId": new_id()}
+    body(await http.post("/api/v1/auth/verify-email", headers=tenant.headers, json=verify))
+    signed_in = body(await login(http, tenant, email, first))
+    for name in ("accessToken", "refreshToken"):
+        secrets.mark(f"{name} of the first", signed_in["tokens"][name])
+    headers = {"authorization": f"Bearer {signed_in['tokens']['accessToken']}"}
+    changed = {"currentPassword": first, "newPassword": second}
+    body(await http.post("/api/v1/auth/change-password", headers=headers, json=changed))
+    assert (await login(http, tenant, email, secrets.password("wrong password"))).status_code == 401
+    body(await http.post("/api/v1/auth/start-recovery", headers=tenant.headers, json={"email": email}))
+    code = secrets.mark("recovery code", next_code(platform, email, "Set a new password"))
+    recover = {"code": code, "newPassword": third}
+    body(await http.post("/api/v1/auth/complete-recovery", headers=tenant.headers, json=recover))
+    return email
+
+
+async def _factors(tenant: Tenant, http: httpx.AsyncClient, secrets: Canaries, owner: SignedIn) -> None:
+    enrolled = body(await http.post("/api/v1/auth/factors/totp:enroll", headers=owner.headers, json={}))
+    secret = secrets.mark("TOTP secret", enrolled["totpSecret"])
+    secrets.mark("bytes of the TOTP secret", pyotp.TOTP(secret).byte_secret())
+    confirm = {"code": pyotp.TOTP(secret).now()}
+    confirmed = body(await http.post("/api/v1/auth/factors/totp:confirm", headers=owner.headers, json=confirm))
+    for number, code in enumerate(confirmed["recoveryCodes"]):
+        secrets.mark(f"recovery code {number}", code)
+    challenge = body(await login(http, tenant, owner.email))["mfa"]["challengeId"]
+    proof = {"challengeId": secrets.mark("challenge", challenge), "recoveryCode": confirmed["recoveryCodes"][0]}
+    body(await http.post("/api/v1/auth/verify-mfa", headers=tenant.headers, json=proof))
+
+
+async def _keys(http: httpx.AsyncClient, secrets: Canaries, owner: SignedIn) -> None:
+    made = {"title": "Canary", "scopes": ["users.read"]}
+    key = body(await http.post("/api/v1/api-keys", headers=owner.headers, json=made))["secret"]
+    secrets.mark("API key", key[21:])
+    assert (await http.get("/api/v1/users", headers={"x-api-key": key})).status_code == 200
+    assert (await http.get("/api/v1/roles", headers={"x-api-key": key})).status_code == 403
+    new = {"name": "canary", "algorithm": "KEY_ALGORITHM_AES_256_GCM"}
+    key_id = body(await http.post("/api/v1/keys", headers=owner.headers, json=new))["key"]["keyId"]
+    plaintext = secrets.mark("plaintext", new_secret().encode())
+    asked = {"plaintext": base64.b64encode(plaintext).decode()}
+    sealed = body(await http.post(f"/api/v1/keys/{key_id}:encrypt", headers=owner.headers, json=asked))["ciphertext"]
+    opened = body(await http.post("/api/v1/keys:decrypt", headers=owner.headers, json={"ciphertext": sealed}))
+    assert base64.b64decode(opened["plaintext"]) == plaintext
+    private = secrets.mark("private key", new_secret().encode()[:32])
+    imported = {"curve": "CURVE_ED25519", "privateKey": base64.b64encode(private).decode(), "requestId": new_id()}
+    body(await http.post("/api/v1/private-keys:import", headers=owner.headers, json=imported))
+
+
+async def _oidc(platform: Platform, tenant: Tenant, http: httpx.AsyncClient, secrets: Canaries) -> None:
+    client, email = await register(tenant, http), await tenant.provision()
+    secrets.mark("client secret", client.secret)
+    async with Browser(platform) as browser, relying_party(tenant, client) as authlib:
+        location, verifier = await granted(browser, tenant, authlib, email, state="s-1")
+        secrets.mark("authorization code", parse_qs(urlsplit(location).query)["code"][0])
+        secrets.mark("code verifier", verifier)
+        token = await authlib.fetch_token(
+            authorization_response=location, code_verifier=verifier, state="s-1", grant_type="authorization_code"
+        )
+    for name in ("access_token", "refresh_token", "id_token"):
+        if name in token:
+            secrets.mark(f"{name} of a client", token[name])
+
+
+async def _mistakes(tenant: Tenant, http: httpx.AsyncClient, secrets: Canaries, email: str) -> None:
+    """Secrets where they do not belong, or in what cannot be read: no answer repeats them."""
+    path, headers = "/api/v1/auth/login", tenant.headers
+    asked: dict[str, dict[str, Any]] = {
+        "unknown field": {"json": {"email": email, "pasword": (unknown := secrets.password("unknown field"))}},
+        "wrong type": {"json": {"email": email, "password": [secrets.password("wrong type")]}},
+        "too long": {"json": {"email": email, "password": secrets.password("too long") * 200}},
+        "no JSON": {"content": '{"password": "' + secrets.password("no JSON")},
+        "query": {"json": {"email": email}, "params": {"password": secrets.password("query")}},
+        "as the address": {"json": {"email": secrets.password("as the address"), "password": unknown}},
+    }
+    for name, request in asked.items():
+        answer = await http.post(path, headers={**headers, "content-type": "application/json"}, **request)
+        assert answer.status_code in (400, 401), f"{name}: {answer.text}"
+        assert not secrets.found_in(f"the answer to {name}", answer.content)
+    for scheme in ("Bearer", "Basic", "x"):
+        junk = secrets.password(f"token of {scheme}").replace(" ", "-")
+        secrets.mark(f"token of {scheme}", junk)
+        answer = await http.get("/api/v1/auth/me", headers={"authorization": f"{scheme} {junk}"})
+        assert answer.status_code == 401
+        assert not secrets.found_in("the answer", answer.content)
+    refresh = {"refreshToken": secrets.mark("made-up refresh token", new_secret())}
+    assert (await http.post("/api/v1/auth/refresh", headers=headers, json=refresh)).status_code == 401
+
+
+def test_the_search_finds_what_is_there() -> None:
+    secrets = Canaries()
+    secret = secrets.mark("it", new_secret())
+    for form in (secret, f"x{secret}x", secret.encode().hex(), base64.b64encode(secret.encode()).decode()):
+        assert secrets.found_in("here", f'{{"said": "{form}"}}'.encode()) == ["it in here"]
+    assert secrets.found_in("here", new_secret().encode()) == []
+
+
+async def test_no_log_and_no_file_has_a_secret(platform: Platform, canaries: Canaries) -> None:
+    marker = new_id()  # what was logged before this is in the files once this is
+    async with httpx.AsyncClient(base_url=platform.http_url) as http:
+        await http.get(f"/none/{marker}")
+    deadline = time.monotonic() + 20
+    while marker not in (platform.home / "logs" / "edge.log").read_text():
+        assert time.monotonic() < deadline, "the edge logs no paths"
+        time.sleep(0.1)  # noqa: ASYNC251
+    found, searched = [], 0
+    for path in _files(platform.home):
+        searched += 1
+        found += canaries.found_in(str(path.relative_to(platform.home)), path.read_bytes())
+    assert not found
+    assert searched > 5
+
+
+def _files(home: Path) -> list[Path]:
+    return [
+        path
+        for path in home.rglob("*")
+        if path.relative_to(home).parts[0] not in NOT_SEARCHED and stat.S_ISREG(path.lstat().st_mode)
+    ]
+
+
+async def test_no_table_has_a_secret(platform: Platform, canaries: Canaries) -> None:
+    admin = await platform.admin()
+    found, known = [], []
+    try:
+        tables = await admin.fetch(
+            "SELECT schemaname, tablename FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', 'information_schema')"
+        )
+        for schema, table in tables:
+            rows = io.BytesIO()
+            # Binary, so that texts, bytes and documents are what they are.
+            await admin.copy_from_table(table, schema_name=schema, output=rows, format="binary")
+            known += [f"{schema}.{table}"] if canaries.email.encode() in rows.getvalue() else []
+            found += canaries.found_in(f"{schema}.{table}", rows.getvalue())
+    finally:
+        await admin.close()
+    assert not found
+    assert "user_auth.users" in known
+
+
+async def test_neither_the_cache_nor_an_event_has_a_secret(platform: Platform, canaries: Canaries) -> None:
+    assert platform.settings.redis_url is not None
+    client: Any = redis.asyncio.Redis.from_url(platform.settings.redis_url.get_secret_value())
+    reads = {
+        b"string": client.get,
+        b"hash": client.hgetall,
+        b"list": lambda key: client.lrange(key, 0, -1),
+        b"set": client.smembers,
+        b"zset": lambda key: client.zrange(key, 0, -1, withscores=True),
+        b"stream": client.xrange,
+    }
+    found, kinds = [], set()
+    try:
+        async for key in client.scan_iter(count=500):
+            kind = await client.type(key)
+            if kind != b"none":  # it has expired meanwhile
+                kinds.add(kind)
+                found += canaries.found_in(f"Redis {key!r}", key + b" " + _flat(await reads[kind](key)))
+    finally:
+        await client.aclose()
+    assert not found
+    assert kinds >= {b"string", b"zset", b"stream"}
+
+
+def _flat(value: Any) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, dict):
+        value = value.items()
+    return b" ".join(map(_flat, value)) if not isinstance(value, str | int | float | None) else str(value).encode()
+
+
+async def test_no_trace_has_a_secret(platform: Platform, tenant: Tenant) -> None:
+    secrets, spans = Canaries(), InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    token = secrets.password("token").replace(" ", "")
+    secrets.mark("token", token)
+    request = user_auth_pb2.RegisterRequest(email="canary", password=secrets.password("password"))
+    address = f"127.0.0.1:{platform.settings.port(8080)}"
+
+    async def serve(_incoming: Any, _rpc: Any) -> None:
+        raise ValueError("refused")
+
+    async with grpc.aio.insecure_channel(address, interceptors=client_interceptors(provider)) as channel:
+        metadata = (("authorization", f"Bearer {token}"), ("x-api-key", token), *tenant.headers.items())
+        with pytest.raises(grpc.aio.AioRpcError):
+            await UserServiceStub(channel).Register(request, metadata=metadata, timeout=10)
+    traced: Any = CallTracer(provider, 1.0).around(f"{USERS}Register", serve)
+    with pytest.raises(ValueError, match="refused"):
+        await traced((request, dict(metadata)), FakeRpc([_Pair(*pair) for pair in metadata]))
+    told = "".join(span.to_json() for span in spans.get_finished_spans())
+    assert "Register" in told
+    assert not secrets.found_in("a span", told.encode())
