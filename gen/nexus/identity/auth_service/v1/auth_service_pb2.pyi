@@ -776,7 +776,7 @@ class SignInRecognizedRequest(_message.Message):
     credentials_version: _builtins.int
     """From whoever recognised them: VerifyPassword, ResolveIdentity, LinkIdentity."""
     recognized_by: _builtins.str
-    """How they were recognised (RFC 8176): "pwd" by their password; empty through an upstream provider."""
+    """How they were recognised: "pwd" by their password (RFC 8176), "fed" through an upstream provider."""
     user_agent: _builtins.str
     """Of the user's browser; the session that VerifyMfa may open later is its, too."""
     ip_address: _builtins.str
