@@ -1,4 +1,4 @@
-"""Clients proving who they are: by a secret (RFC 6749, section 2.3) or by a JWT that they sign (RFC 7523, section 2.2)."""
+"""Clients proving who they are, by a secret (RFC 6749, section 2.3) or a JWT that they sign (RFC 7523, section 2.2)."""
 
 import json
 from datetime import UTC, datetime, timedelta

@@ -22,7 +22,7 @@ from joserfc.jwk import ECKey, KeyParameters, KeySet, RSAKey
 from nexus.identity.token_mgr.v1.faults import RotationTooSoon
 from nexus.platform.key_service.v1.vault_pb2 import OpenRequest, SealRequest
 from nexus.platform.key_service.v1.vault_pb2_grpc import VaultServiceStub
-from nexus.type.v1.faults import DependencyUnavailable
+from nexus.type.v1.faults import DeadlineExceeded, DependencyUnavailable
 from services.chassis.clients import Clients
 from services.chassis.clock import now
 from services.chassis.context import acting_for
@@ -33,7 +33,7 @@ Result = TypeVar("Result")
 PrivateKey = ECKey | RSAKey
 
 _SEALED_UNDER = "signing-keys"
-_VAULT_SECONDS = 5.0
+_VAULT_SECONDS = 2.0
 _RSA_BITS = 2048
 _VERIFYING_FRESH_SECONDS = 1.0
 
@@ -86,16 +86,20 @@ class Vault:
     async def seal(self, key: SigningKey) -> bytes:
         """Raises DependencyUnavailable."""
         request = SealRequest(key=_SEALED_UNDER, plaintext=key.private_jwk, context={"kid": key.kid})
-        with acting_for(self._tenant):
-            sealed: bytes = (await self._vault.Seal(request, timeout=_VAULT_SECONDS)).ciphertext
+        sealed: bytes = (await self._ask(self._vault.Seal, request)).ciphertext
         return sealed
 
     async def open(self, kid: str, algorithm: Algorithm, sealed: bytes) -> SigningKey:
         """Raises DependencyUnavailable."""
-        request = OpenRequest(ciphertext=sealed, context={"kid": kid})
-        with acting_for(self._tenant):
-            opened = await self._vault.Open(request, timeout=_VAULT_SECONDS)
+        opened = await self._ask(self._vault.Open, OpenRequest(ciphertext=sealed, context={"kid": kid}))
         return SigningKey.parse(kid, algorithm, opened.plaintext)
+
+    async def _ask(self, method: Any, request: Any) -> Any:
+        try:
+            with acting_for(self._tenant):
+                return await method(request, timeout=_VAULT_SECONDS)
+        except DeadlineExceeded:
+            raise DependencyUnavailable(dependency="key-service", retry_after=1) from None
 
 
 class KeyRing:
