@@ -124,6 +124,7 @@ async def test_an_assertion_that_is_off_in_anything_is_refused(
         "another key": assertion(tenant, client, new_key()),
         "another client's name": assertion(tenant, client, key, iss=new_id()),
         "another subject": assertion(tenant, client, key, sub=new_id()),
+        "a name that is none": assertion(tenant, client, key, iss="\0", sub="\0"),
         "another audience": assertion(tenant, client, key, aud="https://elsewhere.example"),
         "another tenant": assertion(other_tenant, client, key),
         "no audience": assertion(tenant, client, key, aud=None),

@@ -2,7 +2,6 @@
 
 import json
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from authlib.oauth2 import OAuth2Error
 from authlib.oauth2.rfc6749.util import extract_basic_authorization
@@ -61,20 +60,22 @@ class Authenticator:
             raise OAuth2Error("the client assertion is of no known type", error="invalid_request")
         client = await self._registered(form.get("client_id") or _subject(assertion), clients.PRIVATE_KEY_JWT)
         try:
-            claims = self._verified(assertion, client, call)
-        except (JoseError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+            assertion_id, expires = self._verified(assertion, client, call)
+        except (JoseError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, OSError, RecursionError):
             raise _invalid() from None
-        expires = datetime.fromtimestamp(claims["exp"], UTC)
         if expires > now() + _LONGEST_ASSERTION:
             raise OAuth2Error("the client assertion lives too long", error="invalid_client")
         # Once only, so that nobody who sees it can use it (section 3, `jti`).
         used_until = expires + timedelta(seconds=_LEEWAY_SECONDS)
-        if not await self._clients.spend_assertion(client.client_id, hash_secret(claims["jti"]), used_until):
+        if not await self._clients.spend_assertion(client.client_id, hash_secret(assertion_id), used_until):
             raise OAuth2Error("the client assertion has been used before", error="invalid_client")
         return client
 
-    def _verified(self, assertion: str, client: Client, call: RequestContext) -> dict[str, Any]:
-        """RFC 7523, section 3. Raises JoseError."""
+    def _verified(self, assertion: str, client: Client, call: RequestContext) -> tuple[str, datetime]:
+        """Its id, and when it expires (RFC 7523, section 3).
+
+        Raises what joserfc and Python raise for what is malformed, forged or not meant for us.
+        """
         issuer = tenant_issuer(self._settings, call.tenant_id)
         keys = KeySet.import_key_set(json.loads(client.jwks))
         claims = jwt.decode(assertion, keys, algorithms=list(clients.ASSERTION_ALGORITHMS)).claims
@@ -86,7 +87,9 @@ class Authenticator:
             exp={"essential": True},
             jti={"essential": True},
         ).validate(claims)
-        return claims
+        if not isinstance(claims["jti"], str):
+            raise TypeError("an id is text")
+        return claims["jti"], datetime.fromtimestamp(claims["exp"], UTC)
 
     async def _registered(self, client_id: str, method: str) -> Client:
         client = await self._clients.find(client_id) if client_id else None

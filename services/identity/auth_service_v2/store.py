@@ -1,5 +1,6 @@
 """The SQL of auth-service-v2."""
 
+import uuid
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
@@ -107,7 +108,12 @@ class ClientStore:
         return _found(row, client_id)
 
     async def find(self, client_id: str) -> Client | None:
-        row = await self._database.fetchrow(f"SELECT {_CLIENT} FROM clients WHERE client_id::text = $1", client_id)
+        """By what somebody says is its id."""
+        try:
+            known = uuid.UUID(client_id)
+        except ValueError:
+            return None
+        row = await self._database.fetchrow(f"SELECT {_CLIENT} FROM clients WHERE client_id = $1", known)
         return Client(**row) if row is not None else None
 
     async def get(self, client_id: str) -> Client:
