@@ -98,7 +98,7 @@ class Jwk(_message.Message):
     alg: _builtins.str
     use: _builtins.str
     n: _builtins.str
-    """Of an RSA key."""
+    """Only of an RSA key."""
     e: _builtins.str
     def __init__(
         self,
@@ -110,14 +110,21 @@ class Jwk(_message.Message):
         y: _builtins.str = ...,
         alg: _builtins.str = ...,
         use: _builtins.str = ...,
-        n: _builtins.str = ...,
-        e: _builtins.str = ...,
+        n: _builtins.str | None = ...,
+        e: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_e", b"_e", "_n", b"_n", "e", b"e", "n", b"n"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alg", b"alg", "crv", b"crv", "e", b"e", "kid", b"kid", "kty", b"kty", "n", b"n", "use", b"use", "x", b"x", "y", b"y"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_e", b"_e", "_n", b"_n", "alg", b"alg", "crv", b"crv", "e", b"e", "kid", b"kid", "kty", b"kty", "n", b"n", "use", b"use", "x", b"x", "y", b"y"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__e: _TypeAlias = _typing.Literal["e"]  # noqa: Y015
+    _WhichOneofArgType__e: _TypeAlias = _typing.Literal["_e", b"_e"]  # noqa: Y015
+    _WhichOneofReturnType__n: _TypeAlias = _typing.Literal["n"]  # noqa: Y015
+    _WhichOneofArgType__n: _TypeAlias = _typing.Literal["_n", b"_n"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__e) -> _WhichOneofReturnType__e | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__n) -> _WhichOneofReturnType__n | None: ...
 
 Global___Jwk: _TypeAlias = Jwk  # noqa: Y015
 
