@@ -63,6 +63,7 @@ app.add_typer(cli_mesh.traffic, name="traffic")
 app.add_typer(cli_mesh.certificates, name="certificates")
 app.add_typer(cli_operator.tenant, name="tenant")
 app.add_typer(cli_operator.user, name="user")
+app.add_typer(cli_operator.client, name="client")
 app.add_typer(cli_operator.key, name="key")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import catalog, chassis, hop, http, ledger, running
+from tests.bench import catalog, chassis, hop, http, identity, ledger, running
 from tests.bench.measure import Result, Unavailable
 from tests.platforms import Platform
 
@@ -33,6 +33,12 @@ BENCHMARKS: dict[str, Callable[[Platform], Result]] = {
     "search-typed": catalog.typing,
     "ledger": ledger.uniform,
     "ledger-hot": ledger.hot,
+    "token-verify": identity.verify,
+    "token-verify-cached": identity.verify_cached,
+    "introspect": identity.introspect,
+    "login": identity.login,
+    "encrypt": identity.encrypt,
+    "decrypt": identity.decrypt,
 }
 
 

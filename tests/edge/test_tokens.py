@@ -18,8 +18,10 @@ from joserfc.jwk import ECKey
 
 from nexus.identity.auth_service.v1.auth_service_pb2 import GetMeRequest
 from nexus.identity.auth_service.v1.auth_service_pb2_grpc import AuthServiceStub
+from nexus.platform.key_service.v1.vault_pb2 import OpenRequest
+from nexus.platform.key_service.v1.vault_pb2_grpc import VaultServiceStub
 from services.chassis import contract
-from services.chassis.sealing import Sealer, read_root_key
+from services.chassis.clients import Clients
 from services.chassis.spec import discover
 from tests.edge.wire import reason, request
 from tests.platforms import Platform, SignedIn, Tenant
@@ -67,15 +69,22 @@ async def mint(platform: Platform, user: SignedIn) -> Mint:
     connection = await platform.admin()
     try:
         row = await connection.fetchrow(
-            "SELECT kid, private_sealed FROM token_mgr.signing_keys WHERE state = 'current'"
+            "SELECT kid, private_sealed FROM token_mgr.signing_keys WHERE state = 'current' AND algorithm = 'ES256'"
         )
     finally:
         await connection.close()
-    sealer = Sealer(read_root_key(platform.settings), "token-mgr")
-    private = json.loads(sealer.open(row["private_sealed"], f"signing key {row['kid']}"))
+    token_mgr = Clients(platform.settings, "token-mgr", frozenset({"key-service"}))
+    try:
+        opened = await token_mgr.stub(VaultServiceStub).Open(
+            OpenRequest(ciphertext=row["private_sealed"], context={"kid": row["kid"]}),
+            timeout=10.0,
+            metadata=(("x-nexus-tenant", platform.settings.platform_tenant),),
+        )
+    finally:
+        await token_mgr.stop()
     header = part(user.access_token, 0)
     assert header["kid"] == row["kid"]
-    return Mint(ECKey.import_key(private), part(user.access_token, 1), header)
+    return Mint(ECKey.import_key(json.loads(opened.plaintext)), part(user.access_token, 1), header)
 
 
 @pytest.fixture

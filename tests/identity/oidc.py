@@ -20,6 +20,9 @@ from services.chassis.spec import SERVICES
 from tests.platforms import PASSWORD, Platform, Tenant
 
 ROOT = SERVICES.parent
+VERIFIER = "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk"
+CHALLENGE = "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM"
+"""RFC 7636, appendix B."""
 REDIRECT_URI = "http://127.0.0.1:9/callback"
 """Nobody listens there: the browser stops before it goes."""
 STATUS = "x-http-status"
@@ -108,6 +111,10 @@ class Browser:
     async def __aexit__(self, *_: object) -> None:
         await self._http.aclose()
 
+    def remember(self, name: str, content: str) -> None:
+        """Have a cookie."""
+        self._http.cookies.set(name, content)
+
     async def get(self, url: str) -> httpx.Response:
         return await self._follow(await self._http.get(self._secure(url)))
 
@@ -161,7 +168,38 @@ async def granted(
     return answer.headers["location"], verifier
 
 
-async def claims_of(token: str, tenant: Tenant, http: httpx.AsyncClient) -> dict[str, Any]:
+async def claims_of(token: str, tenant: Tenant, http: httpx.AsyncClient, algorithm: str = "ES256") -> dict[str, Any]:
     """The claims of a token that the tenant's published keys verify."""
     keys = KeySet.import_key_set((await http.get(f"/t/{tenant.tenant_id}/jwks.json")).json())
-    return jwt.decode(token, keys, algorithms=["ES256"]).claims
+    return jwt.decode(token, keys, algorithms=[algorithm]).claims
+
+
+async def signed_in(
+    tenant: Tenant, browser: Browser, client: Registered, email: str, scope: str = "openid email", **parameters: str
+) -> dict[str, Any]:
+    """The tokens of a code flow."""
+    async with relying_party(tenant, client, scope=scope) as authlib:
+        location, verifier = await granted(browser, tenant, authlib, email, **parameters)
+        token: dict[str, Any] = await authlib.fetch_token(authorization_response=location, code_verifier=verifier)
+        return token
+
+
+def authorization(client_id: str, **changed: str) -> dict[str, str]:
+    """The parameters of an authorization request. None is kept that is changed to nothing."""
+    parameters = {
+        "response_type": "code",
+        "client_id": client_id,
+        "redirect_uri": REDIRECT_URI,
+        "scope": "openid email",
+        "code_challenge": CHALLENGE,
+        "code_challenge_method": "S256",
+        **changed,
+    }
+    return {name: value for name, value in parameters.items() if value}
+
+
+async def registration_token(tenant: Tenant, http: httpx.AsyncClient, uses: int = 1) -> dict[str, str]:
+    """The header that lets somebody register clients."""
+    owner = await tenant.sign_in("owner")
+    made = await http.post("/api/v1/client-registration-tokens", headers=owner.headers, json={"uses": uses})
+    return {"authorization": f"Bearer {made.json()['registrationToken']}"}

@@ -12,13 +12,14 @@ from tests.identity.oidc import (
     Browser,
     Registered,
     claims_of,
-    granted,
     issuer,
     needs_the_edge,
     register,
     relying_party,
+    signed_in,
     status,
 )
+from tests.identity.people import value
 from tests.platforms import Platform, Tenant
 
 DEVICE = "urn:ietf:params:oauth:grant-type:device_code"
@@ -37,16 +38,6 @@ async def post(
     return await http.post(
         f"/t/{tenant.tenant_id}/oauth2/{endpoint}", data=form, auth=(client.client_id, client.secret)
     )
-
-
-async def signed_in(
-    tenant: Tenant, browser: Browser, client: Registered, email: str, scope: str = "openid email"
-) -> dict[str, Any]:
-    """The tokens of a code flow."""
-    async with relying_party(tenant, client, scope=scope) as authlib:
-        location, verifier = await granted(browser, tenant, authlib, email)
-        token: dict[str, Any] = await authlib.fetch_token(authorization_response=location, code_verifier=verifier)
-        return token
 
 
 async def let_the_grace_pass(platform: Platform, tenant: Tenant) -> None:
@@ -229,6 +220,57 @@ async def test_a_device_gets_its_tokens_once(
     assert (await poll())["error"] == "invalid_grant"
 
 
+async def test_authlib_signs_a_device_in_and_refreshes_its_tokens(
+    tenant: Tenant, browser: Browser, http: httpx.AsyncClient, platform: Platform
+) -> None:
+    client = await register(tenant, http, grantTypes=[DEVICE, "refresh_token"], redirectUris=[])
+    email = await tenant.provision()
+    async with relying_party(tenant, client, scope="openid email") as authlib:
+        started = await post(http, tenant, client, "device_authorization", scope="openid email")
+        device = started.json()
+        assert set(device) == {
+            "device_code", "user_code", "verification_uri", "verification_uri_complete", "expires_in", "interval",
+        }  # fmt: skip
+
+        async def poll() -> dict[str, Any]:
+            token: dict[str, Any] = await authlib.fetch_token(grant_type=DEVICE, device_code=device["device_code"])
+            return token
+
+        for told in ("authorization_pending", "slow_down"):
+            with pytest.raises(OAuthError, match=told):
+                await poll()
+        # The user comes to the page on their own, signs in there, and types the code as they please.
+        page = await browser.get(device["verification_uri"])
+        typed = device["user_code"].lower().replace("-", " ")
+        page = await browser.get(f"{page.url}?user_code={typed}")
+        page = await browser.sign_in(page, email)
+        assert device["user_code"] in page.text, "the user compares it with the device's"
+        assert "Done" in (await browser.submit(page, decision="allow")).text
+        await rest(platform, tenant)
+        token = await poll()
+        assert (await claims_of(token["id_token"], tenant, http))["email"] == email
+        fresh = await authlib.refresh_token(f"{issuer(tenant)}/oauth2/token")
+        assert fresh["refresh_token"] != token["refresh_token"]
+        assert (await authlib.get(f"{issuer(tenant)}/oauth2/userinfo")).json()["email"] == email
+    unknown = await browser.get(f"{device['verification_uri']}?user_code=BBBB-BBBB")
+    assert "No device waits with this code" in unknown.text
+
+
+async def test_each_poll_that_comes_too_early_makes_the_device_wait_five_seconds_longer(
+    tenant: Tenant, http: httpx.AsyncClient, platform: Platform
+) -> None:
+    """RFC 8628, section 3.5."""
+    client = await register(tenant, http, grantTypes=[DEVICE], redirectUris=[])
+    device = (await post(http, tenant, client, "device_authorization")).json()
+    waits = []
+    for told in ("authorization_pending", "slow_down", "slow_down", "slow_down"):
+        answer = await post(http, tenant, client, "token", grant_type=DEVICE, device_code=device["device_code"])
+        assert answer.json()["error"] == told
+        query = "SELECT poll_seconds FROM auth_service_v2.device_codes WHERE tenant_id = $1"
+        waits.append(await value(platform, query, tenant.tenant_id))
+    assert waits == [device["interval"] + 5 * more for more in (0, 1, 2, 3)]
+
+
 async def test_a_denied_device_and_a_late_one_get_nothing(
     tenant: Tenant, browser: Browser, http: httpx.AsyncClient, platform: Platform
 ) -> None:
@@ -287,22 +329,26 @@ async def test_a_service_acts_on_a_users_behalf_with_less_than_the_user_has(
     assert (await http.get(f"/api/v1/users/{user.user_id}", headers=bearer)).status_code == 401
 
 
-async def test_whoever_has_a_registration_token_registers_so_many_clients(
-    tenant: Tenant, http: httpx.AsyncClient
-) -> None:
-    """[oidcc-dynamic-registration]"""
-    owner = await tenant.sign_in("owner")
-    made = await http.post("/api/v1/client-registration-tokens", headers=owner.headers, json={"uses": 2})
-    bearer = {"authorization": f"Bearer {made.json()['registrationToken']}"}
-    metadata = {"redirect_uris": ["https://app.example/cb"], "scope": "openid users.read", "logo_uri": "x"}
-    path = f"/t/{tenant.tenant_id}/oauth2/register"
-    bad = await http.post(path, headers=bearer, json={"redirect_uris": ["javascript:alert(1)"]})
-    assert bad.json()["error"] == "invalid_redirect_uri"
-    answers = await asyncio.gather(*(http.post(path, headers=bearer, json=metadata) for _ in range(5)))
-    assert sorted(map(status, answers)) == [201, 201, 401, 401, 401]
-    registered = next(answer.json() for answer in answers if status(answer) == 201)
-    assert registered["scope"] == "openid"
-    assert registered["client_secret"]
+async def test_who_acts_for_a_user_is_told_through_each_exchange(tenant: Tenant, http: httpx.AsyncClient) -> None:
+    """RFC 8693, section 4.1: the actor of now outside, those before within."""
+    user = await tenant.sign_in("owner")
+    first, second = [
+        await register(tenant, http, grantTypes=[EXCHANGE], redirectUris=[], scopes=["users.read"]) for _ in range(2)
+    ]
+    token = user.access_token
+    for client in (first, second):
+        form = {
+            "grant_type": EXCHANGE,
+            "subject_token": token,
+            "subject_token_type": "urn:ietf:params:oauth:token-type:access_token",
+        }
+        token = (await post(http, tenant, client, "token", **form)).json()["access_token"]
+    claims = await claims_of(token, tenant, http)
+    assert claims["sub"] == user.user_id
+    assert claims["act"] == {"sub": second.client_id, "act": {"sub": first.client_id}}
+    assert claims["exp"] <= (await claims_of(user.access_token, tenant, http))["exp"]
+    told = (await post(http, tenant, first, "introspect", token=token)).json()
+    assert (told["active"], told["act"]) == (True, {"sub": second.client_id})
 
 
 async def test_secrets_are_stored_as_hashes_only(platform: Platform, tenant: Tenant, http: httpx.AsyncClient) -> None:

@@ -1,5 +1,6 @@
 """Signing in through an upstream OpenID Provider: another tenant of this very platform."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import httpx
@@ -17,6 +18,7 @@ from tests.identity.oidc import (
     relying_party,
     status,
 )
+from tests.identity.people import body, enroll_totp, value
 from tests.platforms import Platform, Tenant
 
 pytestmark = needs_the_edge
@@ -113,3 +115,82 @@ async def test_a_tenant_with_a_provider_still_takes_passwords(
     async with relying_party(tenant, client) as authlib:
         location, _ = await granted(browser, tenant, authlib, email)
     assert "code" in query_of(location)
+
+
+async def come_back(browser: Browser, page: httpx.Response, email: str) -> httpx.Response:
+    """Sign in at the upstream and consent there; returns what the tenant then shows."""
+    there = page.url.path.rpartition("/")[0]
+    page = await browser.sign_in(page, email)
+    return await browser.submit(page, decision="allow") if page.url.path.startswith(there) else page
+
+
+async def test_an_identity_is_linked_to_an_account_by_who_can_sign_in_to_it(
+    platform: Platform, tenant: Tenant, other_tenant: Tenant, http: httpx.AsyncClient
+) -> None:
+    client, user = await connect(tenant, other_tenant, http), await tenant.sign_in()
+    upstream_user = await other_tenant.sign_in(email=await other_tenant.provision(email=user.email))
+    async with Browser(platform) as browser:
+        page, _ = await at_upstream(browser, tenant, client)
+        page = await come_back(browser, page, user.email)
+        assert "Sign in to it here" in page.text
+        page = await browser.sign_in(page, user.email)
+        assert "Allow" in page.text, page.text
+    identities = body(await http.get("/api/v1/identities", headers=user.headers))["identities"]
+    assert [(each["issuer"], each["subject"]) for each in identities] == [(issuer(other_tenant), upstream_user.user_id)]
+    async with Browser(platform) as browser, relying_party(tenant, client) as authlib:
+        page, verifier = await at_upstream(browser, tenant, client)
+        page = await come_back(browser, page, user.email)
+        page = await browser.submit(page, decision="allow")
+        token = await authlib.fetch_token(authorization_response=page.headers["location"], code_verifier=verifier)
+        claims = await claims_of(token["id_token"], tenant, http)
+    assert (claims["sub"], claims["amr"]) == (user.user_id, ["fed"])
+
+    await http.delete(f"/api/v1/identities/{identities[0]['identityId']}", headers=user.headers)
+    async with Browser(platform) as browser:
+        page, _ = await at_upstream(browser, tenant, client)
+        assert "Sign in to it here" in (await come_back(browser, page, user.email)).text
+
+
+async def test_the_upstream_does_not_go_around_a_second_factor_or_a_disabled_account(
+    platform: Platform, tenant: Tenant, other_tenant: Tenant, http: httpx.AsyncClient
+) -> None:
+    client, user, owner = (
+        await connect(tenant, other_tenant, http),
+        await tenant.sign_in(),
+        await tenant.sign_in("owner"),
+    )
+    await other_tenant.provision(email=user.email)
+    totp, _ = await enroll_totp(http, user)
+    async with Browser(platform) as browser:
+        page, _ = await at_upstream(browser, tenant, client)
+        page = await browser.sign_in(await come_back(browser, page, user.email), user.email)
+        page = await browser.submit(page, code=totp.code())
+        assert "Allow" in page.text, "linked, once both factors are proved"
+    async with Browser(platform) as browser:
+        page, _ = await at_upstream(browser, tenant, client)
+        page = await come_back(browser, page, user.email)
+        assert "Prove that it is you" in page.text
+        assert "nexus_session" not in page.headers.get("set-cookie", "")
+        assert "Allow" in (await browser.submit(page, code=totp.code())).text
+    body(await http.post(f"/api/v1/users/{user.user_id}:disable", headers=owner.headers, json={}))
+    async with Browser(platform) as browser:
+        page, _ = await at_upstream(browser, tenant, client)
+        page = await come_back(browser, page, user.email)
+        assert "Your account is disabled" in page.text
+        assert "nexus_session" not in page.headers.get("set-cookie", "")
+
+
+async def test_a_newcomer_who_comes_back_in_many_tabs_at_once_is_one_user(
+    platform: Platform, tenant: Tenant, other_tenant: Tenant, http: httpx.AsyncClient
+) -> None:
+    client, email = await connect(tenant, other_tenant, http), await other_tenant.provision()
+
+    async def tab() -> str:
+        async with Browser(platform) as browser:
+            page, _ = await at_upstream(browser, tenant, client)
+            return (await come_back(browser, page, email)).text
+
+    shown = await asyncio.gather(*(tab() for _ in range(4)))
+    assert all(f"You are signed in as <strong>{email}</strong>" in text for text in shown), shown
+    count = "SELECT count(*) FROM user_auth.users WHERE tenant_id = $1 AND email = $2"
+    assert await value(platform, count, tenant.tenant_id, email) == 1

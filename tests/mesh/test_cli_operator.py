@@ -1,10 +1,12 @@
-"""`nexus tenant`, `nexus user` and `nexus key`, as an operator types them."""
+"""`nexus tenant`, `nexus user`, `nexus client` and `nexus key`, as an operator types them."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from joserfc.jwk import ECKey
 
 from mesh import cli_operator
 from services.chassis.ids import new_id
@@ -85,7 +87,37 @@ async def test_keys_are_made_for_users_and_revoked(platform: Platform, tenant: T
     assert len(read(platform, "key", "list", *of, "--all")) == 1
 
 
-@pytest.mark.parametrize("command", ["tenant", "user", "key"])
+async def test_clients_are_registered_with_a_secret_or_a_key_and_deleted(
+    platform: Platform, tenant: Tenant, http: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    of = ("-t", tenant.tenant_id)
+    machine = ("--grant-type", "client_credentials", "--scope", "users.read")
+    client_id, secret = platform.nexus("client", "create", "Nightly", *of, *machine).stdout.split()
+    endpoint, form = f"/t/{tenant.tenant_id}/oauth2/token", {"grant_type": "client_credentials"}
+    granted = await http.post(endpoint, data=form, auth=(client_id, secret))
+    assert granted.json()["scope"] == "users.read"
+
+    keys = tmp_path / "keys.json"
+    keys.write_text(json.dumps({"keys": [ECKey.generate_key("P-256").as_dict(private=False)]}))
+    by_key = ("--authentication", "private_key_jwt", "--jwks", str(keys))
+    signing = read(platform, "client", "create", "Signing", *of, *machine, *by_key)
+    assert "client_secret" not in signing or not signing["client_secret"]
+    device = ("--grant-type", "device_code", "--authentication", "none", "--scope", "openid")
+    television = read(platform, "client", "create", "Television", *of, *device)
+    assert television["settings"]["grant_types"] == ["urn:ietf:params:oauth:grant-type:device_code"]
+    listed = read(platform, "client", "list", *of)
+    assert [each["settings"]["client_name"] for each in listed] == ["Television", "Signing", "Nightly"]
+    assert "client_credentials" in platform.nexus("client", "list", *of).stdout
+
+    platform.nexus("client", "delete", client_id, *of)
+    refusal = await http.post(endpoint, data=form, auth=(client_id, secret))
+    assert refusal.json()["error"] == "invalid_client"
+    assert "CLIENT_NOT_FOUND" in refused(platform, "client", "delete", client_id, *of)
+    assert "CLIENT_METADATA_INVALID" in refused(platform, "client", "create", "Web", *of, "--scope", "openid")
+    assert "no way to authenticate" in refused(platform, "client", "create", "Web", *of, "--authentication", "x")
+
+
+@pytest.mark.parametrize("command", ["tenant", "user", "client", "key"])
 def test_help_shows_every_command_with_an_example(platform: Platform, command: str) -> None:
     for each in getattr(cli_operator, command).registered_commands:
         shown = " ".join(platform.nexus(command, each.name, "--help").stdout.split())

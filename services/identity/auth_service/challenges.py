@@ -27,6 +27,10 @@ class Challenge:
     """Empty where the answer is to say who the user is."""
     credentials_version: int = 0
     """The user's, when they gave their password."""
+    recognized_by: str = ""
+    """How another service recognised them: "pwd", "fed"; then it says whose browser theirs is, too."""
+    user_agent: str = ""
+    ip_address: str = ""
 
     @property
     def signed(self) -> bytes:

@@ -1,7 +1,7 @@
 """What a proof is worth: how sure it makes the platform of the user (NIST SP 800-63B), by which means (RFC 8176)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -12,6 +12,8 @@ class Proof:
 
 
 PASSWORD = Proof("aal1", ("pwd",))
+RECOGNIZED = {"pwd": PASSWORD, "fed": Proof("aal1", ("fed",))}
+"""By how another service recognised the user. RFC 8176 has no name for an upstream provider's word."""
 SECOND_FACTOR = {
     "totp_code": Proof("aal2", ("pwd", "otp", "mfa")),
     "recovery_code": Proof("aal2", ("pwd", "otp", "mfa")),
@@ -20,3 +22,9 @@ SECOND_FACTOR = {
 """Of sessions that began with the password, by the field of the request that has the factor."""
 PASSKEY_ALONE = Proof("aal2", ("pop", "user", "mfa"))
 """The authenticator is one factor, the PIN or finger by which it verified its user the other."""
+
+
+def after(recognized_by: str, proof: Proof) -> Proof:
+    """A second factor after something else than the password; after the password when that is empty."""
+    first = recognized_by or "pwd"
+    return replace(proof, methods=[first if method == "pwd" else method for method in proof.methods])

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from google.protobuf import json_format
@@ -19,8 +20,9 @@ from nexus.identity.token_mgr.v1.token_mgr_pb2_grpc import TokenServiceStub
 from nexus.identity.user_auth.v1 import user_auth_pb2
 from nexus.identity.user_auth.v1.faults import CredentialsInvalid, UserDisabled, UserNotFound
 from nexus.identity.user_auth.v1.user_auth_pb2_grpc import UserServiceStub
+from nexus.type.v1.faults import CallerNotAllowed
 from services.chassis.clock import moment, now, timestamp
-from services.chassis.context import RequestContext
+from services.chassis.context import OPERATOR, RequestContext
 from services.chassis.fields import FieldCipher
 from services.chassis.ids import new_id
 from services.chassis.lockout import Lockout
@@ -36,11 +38,13 @@ from services.identity.auth_service.challenges import (
 )
 from services.identity.auth_service.factors import FactorRules, Factors
 from services.identity.auth_service.passkeys import Json, RelyingParty, passkey_bytes, passkey_id
-from services.identity.auth_service.proofs import PASSKEY_ALONE, PASSWORD, SECOND_FACTOR, Proof
+from services.identity.auth_service.proofs import PASSKEY_ALONE, PASSWORD, RECOGNIZED, SECOND_FACTOR, Proof, after
 from services.identity.auth_service.spec import Config
 from services.identity.auth_service.store import FactorStore
 
 _FORGET_SECONDS = 3600.0
+_RECOGNIZERS = ("auth-service-v2", OPERATOR)
+"""Who may say that it has recognised a user. Others may call us, and sign nobody in."""
 
 
 class AuthService:
@@ -85,8 +89,9 @@ class AuthService:
         challenge = await self._challenges.find(call.tenant_id, request.challenge_id, LOGIN)
         proof = await self._prove(challenge, request)
         await self._challenges.close(call.tenant_id, request.challenge_id)
+        proof = after(challenge.recognized_by, proof)
         tokens, session = await self._sign_in(
-            call, challenge.user_id, challenge.credentials_version, proof, second_factor=True
+            call, challenge.user_id, challenge.credentials_version, proof, second_factor=True, device=challenge
         )
         return pb.VerifyMfaResponse(tokens=tokens, session=session)
 
@@ -223,6 +228,26 @@ class AuthService:
             recovery_codes=await self._factors.new_recovery_codes(call.user.user_id)
         )
 
+    async def SignInRecognized(
+        self, request: pb.SignInRecognizedRequest, call: RequestContext
+    ) -> pb.SignInRecognizedResponse:
+        if call.caller not in _RECOGNIZERS:
+            raise CallerNotAllowed(caller=call.caller or "", method=call.method.full_name)
+        challenge = replace(
+            new_challenge(LOGIN, request.user_id, request.credentials_version),
+            recognized_by=request.recognized_by,
+            user_agent=request.user_agent,
+            ip_address=request.ip_address,
+        )
+        factors = await self._factors.of(request.user_id)
+        if factors:
+            return pb.SignInRecognizedResponse(mfa=await self._ask(call, challenge, factors))
+        proof = RECOGNIZED[request.recognized_by]
+        tokens, session = await self._sign_in(
+            call, request.user_id, request.credentials_version, proof, second_factor=False, device=challenge
+        )
+        return pb.SignInRecognizedResponse(tokens=tokens, session=session)
+
     async def _ask(self, call: RequestContext, challenge: Challenge, factors: Factors) -> pb.MfaChallenge:
         """The challenge as the user sees it: any of their factors answers it, or the password if they have none."""
         asked = pb.MfaChallenge(challenge_id=await self._challenges.put(call.tenant_id, challenge))
@@ -252,14 +277,22 @@ class AuthService:
         return SECOND_FACTOR[kind or ""]
 
     async def _sign_in(
-        self, call: RequestContext, user_id: str, credentials_version: int, proof: Proof, *, second_factor: bool
+        self,
+        call: RequestContext,
+        user_id: str,
+        credentials_version: int,
+        proof: Proof,
+        *,
+        second_factor: bool,
+        device: Challenge | None = None,
     ) -> tuple[pb.Tokens, session_mgr_pb2.Session]:
-        """Open a session and issue its tokens."""
+        """Open a session and issue its tokens. `device` says whose the browser is, if another service speaks for it."""
+        elsewhere = device if device is not None and device.recognized_by else None
         opened = await self._sessions.CreateSession(
             session_mgr_pb2.CreateSessionRequest(
                 user_id=user_id,
-                user_agent=call.user_agent[:512],
-                ip_address=call.client_address()[:64],
+                user_agent=elsewhere.user_agent if elsewhere else call.user_agent[:512],
+                ip_address=elsewhere.ip_address if elsewhere else call.client_address()[:64],
                 request_id=new_id(),
                 assurance=proof.assurance,
                 methods=proof.methods,

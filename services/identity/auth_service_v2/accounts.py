@@ -1,40 +1,65 @@
 """Users at the pages: the session that their browser holds, and how they get one."""
 
+import contextlib
 import hmac
+import json
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 
-from nexus.identity.auth_service.v1.auth_service_pb2 import LoginRequest
+from google.protobuf import json_format
+from google.protobuf.struct_pb2 import Struct
+
+from nexus.identity.auth_service.v1.auth_service_pb2 import (
+    MFA_METHOD_RECOVERY_CODE,
+    MFA_METHOD_TOTP,
+    SignInRecognizedRequest,
+    VerifyMfaRequest,
+)
 from nexus.identity.auth_service.v1.auth_service_pb2_grpc import AuthServiceStub
+from nexus.identity.auth_service.v1.faults import MfaInvalid
 from nexus.identity.session_mgr.v1 import session_mgr_pb2
 from nexus.identity.session_mgr.v1.faults import SessionNotFound
 from nexus.identity.session_mgr.v1.session_mgr_pb2_grpc import SessionServiceStub
-from nexus.identity.token_mgr.v1.token_mgr_pb2 import IssueTokensRequest
-from nexus.identity.token_mgr.v1.token_mgr_pb2_grpc import TokenServiceStub
 from nexus.identity.user_auth.v1 import user_auth_pb2
-from nexus.identity.user_auth.v1.faults import EmailTaken
+from nexus.identity.user_auth.v1.faults import (
+    CredentialsInvalid,
+    EmailTaken,
+    IdentityNotLinked,
+    IdentityTaken,
+    UserDisabled,
+)
 from nexus.identity.user_auth.v1.user_auth_pb2_grpc import UserServiceStub
+from nexus.type.v1.faults import InvalidRequest
 from services.chassis.clock import moment, now
 from services.chassis.context import RequestContext
-from services.chassis.ids import hash_secret, new_id, new_secret
+from services.chassis.ids import hash_secret, new_secret
 from services.chassis.service import Service
 from services.identity.auth_service_v2 import tickets
-from services.identity.auth_service_v2.store import ProviderStore
 from services.identity.auth_service_v2.tickets import Tickets
 
 SESSION_COOKIE = "nexus_session"
 BROWSER_COOKIE = "nexus_browser"
 Header = tuple[str, str]
+_Recognized = (
+    user_auth_pb2.VerifyPasswordResponse | user_auth_pb2.ResolveIdentityResponse | user_auth_pb2.LinkIdentityResponse
+)
+"""What says who the user is, and under which version of their credentials."""
+
+_TOTP_CODE = re.compile(r"[0-9]{6}")
+_MAX_CODE = 64
+_MAX_DEPTH = 8
 
 
-class SecondFactorNeeded(Exception):  # noqa: N818  an answer, not a failure
-    """The user has a second factor, which these pages cannot ask for."""
-
-
-class NoAccount(Exception):  # noqa: N818
+class NoAccount(Exception):  # noqa: N818  an answer, not a failure
     """An upstream identity belongs to no user and cannot be given one. The message is for the user."""
+
+
+class AddressTaken(NoAccount):
+    """There is a user with its address, who can have it linked by signing in."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +70,19 @@ class BrowserSession:
     user_id: str
     auth_time: datetime
     expires: datetime
+    assurance: str
+    methods: Sequence[str]
+
+
+@dataclass(frozen=True)
+class SecondFactor:
+    """What a user who has been recognised is asked for."""
+
+    challenge_id: str
+    takes_code: bool
+    """Of the authenticator app, or a recovery code."""
+    passkey_options: str
+    """For `navigator.credentials.get`, in JSON; empty for a user without passkeys."""
 
 
 class Accounts:
@@ -52,12 +90,9 @@ class Accounts:
 
     def __init__(self, service: Service, sealed: Tickets) -> None:
         self._tickets = sealed
-        self._database = service.database
-        self._providers = ProviderStore(service.database)
         self._auth = service.clients.stub(AuthServiceStub)
         self._users = service.clients.stub(UserServiceStub)
         self._sessions = service.clients.stub(SessionServiceStub)
-        self._tokens = service.clients.stub(TokenServiceStub)
 
     async def session(self, call: RequestContext) -> BrowserSession | None:
         """The live session that the browser's cookie stands for."""
@@ -74,44 +109,44 @@ class Accounts:
             return None
         return _session(answer.session)
 
-    async def sign_in(self, email: str, password: str) -> BrowserSession:
-        """Raises auth-service's faults, and SecondFactorNeeded."""
-        answer = await self._auth.Login(LoginRequest(email=email, password=password))
-        if not answer.HasField("session"):
-            raise SecondFactorNeeded
-        return _session(answer.session)
+    async def sign_in(self, email: str, password: str, call: RequestContext) -> BrowserSession | SecondFactor:
+        """Raises user-auth's faults."""
+        verified = await self._users.VerifyPassword(user_auth_pb2.VerifyPasswordRequest(email=email, password=password))
+        return await self._recognized("pwd", verified, call)
 
     async def sign_in_from(
-        self, provider_id: str, subject: str, profile: dict[str, Any], call: RequestContext
-    ) -> BrowserSession:
-        """Open a session for the user of an upstream identity, a new one if it has none. Raises NoAccount."""
-        user_id = await self._providers.owner_of(provider_id, subject)
-        if user_id is None:
-            async with self._database.transaction():
-                await self._providers.lock_identity(provider_id, subject)
-                user_id = await self._providers.owner_of(provider_id, subject)
-                if user_id is None:
-                    user_id = await self._provision(profile)
-                    await self._providers.link(provider_id, subject, user_id)
-        resolved = await self._users.ResolveUser(user_auth_pb2.ResolveUserRequest(user_id=user_id))
-        opened = await self._sessions.CreateSession(
-            session_mgr_pb2.CreateSessionRequest(
-                user_id=user_id,
-                user_agent=call.user_agent[:512],
-                ip_address=call.client_address()[:64],
-                request_id=new_id(),
+        self, issuer: str, profile: Mapping[str, Any], call: RequestContext
+    ) -> BrowserSession | SecondFactor:
+        """Sign in the user of an upstream identity, a new one if it belongs to nobody. Raises NoAccount."""
+        identity = user_auth_pb2.ResolveIdentityRequest(issuer=issuer, subject=profile["sub"])
+        try:
+            try:
+                user: _Recognized = await self._users.ResolveIdentity(identity)
+            except IdentityNotLinked:
+                user = await self._provision(identity, profile)
+            return await self._recognized("fed", user, call)
+        except (UserDisabled, CredentialsInvalid):
+            raise NoAccount("Your account is disabled.") from None
+
+    async def link(self, issuer: str, subject: str, session: BrowserSession) -> None:
+        """Let the user sign in by an upstream identity from now on."""
+        # If it has become another's since, theirs it is.
+        with contextlib.suppress(IdentityTaken):
+            await self._users.LinkIdentity(
+                user_auth_pb2.LinkIdentityRequest(issuer=issuer, subject=subject, user_id=session.user_id)
             )
-        )
-        # The session's own family is what its grants end with.
-        await self._tokens.IssueTokens(
-            IssueTokensRequest(
-                user_id=user_id,
-                session_id=opened.session.session_id,
-                permissions=resolved.permissions,
-                session_expire_time=opened.session.expire_time,
-            )
-        )
-        return _session(opened.session)
+
+    async def prove(self, factor: SecondFactor, *, code: str, passkey: str) -> BrowserSession:
+        """Complete a sign-in. Raises auth-service's faults."""
+        proof = VerifyMfaRequest(challenge_id=factor.challenge_id)
+        digits = "".join(code.split())
+        if passkey:
+            proof.passkey.CopyFrom(_passkey(passkey))
+        elif _TOTP_CODE.fullmatch(digits):
+            proof.totp_code = digits
+        else:
+            proof.recovery_code = code[:_MAX_CODE]
+        return _session((await self._auth.VerifyMfa(proof)).session)
 
     async def end(self, session: BrowserSession) -> None:
         await self._sessions.EndUserSessions(
@@ -126,26 +161,52 @@ class Accounts:
     def no_session_cookie(self, call: RequestContext) -> Header:
         return _set_cookie(SESSION_COOKIE, "", call.tenant_id, 0)
 
-    async def _provision(self, profile: dict[str, Any]) -> str:
+    async def _recognized(
+        self,
+        how: str,
+        user: _Recognized,
+        call: RequestContext,
+    ) -> BrowserSession | SecondFactor:
+        answer = await self._auth.SignInRecognized(
+            SignInRecognizedRequest(
+                user_id=user.user.user_id,
+                credentials_version=user.credentials_version,
+                recognized_by=how,
+                user_agent=call.user_agent[:512],
+                ip_address=call.client_address()[:64],
+            )
+        )
+        if answer.HasField("session"):
+            return _session(answer.session)
+        options = json_format.MessageToDict(answer.mfa.passkey_options)
+        takes_code = bool({MFA_METHOD_TOTP, MFA_METHOD_RECOVERY_CODE} & set(answer.mfa.methods))
+        return SecondFactor(answer.mfa.challenge_id, takes_code, json.dumps(options) if options else "")
+
+    async def _provision(
+        self, identity: user_auth_pb2.ResolveIdentityRequest, profile: Mapping[str, Any]
+    ) -> _Recognized:
         """A new user with the address that the provider has verified. Never one who exists: an address alone does not
         prove that the two are the same person."""
         email = profile.get("email")
         if not email or profile.get("email_verified") is not True:
             raise NoAccount("The provider does not vouch for an e-mail address of yours.")
-        password, name = new_secret(), str(profile.get("name") or "")[:200]
-        try:
-            await self._users.Register(
-                user_auth_pb2.RegisterRequest(email=email, password=password, display_name=name, request_id=new_id())
-            )
-        except EmailTaken:
-            raise NoAccount(
-                "There is an account with your e-mail address already: sign in with its password."
-            ) from None
-        provisioned = await self._users.ProvisionUser(
-            user_auth_pb2.ProvisionUserRequest(email=email, password=password, display_name=name)
+        new = user_auth_pb2.LinkIdentityRequest(
+            issuer=identity.issuer,
+            subject=identity.subject,
+            email=str(email),
+            display_name=str(profile.get("name") or "")[:200],
         )
-        user_id: str = provisioned.user.user_id
-        return user_id
+        try:
+            return await self._users.LinkIdentity(new)
+        except InvalidRequest:
+            raise NoAccount("The provider gives you an e-mail address that is none.") from None
+        except (EmailTaken, IdentityTaken):
+            # By the same person in another tab, perhaps.
+            with contextlib.suppress(IdentityNotLinked):
+                return await self._users.ResolveIdentity(identity)
+        raise AddressTaken(
+            "There is an account with your e-mail address already. Sign in to it here, and the two are linked."
+        )
 
 
 def cookies(call: RequestContext) -> dict[str, str]:
@@ -183,4 +244,19 @@ def _set_cookie(name: str, value: str, tenant_id: str, max_age: int | None) -> H
 
 
 def _session(session: session_mgr_pb2.Session) -> BrowserSession:
-    return BrowserSession(session.session_id, session.user_id, moment(session.create_time), moment(session.expire_time))
+    return BrowserSession(
+        session.session_id,
+        session.user_id,
+        moment(session.auth_time),
+        moment(session.expire_time),
+        session.assurance,
+        tuple(session.methods),
+    )
+
+
+def _passkey(answer: str) -> Struct:
+    """What the page's script sends. Raises MfaInvalid."""
+    try:
+        return json_format.Parse(answer, Struct(), max_recursion_depth=_MAX_DEPTH)
+    except json_format.ParseError:
+        raise MfaInvalid() from None

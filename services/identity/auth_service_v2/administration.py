@@ -27,6 +27,7 @@ _AUTHENTICATION = {
     pb.CLIENT_AUTHENTICATION_CLIENT_SECRET_BASIC: clients.BASIC,
     pb.CLIENT_AUTHENTICATION_CLIENT_SECRET_POST: clients.POST,
     pb.CLIENT_AUTHENTICATION_NONE: clients.NONE,
+    pb.CLIENT_AUTHENTICATION_PRIVATE_KEY_JWT: clients.PRIVATE_KEY_JWT,
 }
 
 
@@ -41,7 +42,7 @@ class ClientService:
     async def CreateClient(self, request: pb.CreateClientRequest, call: RequestContext) -> pb.CreateClientResponse:
         authentication = _AUTHENTICATION[request.authentication]
         settings = self._checked(request.settings, authentication, call)
-        secret = new_secret() if authentication != clients.NONE else ""
+        secret = new_secret() if clients.keeps_a_secret(authentication) else ""
         client = await self._clients.insert(
             new_id(), authentication=authentication, secret_hash=hash_secret(secret) if secret else None, **settings
         )
@@ -59,7 +60,10 @@ class ClientService:
     async def UpdateClient(self, request: pb.UpdateClientRequest, call: RequestContext) -> pb.UpdateClientResponse:
         known = await self._clients.get(request.client_id)
         settings = self._checked(request.settings, known.authentication, call)
-        return pb.UpdateClientResponse(client=_client(await self._clients.update(request.client_id, **settings)))
+        client = await self._clients.update(
+            request.client_id, authentication=known.authentication, secret_hash=known.secret_hash, **settings
+        )
+        return pb.UpdateClientResponse(client=_client(client))
 
     async def RotateClientSecret(
         self, request: pb.RotateClientSecretRequest, call: RequestContext
@@ -138,6 +142,7 @@ class ClientService:
             grant_types=grant_types,
             redirect_uris=settings.redirect_uris,
             post_logout_redirect_uris=settings.post_logout_redirect_uris,
+            jwks=settings.jwks,
         )
         for scope in clients.permissions_in(settings.scopes):
             if not call.user.may(scope):
@@ -150,6 +155,8 @@ class ClientService:
             "scopes": list(dict.fromkeys(settings.scopes)),
             "audiences": list(settings.audiences),
             "first_party": settings.first_party,
+            "jwks": settings.jwks,
+            "id_token_algorithm": settings.id_token_signed_response_alg or "ES256",
         }
 
     def _require_trustworthy(self, issuer: str) -> None:
@@ -176,6 +183,8 @@ def _client(client: Client) -> pb.Client:
             scopes=client.scopes,
             audiences=client.audiences,
             first_party=client.first_party,
+            jwks=client.jwks,
+            id_token_signed_response_alg=client.id_token_algorithm,
         ),
         authentication=pb.ClientAuthentication.Value(f"CLIENT_AUTHENTICATION_{client.authentication.upper()}"),
         create_time=timestamp(client.create_time),

@@ -2,11 +2,15 @@
 
 import hmac
 import ipaddress
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from urllib.parse import urlsplit
+
+from joserfc.errors import JoseError
+from joserfc.jwk import KeySet
 
 from nexus.identity.auth_service_v2.v1.faults import ClientMetadataInvalid
 from services.chassis.ids import hash_secret
@@ -18,10 +22,15 @@ DEVICE_CODE = "urn:ietf:params:oauth:grant-type:device_code"
 TOKEN_EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
 GRANT_TYPES = (AUTHORIZATION_CODE, REFRESH_TOKEN, CLIENT_CREDENTIALS, DEVICE_CODE, TOKEN_EXCHANGE)
 DEFAULT_GRANT_TYPES = (AUTHORIZATION_CODE, REFRESH_TOKEN)
-FOR_SECRET_KEEPERS = (CLIENT_CREDENTIALS, TOKEN_EXCHANGE)
+FOR_CONFIDENTIAL_CLIENTS = (CLIENT_CREDENTIALS, TOKEN_EXCHANGE)
 
 BASIC, POST, NONE = "client_secret_basic", "client_secret_post", "none"
-AUTHENTICATIONS = (BASIC, POST, NONE)
+PRIVATE_KEY_JWT = "private_key_jwt"
+AUTHENTICATIONS = (BASIC, POST, PRIVATE_KEY_JWT, NONE)
+ASSERTION_ALGORITHMS = ("ES256", "RS256", "PS256", "EdDSA", "ES384", "RS384", "PS384", "ES512", "RS512", "PS512")
+"""By which a client may sign what it authenticates with. None that a public key could be mistaken for the secret of."""
+ID_TOKEN_ALGORITHMS = ("ES256", "RS256")
+MAX_KEYS = 20
 
 STANDARD_SCOPES = {
     "openid": "Know that it is you",
@@ -50,12 +59,31 @@ class Client:
     first_party: bool
     create_time: datetime
 
+    jwks: str
+    """Its public keys, a JWK Set in JSON; empty unless it signs."""
+    id_token_algorithm: str
+    registration_hash: bytes | None
+    """Of the token by which it manages itself; None for one that an administrator registered."""
+
+    @property
+    def is_confidential(self) -> bool:
+        """Whether it can prove who it is (RFC 6749, section 2.1)."""
+        return self.authentication != NONE
+
     @property
     def keeps_a_secret(self) -> bool:
-        return self.authentication != NONE
+        return keeps_a_secret(self.authentication)
 
     def has_secret(self, secret: str) -> bool:
         return self.secret_hash is not None and hmac.compare_digest(hash_secret(secret), self.secret_hash)
+
+    def is_managed_by(self, token: str) -> bool:
+        """Whether this is its registration access token (RFC 7592, section 3)."""
+        return self.registration_hash is not None and hmac.compare_digest(hash_secret(token), self.registration_hash)
+
+
+def keeps_a_secret(authentication: str) -> bool:
+    return authentication in (BASIC, POST)
 
 
 def permissions_in(scopes: Sequence[str]) -> list[str]:
@@ -74,6 +102,7 @@ def check(
     grant_types: Sequence[str],
     redirect_uris: Sequence[str],
     post_logout_redirect_uris: Sequence[str],
+    jwks: str,
 ) -> None:
     """Raises ClientMetadataInvalid for a client that no standard allows."""
     if authentication not in AUTHENTICATIONS:
@@ -81,14 +110,32 @@ def check(
     for grant_type in grant_types:
         if grant_type not in GRANT_TYPES:
             raise ClientMetadataInvalid(why=f"the grant type {grant_type} is not supported")
-        if grant_type in FOR_SECRET_KEEPERS and authentication == NONE:
+        if grant_type in FOR_CONFIDENTIAL_CLIENTS and authentication == NONE:
             raise ClientMetadataInvalid(why=f"the grant type {grant_type} is for clients that can keep a secret")
+    if (authentication == PRIVATE_KEY_JWT) != bool(jwks):
+        raise ClientMetadataInvalid(why="keys are for clients that authenticate by private_key_jwt, and only for them")
+    problem = keys_problem(jwks) if jwks else None
+    if problem:
+        raise ClientMetadataInvalid(why=f"its key set {problem}")
     if AUTHORIZATION_CODE in grant_types and not redirect_uris:
         raise ClientMetadataInvalid(why="a client that sends users here needs a redirect URI to get them back")
     for uri in (*redirect_uris, *post_logout_redirect_uris):
         problem = redirect_problem(uri)
         if problem:
             raise ClientMetadataInvalid(why=f"{uri} {problem}")
+
+
+def keys_problem(jwks: str) -> str | None:
+    """Why a client cannot sign with a key set (RFC 7517, section 5), or None if it can."""
+    try:
+        keys = KeySet.import_key_set(json.loads(jwks)).keys
+    except (JoseError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return "cannot be read"
+    if len(keys) > MAX_KEYS:
+        return f"has more than {MAX_KEYS} keys"
+    if any(key.key_type == "oct" or key.is_private for key in keys):
+        return "has keys that are not public"
+    return None
 
 
 def redirect_problem(uri: str) -> str | None:

@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from authlib.oauth2 import OAuth2Error
-from authlib.oauth2.rfc6749.util import extract_basic_authorization
 
 from nexus.identity.token_mgr.v1 import token_mgr_pb2
 from nexus.identity.token_mgr.v1.faults import (
@@ -18,6 +17,7 @@ from nexus.identity.token_mgr.v1.faults import (
     SessionEnded,
     SubjectTokenInvalid,
 )
+from nexus.identity.token_mgr.v1.token_mgr_pb2 import SigningAlgorithm
 from nexus.identity.token_mgr.v1.token_mgr_pb2_grpc import TokenServiceStub
 from nexus.identity.user_auth.v1.faults import UserNotFound
 from nexus.identity.user_auth.v1.user_auth_pb2 import ResolveUserRequest, ResolveUserResponse
@@ -28,7 +28,7 @@ from services.chassis.ids import hash_secret, new_id, new_secret
 from services.chassis.issuers import tenant_issuer
 from services.chassis.service import Service
 from services.identity.auth_service_v2 import clients, tickets
-from services.identity.auth_service_v2.accounts import Accounts
+from services.identity.auth_service_v2.accounts import Accounts, BrowserSession
 from services.identity.auth_service_v2.authorization import verifies
 from services.identity.auth_service_v2.clients import Client, held, permissions_in
 from services.identity.auth_service_v2.forms import Form
@@ -58,9 +58,8 @@ class Grants:
         self._tokens = service.clients.stub(TokenServiceStub)
         self._users = service.clients.stub(UserServiceStub)
 
-    async def token(self, form: Form, call: RequestContext) -> dict[str, Any]:
+    async def token(self, client: Client, form: Form, call: RequestContext) -> dict[str, Any]:
         """The token endpoint's answer. Raises OAuth2Error."""
-        client = await self.authenticate(form, call)
         grant_type = form.require("grant_type")
         redeem = {
             clients.AUTHORIZATION_CODE: self._redeem_code,
@@ -74,24 +73,6 @@ class Grants:
         if grant_type not in client.grant_types:
             raise OAuth2Error("this client is not registered for the grant_type", error="unauthorized_client")
         return await redeem(client, form, call)
-
-    async def authenticate(self, form: Form, call: RequestContext, *, with_secret: bool = False) -> Client:
-        """The client, by the method that it is registered for (RFC 6749, section 2.3). Raises OAuth2Error."""
-        name, secret = extract_basic_authorization({"Authorization": call.metadata.get("authorization", "")})
-        method = clients.BASIC
-        if name is not None and ("client_secret" in form or form.get("client_id", name) != name):
-            raise OAuth2Error("authenticate in one way only", error="invalid_request")
-        if name is None:
-            name, secret = form.get("client_id"), form.get("client_secret")
-            method = clients.POST if secret else clients.NONE
-        client = await self._clients.find(name) if name else None
-        if client is None or client.authentication != method:
-            raise OAuth2Error("the client is not known, or must authenticate in another way", error="invalid_client")
-        if client.keeps_a_secret and not client.has_secret(secret or ""):
-            raise OAuth2Error("the client's secret is wrong", error="invalid_client")
-        if with_secret and not client.keeps_a_secret:
-            raise OAuth2Error("only clients with a secret may do this", error="unauthorized_client")
-        return client
 
     async def introspect(self, token: str) -> dict[str, Any]:
         """RFC 7662, section 2.2."""
@@ -185,7 +166,8 @@ class Grants:
                 raise RefreshTokenInvalid()
             scope = _allowed(form.get("scope", ""), grant.scope.split()) if form.get("scope") else grant.scope
             await self._require_consent(client, grant.user_id, grant.scope)
-            if grant.parent_session_id and await self._accounts.touch(grant.parent_session_id) is None:
+            session = await self._accounts.touch(grant.parent_session_id) if grant.parent_session_id else None
+            if grant.parent_session_id and session is None:
                 raise RefreshTokenInvalid()
             user = await self._users.ResolveUser(ResolveUserRequest(user_id=grant.user_id))
             refreshed = await self._tokens.RefreshTokens(
@@ -205,7 +187,7 @@ class Grants:
             refreshed.tokens,
             scope,
             user,
-            session_id=grant.parent_session_id,
+            session=session,
             auth_time=moment(grant.auth_time),
         )
 
@@ -325,9 +307,7 @@ class Grants:
             )
         except (GrantExists, SessionEnded, UserNotFound):
             raise OAuth2Error(_INVALID_GRANT, error="invalid_grant") from None
-        return await self._answer(
-            client, issued.tokens, scope, user, session_id=session_id, auth_time=auth_time, nonce=nonce
-        )
+        return await self._answer(client, issued.tokens, scope, user, session=session, auth_time=auth_time, nonce=nonce)
 
     async def _require_consent(self, client: Client, user_id: str, scope: str) -> None:
         """Consent may have been taken back, and what a client is registered for may have shrunk, since."""
@@ -345,7 +325,7 @@ class Grants:
         scope: str,
         user: ResolveUserResponse,
         *,
-        session_id: str,
+        session: BrowserSession | None,
         auth_time: datetime,
         nonce: str = "",
     ) -> dict[str, Any]:
@@ -357,7 +337,10 @@ class Grants:
                 token_mgr_pb2.SignIdTokenRequest(
                     client_id=client.client_id,
                     user_id=user.user.user_id,
-                    session_id=session_id,
+                    algorithm=SigningAlgorithm.Value(f"SIGNING_ALGORITHM_{client.id_token_algorithm}"),
+                    session_id=session.session_id if session else "",
+                    acr=session.assurance if session else "",
+                    amr=session.methods if session else [],
                     nonce=nonce,
                     auth_time=timestamp(auth_time),
                     access_token=pair.access_token,

@@ -5,6 +5,7 @@ a visitor who never comes back.
 """
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from authlib.oauth2 import OAuth2Error
@@ -12,6 +13,8 @@ from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import KeySet
 
+from nexus.identity.auth_service.v1.faults import ChallengeInvalid
+from nexus.identity.user_auth.v1.faults import CredentialsInvalid
 from nexus.identity.user_auth.v1.user_auth_pb2 import ResolveUserRequest
 from nexus.identity.user_auth.v1.user_auth_pb2_grpc import UserServiceStub
 from services.chassis.clock import now
@@ -20,13 +23,14 @@ from services.chassis.errors import Fault
 from services.chassis.ids import new_id
 from services.chassis.issuers import tenant_issuer
 from services.chassis.service import Service
-from services.chassis.tokens import ALGORITHM, KeySource
+from services.chassis.tokens import KeySource
 from services.identity.auth_service_v2 import tickets
 from services.identity.auth_service_v2.accounts import (
     Accounts,
+    AddressTaken,
     BrowserSession,
     NoAccount,
-    SecondFactorNeeded,
+    SecondFactor,
     browser,
     is_from,
 )
@@ -37,7 +41,7 @@ from services.identity.auth_service_v2.authorization import (
     parse,
     require_returnable,
 )
-from services.identity.auth_service_v2.clients import STANDARD_SCOPES, Client
+from services.identity.auth_service_v2.clients import ID_TOKEN_ALGORITHMS, STANDARD_SCOPES, Client
 from services.identity.auth_service_v2.forms import Form
 from services.identity.auth_service_v2.pages import message, page
 from services.identity.auth_service_v2.replies import Reply, redirect
@@ -47,10 +51,12 @@ from services.identity.auth_service_v2.store import ClientStore, GrantStore, Pro
 from services.identity.auth_service_v2.tickets import Tickets
 
 Errand = dict[str, Any]
-"""`{"authorize": parameters}` or `{"device": user code}`."""
+"""`{"authorize": parameters}` or `{"device": user code}`; with `{"link": identity}` that is to be the user's, too."""
 
 _PAGE_IS_OLD = "This page is too old, or was opened in another browser. Go back to the application and start again."
-_ANSWERS_TO_A_SIGN_IN = {"UNAUTHENTICATED", "FAILED_PRECONDITION", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED"}
+_ANSWERS_TO_AN_ATTEMPT = {
+    "UNAUTHENTICATED", "FAILED_PRECONDITION", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "INVALID_ARGUMENT",
+}  # fmt: skip
 """Faults that tell the user something about their own attempt."""
 
 
@@ -93,16 +99,22 @@ class Interaction:
         errand = self._opened(tickets.SIGN_IN, form, call)["errand"]
         email = form.get("email", "")
         try:
-            session = await self._accounts.sign_in(email, form.get("password", ""))
-        except SecondFactorNeeded:
-            problem = "This account has a second factor, which this page cannot ask for yet."
+            signed_in = await self._accounts.sign_in(email, form.get("password", ""), call)
         except Fault as fault:
-            if fault.code.name not in _ANSWERS_TO_A_SIGN_IN:
-                raise
-            problem = fault.message
-        else:
-            return await self._signed_in(errand, session, call)
-        return await self._sign_in_page(errand, call, email=email, problem=problem)
+            return await self._sign_in_page(errand, call, email=email, problem=_answer_to(fault))
+        return await self._go_on(errand, signed_in, call)
+
+    async def second_factor(self, form: Form, call: RequestContext) -> Reply:
+        """Raises CannotReturn."""
+        ticket = self._opened(tickets.SECOND_FACTOR, form, call)
+        errand, factor = ticket["errand"], SecondFactor(**ticket["factor"])
+        try:
+            session = await self._accounts.prove(factor, code=form.get("code", ""), passkey=form.get("passkey", ""))
+        except (ChallengeInvalid, CredentialsInvalid):
+            return await self._sign_in_page(errand, call, problem="That took too long. Sign in again.")
+        except Fault as fault:
+            return self._second_factor_page(errand, factor, call, problem=_answer_to(fault))
+        return await self._signed_in(errand, session, call)
 
     async def consent(self, form: Form, call: RequestContext) -> Reply:
         """Raises CannotReturn."""
@@ -207,13 +219,23 @@ class Interaction:
             profile = await self._upstream.finish(
                 provider, call.tenant_id, parameters, nonce=state["nonce"], verifier=state["verifier"]
             )
-            session = await self._accounts.sign_in_from(provider_id, profile["sub"], profile, call)
+            signed_in = await self._accounts.sign_in_from(provider["issuer"], profile, call)
+        except AddressTaken as taken:
+            link = {"issuer": provider["issuer"], "subject": profile["sub"]}
+            return await self._sign_in_page({**state["errand"], "link": link}, call, problem=str(taken))
         except (UpstreamFailed, NoAccount) as failure:
             return await self._sign_in_page(state["errand"], call, problem=str(failure))
-        return await self._signed_in(state["errand"], session, call)
+        return await self._go_on(state["errand"], signed_in, call)
+
+    async def _go_on(self, errand: Errand, signed_in: BrowserSession | SecondFactor, call: RequestContext) -> Reply:
+        if isinstance(signed_in, SecondFactor):
+            return self._second_factor_page(errand, signed_in, call)
+        return await self._signed_in(errand, signed_in, call)
 
     async def _signed_in(self, errand: Errand, session: BrowserSession, call: RequestContext) -> Reply:
         """Go on with what the user came for. They have just proved who they are."""
+        if "link" in errand:
+            await self._accounts.link(**errand["link"], session=session)
         if "device" in errand:
             reply = await self._device_consent(errand["device"], session, call)
         else:
@@ -254,7 +276,14 @@ class Interaction:
             return page("device", base=_base(call), problem="No device waits with this code.")
         content = {"user_code": user_code, "client_id": client.client_id, "scope": device["scope"]}
         return await self._consent_page(
-            tickets.DEVICE, content, client, device["scope"].split(), session, call, action="device"
+            tickets.DEVICE,
+            content,
+            client,
+            device["scope"].split(),
+            session,
+            call,
+            action="device",
+            shown_code=f"{user_code[:4]}-{user_code[4:]}",
         )
 
     async def _consent_page(
@@ -268,6 +297,7 @@ class Interaction:
         *,
         action: str,
         returns_to: str = "",
+        shown_code: str = "",
     ) -> Reply:
         resolved = await self._users.ResolveUser(ResolveUserRequest(user_id=session.user_id))
         mark, cookies = browser(call)
@@ -283,6 +313,7 @@ class Interaction:
             action=f"{_base(call)}/oauth2/{action}",
             ticket=ticket,
             client_name=client.client_name,
+            shown_code=shown_code,
             email=resolved.user.email,
             asks=[STANDARD_SCOPES.get(name, f"Use your permission {name}") for name in scope],
         ).with_headers(*cookies)
@@ -304,6 +335,23 @@ class Interaction:
             client_name=client.client_name if client is not None else "",
             email=email,
             providers=await self._providers.list(),
+        ).with_headers(*cookies)
+
+    def _second_factor_page(
+        self, errand: Errand, factor: SecondFactor, call: RequestContext, *, problem: str = ""
+    ) -> Reply:
+        mark, cookies = browser(call)
+        content = {"errand": errand, "browser": mark, "factor": asdict(factor)}
+        ticket = self._tickets.issue(tickets.SECOND_FACTOR, call.tenant_id, content, self._config.page_lifetime)
+        return page(
+            "second_factor",
+            status=400 if problem else 200,
+            returns_to=errand.get("authorize", {}).get("redirect_uri", ""),
+            problem=problem,
+            script="passkey.js" if factor.passkey_options else "",
+            base=_base(call),
+            ticket=ticket,
+            factor=factor,
         ).with_headers(*cookies)
 
     def _opened(self, kind: str, form: Form, call: RequestContext) -> dict[str, Any]:
@@ -351,10 +399,17 @@ class Interaction:
             return {}
         try:
             keys = KeySet.import_key_set(await self._key_source())
-            claims = jwt.decode(id_token, keys, algorithms=[ALGORITHM]).claims
+            claims = jwt.decode(id_token, keys, algorithms=ID_TOKEN_ALGORITHMS).claims
         except (JoseError, ValueError, TypeError):
             return {}
         return claims if claims.get("iss") == tenant_issuer(self._settings, call.tenant_id) else {}
+
+
+def _answer_to(fault: Fault) -> str:
+    """What a fault tells the user about their own attempt. Raises the fault if it is about anything else."""
+    if fault.code.name not in _ANSWERS_TO_AN_ATTEMPT:
+        raise fault
+    return fault.message
 
 
 def _parameters(request: AuthorizationRequest) -> dict[str, str]:

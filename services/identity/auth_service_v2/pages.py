@@ -1,4 +1,7 @@
-"""The pages: HTML that needs no script, under a policy that allows none (Content Security Policy, level 3)."""
+"""The pages: HTML that needs no script, under a policy that allows none but our own (Content Security Policy, level 3).
+
+Only passkeys need one: WebAuthn has no other interface.
+"""
 
 import base64
 import hashlib
@@ -12,22 +15,29 @@ from services.identity.auth_service_v2.replies import Reply
 
 _FOLDER = Path(__file__).parent / "templates"
 _STYLE = (_FOLDER / "style.css").read_text()
-_STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 _TEMPLATES = Environment(loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined)
 
 
-def page(template: str, *, status: int = 200, returns_to: str = "", problem: str = "", **values: Any) -> Reply:
+def page(
+    template: str, *, status: int = 200, returns_to: str = "", problem: str = "", script: str = "", **values: Any
+) -> Reply:
     """A page. A form on it may lead, by way of redirects, to the site of `returns_to` (a URI) and to ourselves."""
-    html = _TEMPLATES.get_template(f"{template}.html").render(style=_STYLE, problem=problem, **values)
+    html = _TEMPLATES.get_template(f"{template}.html").render(style=_STYLE, problem=problem, script=script, **values)
+    code = _TEMPLATES.get_template(script).render() if script else ""
     policy = (
-        f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none'; frame-ancestors 'none'; "
-        f"form-action {' '.join(_sites(returns_to))}"
+        f"default-src 'none'; style-src {_source(_STYLE)}; base-uri 'none'; frame-ancestors 'none'; "
+        f"form-action {' '.join(_sites(returns_to))}" + (f"; script-src {_source(code)}" if code else "")
     )
     return Reply(
         status,
         html.encode(),
         headers=(("content-security-policy", policy), ("cache-control", "no-store")),
     )
+
+
+def _source(inline: str) -> str:
+    """What allows this very text."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(inline.encode()).digest()).decode()}'"
 
 
 def message(heading: str, text: str, status: int = 200) -> Reply:

@@ -20,6 +20,7 @@ from services.chassis.service import Service
 from services.chassis.tenants import TenantDirectory
 from services.identity.auth_service_v2.accounts import Accounts
 from services.identity.auth_service_v2.administration import ClientService
+from services.identity.auth_service_v2.authentication import Authenticator
 from services.identity.auth_service_v2.authorization import CannotReturn
 from services.identity.auth_service_v2.discovery import metadata
 from services.identity.auth_service_v2.forms import Form
@@ -46,6 +47,7 @@ class OidcService:
         self._tenants = TenantDirectory(service.database, service.signals)
         self._tokens = service.clients.stub(TokenServiceStub)
         self._users = service.clients.stub(UserServiceStub)
+        self._authenticator = Authenticator(service)
         self._grants = Grants(service, accounts, sealed)
         self._interaction = Interaction(service, accounts, sealed, Upstream(service), self._keys)
         self._registration = Registration(service)
@@ -72,19 +74,24 @@ class OidcService:
     async def SubmitSignIn(self, request: pb.SubmitSignInRequest, call: RequestContext) -> HttpBody:
         return await self._answer(request, call, lambda: self._interaction.sign_in(Form(request.form), call))
 
+    async def SubmitSecondFactor(self, request: pb.SubmitSecondFactorRequest, call: RequestContext) -> HttpBody:
+        return await self._answer(request, call, lambda: self._interaction.second_factor(Form(request.form), call))
+
     async def SubmitConsent(self, request: pb.SubmitConsentRequest, call: RequestContext) -> HttpBody:
         return await self._answer(request, call, lambda: self._interaction.consent(Form(request.form), call))
 
     async def Token(self, request: pb.TokenRequest, call: RequestContext) -> HttpBody:
         async def reply() -> Reply:
-            return as_json(await self._grants.token(Form(request.form), call), 200, ("pragma", "no-cache"))
+            form = Form(request.form)
+            client = await self._authenticator.client(form, call)
+            return as_json(await self._grants.token(client, form, call), 200, ("pragma", "no-cache"))
 
         return await self._answer(request, call, reply)
 
     async def Introspect(self, request: pb.IntrospectRequest, call: RequestContext) -> HttpBody:
         async def reply() -> Reply:
             form = Form(request.form)
-            await self._grants.authenticate(form, call, with_secret=True)
+            await self._authenticator.client(form, call, confidential=True)
             return as_json(await self._grants.introspect(form.require("token")))
 
         return await self._answer(request, call, reply)
@@ -92,7 +99,7 @@ class OidcService:
     async def Revoke(self, request: pb.RevokeRequest, call: RequestContext) -> HttpBody:
         async def reply() -> Reply:
             form = Form(request.form)
-            await self._grants.revoke(await self._grants.authenticate(form, call), form.require("token"))
+            await self._grants.revoke(await self._authenticator.client(form, call), form.require("token"))
             return as_json({})
 
         return await self._answer(request, call, reply)
@@ -100,7 +107,7 @@ class OidcService:
     async def AuthorizeDevice(self, request: pb.AuthorizeDeviceRequest, call: RequestContext) -> HttpBody:
         async def reply() -> Reply:
             form = Form(request.form)
-            client = await self._grants.authenticate(form, call)
+            client = await self._authenticator.client(form, call)
             return as_json(await self._grants.start_device(client, form, call))
 
         return await self._answer(request, call, reply)
@@ -128,13 +135,28 @@ class OidcService:
 
     async def RegisterClient(self, request: pb.RegisterClientRequest, call: RequestContext) -> HttpBody:
         async def reply() -> Reply:
-            token = _bearer(call)
-            registered = await self._registration.register(token, request.metadata.data)
-            if registered is None:
-                return bearer_refusal(401, "invalid_token", "a registration token is needed")
-            return as_json(registered, 201)
+            return await self._registration.register(_bearer(call), request.metadata.data, call)
 
         return await self._answer(request, call, reply)
+
+    async def GetClientConfiguration(self, request: pb.GetClientConfigurationRequest, call: RequestContext) -> HttpBody:
+        return await self._answer(
+            request, call, lambda: self._registration.read(request.client_id, _bearer(call), call)
+        )
+
+    async def UpdateClientConfiguration(
+        self, request: pb.UpdateClientConfigurationRequest, call: RequestContext
+    ) -> HttpBody:
+        return await self._answer(
+            request,
+            call,
+            lambda: self._registration.replace(request.client_id, _bearer(call), request.metadata.data, call),
+        )
+
+    async def DeleteClientConfiguration(
+        self, request: pb.DeleteClientConfigurationRequest, call: RequestContext
+    ) -> HttpBody:
+        return await self._answer(request, call, lambda: self._registration.remove(request.client_id, _bearer(call)))
 
     async def StartSso(self, request: pb.StartSsoRequest, call: RequestContext) -> HttpBody:
         return await self._answer(
@@ -179,7 +201,7 @@ class OidcService:
         return as_json(claims)
 
     async def _keys(self) -> dict[str, Any]:
-        return MessageToDict(await self._tokens.GetJwks(GetJwksRequest()))
+        return MessageToDict(await self._tokens.GetJwks(GetJwksRequest(include_id_token_keys=True)))
 
 
 def _query(request: Message) -> dict[str, str]:

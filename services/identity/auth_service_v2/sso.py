@@ -19,6 +19,8 @@ from services.identity.auth_service_v2.administration import PROVIDER_SECRET
 _TIMEOUT_SECONDS = 5.0
 _ALGORITHMS = ("RS256", "ES256", "PS256", "RS384", "ES384", "PS384", "RS512", "ES512", "PS512", "EdDSA")
 _LEEWAY_SECONDS = 60
+_MAX_SUBJECT = 255
+"""OpenID Connect Core 1.0, section 2."""
 _DEFAULT_SCOPES = ("email", "profile")
 
 
@@ -89,6 +91,8 @@ class Upstream:
                 raise UpstreamFailed("The provider's answer cannot be believed.") from error
         if more and more.get("sub") != claims["sub"]:
             raise UpstreamFailed("The provider speaks of two users.")
+        if not isinstance(claims["sub"], str) or len(claims["sub"]) > _MAX_SUBJECT:
+            raise UpstreamFailed("The provider's name for you is none.")
         return {**more, **claims}
 
     def _client(self, provider: Mapping[str, Any], tenant_id: str) -> AsyncOAuth2Client:

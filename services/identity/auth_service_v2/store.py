@@ -1,5 +1,6 @@
 """The SQL of auth-service-v2."""
 
+import uuid
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
@@ -11,7 +12,7 @@ from services.identity.auth_service_v2.clients import Client
 
 _CLIENT = (
     "client_id::text, client_name, authentication, secret_hash, redirect_uris, post_logout_redirect_uris, "
-    "grant_types, scopes, audiences, first_party, create_time"
+    "grant_types, scopes, audiences, first_party, create_time, jwks, id_token_algorithm, registration_hash"
 )
 _PROVIDER = "provider_id, title, issuer, client_id, client_secret, scopes, create_time"
 _DEVICE = (
@@ -37,14 +38,18 @@ class ClientStore:
         post_logout_redirect_uris: Sequence[str],
         grant_types: Sequence[str],
         scopes: Sequence[str],
+        jwks: str,
+        id_token_algorithm: str,
         audiences: Sequence[str] = (),
         first_party: bool = False,
+        registration_hash: bytes | None = None,
     ) -> Client:
         row = await self._database.fetchrow(
             f"""
             INSERT INTO clients (client_id, client_name, authentication, secret_hash, redirect_uris,
-                                 post_logout_redirect_uris, grant_types, scopes, audiences, first_party)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) RETURNING {_CLIENT}
+                                 post_logout_redirect_uris, grant_types, scopes, audiences, first_party, jwks,
+                                 id_token_algorithm, registration_hash)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) RETURNING {_CLIENT}
             """,
             client_id,
             client_name,
@@ -56,6 +61,9 @@ class ClientStore:
             scopes,
             audiences,
             first_party,
+            jwks,
+            id_token_algorithm,
+            registration_hash,
         )
         assert row is not None
         return Client(**row)
@@ -65,33 +73,47 @@ class ClientStore:
         client_id: str,
         *,
         client_name: str,
+        authentication: str,
+        secret_hash: bytes | None,
         redirect_uris: Sequence[str],
         post_logout_redirect_uris: Sequence[str],
         grant_types: Sequence[str],
         scopes: Sequence[str],
         audiences: Sequence[str],
         first_party: bool,
+        jwks: str,
+        id_token_algorithm: str,
     ) -> Client:
         """Raises ClientNotFound."""
         row = await self._database.fetchrow(
             f"""
-            UPDATE clients SET client_name = $2, redirect_uris = $3, post_logout_redirect_uris = $4,
-                               grant_types = $5, scopes = $6, audiences = $7, first_party = $8
+            UPDATE clients SET client_name = $2, authentication = $3, secret_hash = $4, redirect_uris = $5,
+                               post_logout_redirect_uris = $6, grant_types = $7, scopes = $8, audiences = $9,
+                               first_party = $10, jwks = $11, id_token_algorithm = $12
             WHERE client_id = $1 RETURNING {_CLIENT}
             """,
             client_id,
             client_name,
+            authentication,
+            secret_hash,
             redirect_uris,
             post_logout_redirect_uris,
             grant_types,
             scopes,
             audiences,
             first_party,
+            jwks,
+            id_token_algorithm,
         )
         return _found(row, client_id)
 
     async def find(self, client_id: str) -> Client | None:
-        row = await self._database.fetchrow(f"SELECT {_CLIENT} FROM clients WHERE client_id::text = $1", client_id)
+        """By what somebody says is its id."""
+        try:
+            known = uuid.UUID(client_id)
+        except ValueError:
+            return None
+        row = await self._database.fetchrow(f"SELECT {_CLIENT} FROM clients WHERE client_id = $1", known)
         return Client(**row) if row is not None else None
 
     async def get(self, client_id: str) -> Client:
@@ -119,6 +141,20 @@ class ClientStore:
         """Raises ClientNotFound."""
         if not await self._database.execute("DELETE FROM clients WHERE client_id = $1", client_id):
             raise ClientNotFound(client_id=client_id)
+
+    async def spend_assertion(self, client_id: str, jti_hash: bytes, expires: datetime) -> bool:
+        """Use a client assertion; says whether it was its first use."""
+        return bool(
+            await self._database.execute(
+                """
+                INSERT INTO spent_assertions (client_id, jti_hash, expire_time) VALUES ($1, $2, $3)
+                ON CONFLICT DO NOTHING
+                """,
+                client_id,
+                jti_hash,
+                expires,
+            )
+        )
 
     async def insert_registration_token(self, token_hash: bytes, uses: int, expires: datetime) -> None:
         await self._database.execute(
@@ -284,12 +320,12 @@ class GrantStore:
 
     async def forget_expired(self) -> None:
         async with self._database.transaction(platform_wide=True):
-            for table in ("spent_codes", "device_codes", "registration_tokens"):
+            for table in ("spent_codes", "spent_assertions", "device_codes", "registration_tokens"):
                 await self._database.execute(f"DELETE FROM {table} WHERE expire_time < now() - interval '1 minute'")
 
 
 class ProviderStore:
-    """Upstream providers and the identities that came from them, of the call's tenant."""
+    """Upstream providers, of the call's tenant."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -335,31 +371,6 @@ class ProviderStore:
             "DELETE FROM providers WHERE tenant_id = nexus.tenant_id() AND provider_id = $1", provider_id
         ):
             raise ProviderNotFound(provider_id=provider_id)
-
-    async def owner_of(self, provider_id: str, subject: str) -> str | None:
-        """The user whom an identity belongs to."""
-        user_id: str | None = await self._database.fetchval(
-            """
-            SELECT user_id::text FROM identities
-            WHERE tenant_id = nexus.tenant_id() AND provider_id = $1 AND subject = $2
-            """,
-            provider_id,
-            subject,
-        )
-        return user_id
-
-    async def lock_identity(self, provider_id: str, subject: str) -> None:
-        """Let nobody else give this identity a user until the transaction ends."""
-        await self._database.execute(
-            "SELECT pg_advisory_xact_lock(hashtextextended(nexus.tenant_id() || $1 || ' ' || $2, 1))",
-            provider_id,
-            subject,
-        )
-
-    async def link(self, provider_id: str, subject: str, user_id: str) -> None:
-        await self._database.execute(
-            "INSERT INTO identities (provider_id, subject, user_id) VALUES ($1, $2, $3)", provider_id, subject, user_id
-        )
 
 
 def _found(row: asyncpg.Record | None, client_id: str) -> Client:

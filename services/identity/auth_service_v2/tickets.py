@@ -12,6 +12,7 @@ from services.chassis.sealing import SealBroken, Sealer
 
 CODE = "code"
 SIGN_IN = "sign-in page"
+SECOND_FACTOR = "second-factor page"
 CONSENT = "consent page"
 DEVICE = "device page"
 SIGN_OUT = "sign-out page"

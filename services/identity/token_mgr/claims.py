@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -24,8 +24,8 @@ class Grant:
     scope: str = ""
     audiences: Sequence[str] = ()
     """Empty for the platform."""
-    actor: str = ""
-    """Who acts on the user's behalf (RFC 8693, section 4.1)."""
+    actor: Mapping[str, Any] | None = None
+    """Who acts on the user's behalf: the claim `act` (RFC 8693, section 4.1)."""
     assurance: str = ""
     """How sure the platform is of the user: "aal1", "aal2" (NIST SP 800-63B)."""
     methods: Sequence[str] = ()
@@ -62,9 +62,14 @@ def access_claims(
         claims["second_factor"] = grant.second_factor
     if grant.auth_time is not None:
         claims["auth_time"] = int(grant.auth_time.timestamp())
-    if grant.actor:
-        claims["act"] = {"sub": grant.actor}
+    if grant.actor is not None:
+        claims["act"] = grant.actor
     return claims
+
+
+def acting(actor: str, former: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The claim `act` of one who acts for a user, behind those who acted for them before."""
+    return {"sub": actor} if former is None else {"sub": actor, "act": former}
 
 
 def half_hash(token: str) -> str:

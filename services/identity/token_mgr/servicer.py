@@ -2,12 +2,11 @@
 
 import time
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from joserfc import jwt
 from joserfc.errors import JoseError
-from joserfc.jwk import KeySet
 
 from nexus.identity.token_mgr.v1 import token_mgr_pb2 as pb
 from nexus.identity.token_mgr.v1.faults import (
@@ -26,9 +25,9 @@ from services.chassis.context import RequestContext
 from services.chassis.ids import hash_secret, new_id, new_secret
 from services.chassis.issuers import tenant_issuer
 from services.chassis.service import Service
-from services.chassis.tokens import ALGORITHM, TokenVerifier
-from services.identity.token_mgr.claims import Grant, access_claims, half_hash, narrowed
-from services.identity.token_mgr.keys import KeyRing
+from services.chassis.tokens import TokenVerifier
+from services.identity.token_mgr.claims import Grant, access_claims, acting, half_hash, narrowed
+from services.identity.token_mgr.keys import Algorithm, KeyRing, Vault
 from services.identity.token_mgr.rotation import Verdict, judge
 from services.identity.token_mgr.spec import Config
 from services.identity.token_mgr.store import KeyStore, TokenStore
@@ -36,7 +35,10 @@ from services.identity.token_mgr.store import KeyStore, TokenStore
 _FORGET_EXPIRED_SECONDS = 3600.0
 _REMEMBER_LONGER_SECONDS = 60.0
 """Clocks differ, and the last token of a grant may be issued while it ends."""
+_TEND_KEYS_SECONDS = 5.0
 _ACCESS, _REFRESH = "access_token", "refresh_token"
+_ACCESS_ALGORITHMS = (Algorithm.ES256,)
+"""How access tokens are signed. No verifier of the platform takes any other."""
 _UNEXPIRED = jwt.JWTClaimsRegistry(exp={"essential": True}, sid={"essential": True}, jti={"essential": True})
 
 
@@ -51,11 +53,13 @@ class TokenService:
         self._modules = service.clients.stub(ModuleServiceStub)
         self._keys = KeyRing(
             KeyStore(service.database),
-            service.sealer,
-            token_lifetime=self._access_lifetime,
+            Vault(service.clients, service.settings.platform_tenant),
+            token_lifetime=max(self._access_lifetime, self._config.id_token_lifetime),
             propagation=self._config.key_propagation,
+            key_lifetime=self._config.key_lifetime,
         )
         self._verifier = TokenVerifier(service.settings, service.signals, self._key_set)
+        service.every(_TEND_KEYS_SECONDS, self._keys.tend)
         service.every(_FORGET_EXPIRED_SECONDS, self._store.forget_expired)
 
     async def IssueTokens(self, request: pb.IssueTokensRequest, call: RequestContext) -> pb.IssueTokensResponse:
@@ -193,6 +197,7 @@ class TokenService:
             "auth_time": request.auth_time.seconds if request.HasField("auth_time") else None,
             "nonce": request.nonce,
             "sid": request.session_id,
+            "acr": request.acr,
             "amr": list(request.amr),
             "at_hash": half_hash(request.access_token) if request.access_token else None,
             "email": request.email,
@@ -200,26 +205,27 @@ class TokenService:
             "name": request.display_name,
         }
         present = {name: value for name, value in claims.items() if value not in (None, "", [])}
-        return pb.SignIdTokenResponse(id_token=await self._sign(present, "JWT"))
+        return pb.SignIdTokenResponse(id_token=await self._sign(present, "JWT", _algorithm(request.algorithm)))
 
     async def ExchangeToken(self, request: pb.ExchangeTokenRequest, call: RequestContext) -> pb.ExchangeTokenResponse:
-        subject = await self._introspect(request.subject_token, call.tenant_id)
-        if subject is None or subject.kind != _ACCESS:
+        subject = await self._access_claims(request.subject_token, call.tenant_id)
+        if subject is None:
             raise SubjectTokenInvalid()
-        asked = request.scope.split()
-        permissions = [name for name in asked if name in subject.permissions or "*" in subject.permissions]
-        lacking = set(asked) - set(permissions) - set(subject.scope.split())
+        carried, asked, scope = subject["permissions"], request.scope.split(), subject.get("scope", "")
+        permissions = [name for name in asked if name in carried or "*" in carried]
+        lacking = set(asked) - set(permissions) - set(scope.split())
         if lacking:
             raise PermissionNotHeld(permission=min(lacking))
+        client_id = subject.get("client_id", "")
         grant = Grant(
-            subject.session_id,
-            subject.user_id or None,
-            permissions if asked else list(subject.permissions),
-            moment(subject.expire_time),
-            subject.client_id or request.actor,
-            " ".join(asked) or subject.scope,
+            subject["sid"],
+            None if subject["sub"] == client_id else subject["sub"],
+            permissions if asked else carried,
+            datetime.fromtimestamp(subject["exp"], UTC),
+            client_id or request.actor,
+            " ".join(asked) or scope,
             list(request.audiences),
-            request.actor,
+            acting(request.actor, subject.get("act")),
         )
         token, expires = await self._access_token(call.tenant_id, grant)
         return pb.ExchangeTokenResponse(access_token=token, expire_time=timestamp(expires), scope=grant.scope)
@@ -236,11 +242,14 @@ class TokenService:
         return pb.RevokeTokenResponse(revoked=await self._revoke([token.session_id]) > 0)
 
     async def RotateKeys(self, request: pb.RotateKeysRequest, call: RequestContext) -> pb.RotateKeysResponse:
-        current, upcoming = await self._keys.rotate()
+        current, upcoming = await self._keys.rotate(
+            _algorithm(request.algorithm), withdraw_former=request.withdraw_former
+        )
         return pb.RotateKeysResponse(current_kid=current, next_kid=upcoming)
 
     async def GetJwks(self, request: pb.GetJwksRequest, call: RequestContext) -> pb.GetJwksResponse:
-        return pb.GetJwksResponse(keys=[pb.Jwk(**jwk) for jwk in await self._keys.public()])
+        algorithms = list(Algorithm) if request.include_id_token_keys else _ACCESS_ALGORITHMS
+        return pb.GetJwksResponse(keys=[pb.Jwk(**jwk) for jwk in await self._keys.public(algorithms)])
 
     async def _entitled(self, held: Sequence[str]) -> list[str]:
         """Those of the permissions held that are granted by modules which the tenant has switched on."""
@@ -250,7 +259,7 @@ class TokenService:
         return list(answer.permissions)
 
     async def _key_set(self) -> Any:
-        return {"keys": await self._keys.public()}
+        return {"keys": await self._keys.public(_ACCESS_ALGORITHMS)}
 
     async def _revoke(self, family_ids: list[str]) -> int:
         """Revoke families and the grants that came from them; tell every process of the grants.
@@ -268,12 +277,8 @@ class TokenService:
         """What a token of the tenant stands for; None if it is not good."""
         if token.count(".") != 2:
             return await self._introspect_refresh_token(token, tenant_id)
-        claims = await self._verified_claims(token)
-        # Only access tokens have permissions: an ID token is not one.
-        if claims is None or claims.get("tid") != tenant_id or "permissions" not in claims:
-            return None
-        family = await self._store.family(claims["sid"])
-        if family is None or self._signals.session_ended(claims["sid"]):
+        claims = await self._access_claims(token, tenant_id)
+        if claims is None:
             return None
         client_id = claims.get("client_id", "")
         audiences = claims["aud"] if isinstance(claims["aud"], list) else [claims["aud"]]
@@ -293,6 +298,15 @@ class TokenService:
         answer.issue_time.FromSeconds(claims["iat"])
         answer.expire_time.FromSeconds(claims["exp"])
         return answer
+
+    async def _access_claims(self, token: str, tenant_id: str) -> dict[str, Any] | None:
+        """The claims of an access token of the tenant that is good right now, whoever it is meant for."""
+        claims = await self._verified_claims(token)
+        # Only access tokens have permissions: an ID token is not one.
+        if claims is None or claims.get("tid") != tenant_id or "permissions" not in claims:
+            return None
+        ended = self._signals.session_ended(claims["sid"])
+        return None if ended or await self._store.family(claims["sid"]) is None else claims
 
     async def _introspect_refresh_token(self, token: str, tenant_id: str) -> pb.IntrospectTokenResponse | None:
         found = await self._store.find(hash_secret(token))
@@ -316,8 +330,8 @@ class TokenService:
     async def _verified_claims(self, token: str) -> dict[str, Any] | None:
         """The claims of a token that we signed and that has not expired, whoever it is meant for."""
         try:
-            keys = KeySet.import_key_set(await self._key_set())
-            claims = jwt.decode(token, keys, algorithms=[ALGORITHM]).claims
+            keys = await self._keys.verifying(_ACCESS_ALGORITHMS)
+            claims = jwt.decode(token, keys, algorithms=list(_ACCESS_ALGORITHMS)).claims
             _UNEXPIRED.validate(claims)
         except (JoseError, ValueError, TypeError, KeyError, RecursionError):
             return None
@@ -339,13 +353,18 @@ class TokenService:
         issued = now()
         expires = min(issued + self._access_lifetime, grant.expires)
         claims = access_claims(self._settings, tenant_id, grant, jti=new_id(), issued=issued, expires=expires)
-        return await self._sign(claims, "at+jwt" if grant.client_id else "JWT"), expires
+        kind = "at+jwt" if grant.client_id else "JWT"
+        return await self._sign(claims, kind, Algorithm.ES256), expires
 
-    async def _sign(self, claims: dict[str, Any], kind: str) -> str:
-        signing = await self._keys.current()
-        header = {"alg": ALGORITHM, "kid": signing.kid, "typ": kind}
-        return jwt.encode(header, claims, signing.key, algorithms=[ALGORITHM])
+    async def _sign(self, claims: dict[str, Any], kind: str, algorithm: Algorithm) -> str:
+        signing = await self._keys.current(algorithm)
+        header = {"alg": algorithm, "kid": signing.kid, "typ": kind}
+        return jwt.encode(header, claims, signing.private, algorithms=[algorithm])
 
 
 def _second_factor(request: pb.IssueTokensRequest | pb.RefreshTokensRequest) -> bool | None:
     return request.second_factor if request.HasField("second_factor") else None
+
+
+def _algorithm(value: int) -> Algorithm:
+    return Algorithm.RS256 if value == pb.SIGNING_ALGORITHM_RS256 else Algorithm.ES256

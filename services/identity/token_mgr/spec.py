@@ -13,6 +13,8 @@ class Config(BaseModel):
     """How long a client may take to read an ID token."""
     key_propagation: timedelta = timedelta(seconds=30)
     """How long a key is published before it may sign: longer than any verifier caches the key set."""
+    key_lifetime: timedelta = timedelta(days=30)
+    """How long a key signs before the next one does."""
 
 
-SERVICE = ServiceSpec(id="token-mgr", port=3005, calls=["puabo-os"], config=Config)
+SERVICE = ServiceSpec(id="token-mgr", port=3005, calls=["key-service", "puabo-os"], config=Config)

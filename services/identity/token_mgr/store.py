@@ -1,7 +1,7 @@
 """The SQL of token-mgr."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 
 import asyncpg
@@ -111,7 +111,7 @@ class TokenStore:
 
 
 class KeyStore:
-    """The signing keys of the platform: one current, one next, and former ones."""
+    """The signing keys of the platform: of each algorithm one current, one next, and former ones."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -123,35 +123,76 @@ class KeyStore:
             await self._database.execute("SELECT pg_advisory_xact_lock(5183276)")  # any number, always the same
             yield
 
-    async def current_key(self) -> asyncpg.Record | None:
-        return await self._database.fetchrow("SELECT kid, private_sealed FROM signing_keys WHERE state = 'current'")
+    async def current_key(self, algorithm: str) -> asyncpg.Record | None:
+        return await self._database.fetchrow(
+            "SELECT kid, private_sealed FROM signing_keys WHERE state = 'current' AND algorithm = $1", algorithm
+        )
 
-    async def public_keys(self, retired_after: datetime) -> list[str]:
+    async def next_keys(self) -> list[asyncpg.Record]:
+        return await self._database.fetch(
+            "SELECT kid, algorithm, private_sealed FROM signing_keys WHERE state = 'next'"
+        )
+
+    async def algorithms(self, signing_since: datetime | None = None) -> list[str]:
+        """Those that have keys; or whose current key has been signing since a moment or before it."""
+        rows = await self._database.fetch(
+            """
+            SELECT algorithm FROM signing_keys
+            WHERE state = 'current' AND ($1::timestamptz IS NULL OR promote_time <= $1)
+            """,
+            signing_since,
+        )
+        return [row["algorithm"] for row in rows]
+
+    async def public_keys(self, algorithms: Sequence[str], retired_after: datetime) -> list[str]:
         """As JWKs in JSON, the oldest first."""
         rows = await self._database.fetch(
-            "SELECT public_jwk FROM signing_keys WHERE state <> 'former' OR retire_time > $1 ORDER BY create_time",
+            """
+            SELECT public_jwk FROM signing_keys
+            WHERE algorithm = ANY($1) AND (state <> 'former' OR retire_time > $2) ORDER BY create_time
+            """,
+            list(algorithms),
             retired_after,
         )
         return [row["public_jwk"] for row in rows]
 
-    async def next_published(self) -> datetime | None:
+    async def next_published(self, algorithm: str) -> datetime:
         """Since when verifiers can know the next key."""
-        published: datetime | None = await self._database.fetchval(
-            "SELECT create_time FROM signing_keys WHERE state = 'next'"
+        published: datetime = await self._database.fetchval(
+            "SELECT create_time FROM signing_keys WHERE state = 'next' AND algorithm = $1", algorithm
         )
         return published
 
-    async def promote_next(self) -> None:
+    async def promote_next(self, algorithm: str) -> None:
         await self._database.execute(
-            "UPDATE signing_keys SET state = 'former', retire_time = now() WHERE state = 'current'"
+            """
+            UPDATE signing_keys SET state = 'former', retire_time = now(), private_sealed = NULL
+            WHERE state = 'current' AND algorithm = $1
+            """,
+            algorithm,
         )
-        await self._database.execute("UPDATE signing_keys SET state = 'current' WHERE state = 'next'")
-
-    async def insert_key(self, kid: str, state: str, public_jwk: str, private_sealed: bytes) -> None:
         await self._database.execute(
-            "INSERT INTO signing_keys (kid, state, public_jwk, private_sealed) VALUES ($1, $2, $3, $4)",
+            "UPDATE signing_keys SET state = 'current', promote_time = now() WHERE state = 'next' AND algorithm = $1",
+            algorithm,
+        )
+
+    async def insert_key(self, kid: str, algorithm: str, state: str, public_jwk: str, private_sealed: bytes) -> None:
+        await self._database.execute(
+            """
+            INSERT INTO signing_keys (kid, algorithm, state, public_jwk, private_sealed, promote_time)
+            VALUES ($1, $2, $3, $4, $5, CASE $3 WHEN 'current' THEN now() END)
+            """,
             kid,
+            algorithm,
             state,
             public_jwk,
             private_sealed,
+        )
+
+    async def withdraw_former(self, algorithm: str) -> None:
+        await self._database.execute("DELETE FROM signing_keys WHERE state = 'former' AND algorithm = $1", algorithm)
+
+    async def forget_former(self, retired_before: datetime) -> None:
+        await self._database.execute(
+            "DELETE FROM signing_keys WHERE state = 'former' AND retire_time < $1", retired_before
         )

@@ -764,6 +764,70 @@ class LoginResponse(_message.Message):
 Global___LoginResponse: _TypeAlias = LoginResponse  # noqa: Y015
 
 @_typing.final
+class SignInRecognizedRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    CREDENTIALS_VERSION_FIELD_NUMBER: _builtins.int
+    RECOGNIZED_BY_FIELD_NUMBER: _builtins.int
+    USER_AGENT_FIELD_NUMBER: _builtins.int
+    IP_ADDRESS_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    credentials_version: _builtins.int
+    """From whoever recognised them: VerifyPassword, ResolveIdentity, LinkIdentity."""
+    recognized_by: _builtins.str
+    """How they were recognised: "pwd" by their password (RFC 8176), "fed" through an upstream provider."""
+    user_agent: _builtins.str
+    """Of the user's browser; the session that VerifyMfa may open later is its, too."""
+    ip_address: _builtins.str
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        credentials_version: _builtins.int = ...,
+        recognized_by: _builtins.str = ...,
+        user_agent: _builtins.str = ...,
+        ip_address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credentials_version", b"credentials_version", "ip_address", b"ip_address", "recognized_by", b"recognized_by", "user_agent", b"user_agent", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignInRecognizedRequest: _TypeAlias = SignInRecognizedRequest  # noqa: Y015
+
+@_typing.final
+class SignInRecognizedResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENS_FIELD_NUMBER: _builtins.int
+    SESSION_FIELD_NUMBER: _builtins.int
+    MFA_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tokens(self) -> Global___Tokens: ...
+    @_builtins.property
+    def session(self) -> _session_mgr_pb2.Session: ...
+    @_builtins.property
+    def mfa(self) -> Global___MfaChallenge:
+        """Instead of the others: what VerifyMfa wants answered first."""
+
+    def __init__(
+        self,
+        *,
+        tokens: Global___Tokens | None = ...,
+        session: _session_mgr_pb2.Session | None = ...,
+        mfa: Global___MfaChallenge | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mfa", b"mfa", "session", b"session", "tokens", b"tokens"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mfa", b"mfa", "session", b"session", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignInRecognizedResponse: _TypeAlias = SignInRecognizedResponse  # noqa: Y015
+
+@_typing.final
 class LogoutRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -120,6 +120,11 @@ class AuthServiceStub:
                 request_serializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.RegenerateRecoveryCodesRequest.SerializeToString,
                 response_deserializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.RegenerateRecoveryCodesResponse.FromString,
                 _registered_method=True)
+        self.SignInRecognized = channel.unary_unary(
+                '/nexus.identity.auth_service.v1.AuthService/SignInRecognized',
+                request_serializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.SignInRecognizedRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.SignInRecognizedResponse.FromString,
+                _registered_method=True)
 
 
 class AuthServiceServicer:
@@ -275,6 +280,16 @@ class AuthServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SignInRecognized(self, request, context):
+        """Signs in a user whom auth-service-v2 has recognised: by the password at its page, or through an upstream provider.
+        Opens a session and issues its tokens; or asks for a second factor, if the user has one, for VerifyMfa.
+
+        Errors: CREDENTIALS_INVALID when the user may not sign in any more, CALLER_NOT_ALLOWED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AuthServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -362,6 +377,11 @@ def add_AuthServiceServicer_to_server(servicer, server):
                     servicer.RegenerateRecoveryCodes,
                     request_deserializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.RegenerateRecoveryCodesRequest.FromString,
                     response_serializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.RegenerateRecoveryCodesResponse.SerializeToString,
+            ),
+            'SignInRecognized': grpc.unary_unary_rpc_method_handler(
+                    servicer.SignInRecognized,
+                    request_deserializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.SignInRecognizedRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.SignInRecognizedResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -824,6 +844,33 @@ class AuthService:
             '/nexus.identity.auth_service.v1.AuthService/RegenerateRecoveryCodes',
             nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.RegenerateRecoveryCodesRequest.SerializeToString,
             nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.RegenerateRecoveryCodesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SignInRecognized(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.auth_service.v1.AuthService/SignInRecognized',
+            nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.SignInRecognizedRequest.SerializeToString,
+            nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.SignInRecognizedResponse.FromString,
             options,
             channel_credentials,
             insecure,

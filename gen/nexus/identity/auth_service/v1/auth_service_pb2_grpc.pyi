@@ -109,6 +109,12 @@ class AuthServiceStub:
 
     Errors: FACTOR_NOT_FOUND for a user without a second factor to recover from.
     """
+    SignInRecognized: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.SignInRecognizedRequest, _auth_service_pb2.SignInRecognizedResponse]
+    """Signs in a user whom auth-service-v2 has recognised: by the password at its page, or through an upstream provider.
+    Opens a session and issues its tokens; or asks for a second factor, if the user has one, for VerifyMfa.
+
+    Errors: CREDENTIALS_INVALID when the user may not sign in any more, CALLER_NOT_ALLOWED.
+    """
 
 @_typing.type_check_only
 class AuthServiceAsyncStub(AuthServiceStub):
@@ -190,6 +196,12 @@ class AuthServiceAsyncStub(AuthServiceStub):
     """Makes ten new recovery codes; the former ones stop working. They are shown once and kept only as hashes.
 
     Errors: FACTOR_NOT_FOUND for a user without a second factor to recover from.
+    """
+    SignInRecognized: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.SignInRecognizedRequest, _auth_service_pb2.SignInRecognizedResponse]  # type: ignore[assignment]
+    """Signs in a user whom auth-service-v2 has recognised: by the password at its page, or through an upstream provider.
+    Opens a session and issues its tokens; or asks for a second factor, if the user has one, for VerifyMfa.
+
+    Errors: CREDENTIALS_INVALID when the user may not sign in any more, CALLER_NOT_ALLOWED.
     """
 
 class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -371,6 +383,18 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         """Makes ten new recovery codes; the former ones stop working. They are shown once and kept only as hashes.
 
         Errors: FACTOR_NOT_FOUND for a user without a second factor to recover from.
+        """
+
+    @_abc_1.abstractmethod
+    def SignInRecognized(
+        self,
+        request: _auth_service_pb2.SignInRecognizedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_service_pb2.SignInRecognizedResponse, _abc.Awaitable[_auth_service_pb2.SignInRecognizedResponse]]:
+        """Signs in a user whom auth-service-v2 has recognised: by the password at its page, or through an upstream provider.
+        Opens a session and issues its tokens; or asks for a second factor, if the user has one, for VerifyMfa.
+
+        Errors: CREDENTIALS_INVALID when the user may not sign in any more, CALLER_NOT_ALLOWED.
         """
 
 def add_AuthServiceServicer_to_server(servicer: AuthServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -34,6 +34,8 @@ class _ClientAuthenticationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_
     """In the form."""
     CLIENT_AUTHENTICATION_NONE: _ClientAuthentication.ValueType  # 3
     """Not at all: a program in its user's hands, which cannot keep a secret."""
+    CLIENT_AUTHENTICATION_PRIVATE_KEY_JWT: _ClientAuthentication.ValueType  # 4
+    """By a JWT that it signs with a key of its own (RFC 7523, section 2.2). There is no secret."""
 
 class ClientAuthentication(_ClientAuthentication, metaclass=_ClientAuthenticationEnumTypeWrapper):
     """How a client proves who it is at the token endpoint (OpenID Connect Core 1.0, section 9)."""
@@ -46,6 +48,8 @@ CLIENT_AUTHENTICATION_CLIENT_SECRET_POST: ClientAuthentication.ValueType  # 2
 """In the form."""
 CLIENT_AUTHENTICATION_NONE: ClientAuthentication.ValueType  # 3
 """Not at all: a program in its user's hands, which cannot keep a secret."""
+CLIENT_AUTHENTICATION_PRIVATE_KEY_JWT: ClientAuthentication.ValueType  # 4
+"""By a JWT that it signs with a key of its own (RFC 7523, section 2.2). There is no secret."""
 Global___ClientAuthentication: _TypeAlias = ClientAuthentication  # noqa: Y015
 
 @_typing.final
@@ -61,10 +65,16 @@ class ClientSettings(_message.Message):
     SCOPES_FIELD_NUMBER: _builtins.int
     AUDIENCES_FIELD_NUMBER: _builtins.int
     FIRST_PARTY_FIELD_NUMBER: _builtins.int
+    JWKS_FIELD_NUMBER: _builtins.int
+    ID_TOKEN_SIGNED_RESPONSE_ALG_FIELD_NUMBER: _builtins.int
     client_name: _builtins.str
     """As users read it on the consent page."""
     first_party: _builtins.bool
     """Whether it belongs to the tenant itself, so that users need not consent to it."""
+    jwks: _builtins.str
+    """Public keys of a client that authenticates by PRIVATE_KEY_JWT: a JWK Set (RFC 7517, section 5), as JSON."""
+    id_token_signed_response_alg: _builtins.str
+    """How its ID tokens are signed: "ES256", or "RS256" for a client that knows no other. ES256 when empty."""
     @_builtins.property
     def redirect_uris(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Where users may be sent back to: https, http on a loopback address, or a private scheme. Compared letter for letter."""
@@ -96,10 +106,12 @@ class ClientSettings(_message.Message):
         scopes: _abc.Iterable[_builtins.str] | None = ...,
         audiences: _abc.Iterable[_builtins.str] | None = ...,
         first_party: _builtins.bool = ...,
+        jwks: _builtins.str = ...,
+        id_token_signed_response_alg: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audiences", b"audiences", "client_name", b"client_name", "first_party", b"first_party", "grant_types", b"grant_types", "post_logout_redirect_uris", b"post_logout_redirect_uris", "redirect_uris", b"redirect_uris", "scopes", b"scopes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audiences", b"audiences", "client_name", b"client_name", "first_party", b"first_party", "grant_types", b"grant_types", "id_token_signed_response_alg", b"id_token_signed_response_alg", "jwks", b"jwks", "post_logout_redirect_uris", b"post_logout_redirect_uris", "redirect_uris", b"redirect_uris", "scopes", b"scopes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

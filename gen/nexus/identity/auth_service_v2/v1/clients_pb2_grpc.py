@@ -196,7 +196,8 @@ class ClientServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteProvider(self, request, context):
-        """Deletes an upstream provider with the links of its identities. Users stay.
+        """Deletes an upstream provider: nobody signs in through it any more. Users stay, and so do the links of their
+        identities, which serve again should the same issuer come back.
 
         Errors: PROVIDER_NOT_FOUND.
         """

@@ -80,7 +80,8 @@ class ClientServiceStub:
     ListProviders: _grpc.UnaryUnaryMultiCallable[_clients_pb2.ListProvidersRequest, _clients_pb2.ListProvidersResponse]
     """Lists the tenant's upstream providers by id. There are at most fifty, so there are no pages."""
     DeleteProvider: _grpc.UnaryUnaryMultiCallable[_clients_pb2.DeleteProviderRequest, _clients_pb2.DeleteProviderResponse]
-    """Deletes an upstream provider with the links of its identities. Users stay.
+    """Deletes an upstream provider: nobody signs in through it any more. Users stay, and so do the links of their
+    identities, which serve again should the same issuer come back.
 
     Errors: PROVIDER_NOT_FOUND.
     """
@@ -137,7 +138,8 @@ class ClientServiceAsyncStub(ClientServiceStub):
     ListProviders: _aio.UnaryUnaryMultiCallable[_clients_pb2.ListProvidersRequest, _clients_pb2.ListProvidersResponse]  # type: ignore[assignment]
     """Lists the tenant's upstream providers by id. There are at most fifty, so there are no pages."""
     DeleteProvider: _aio.UnaryUnaryMultiCallable[_clients_pb2.DeleteProviderRequest, _clients_pb2.DeleteProviderResponse]  # type: ignore[assignment]
-    """Deletes an upstream provider with the links of its identities. Users stay.
+    """Deletes an upstream provider: nobody signs in through it any more. Users stay, and so do the links of their
+    identities, which serve again should the same issuer come back.
 
     Errors: PROVIDER_NOT_FOUND.
     """
@@ -263,7 +265,8 @@ class ClientServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _clients_pb2.DeleteProviderRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_clients_pb2.DeleteProviderResponse, _abc.Awaitable[_clients_pb2.DeleteProviderResponse]]:
-        """Deletes an upstream provider with the links of its identities. Users stay.
+        """Deletes an upstream provider: nobody signs in through it any more. Users stay, and so do the links of their
+        identities, which serve again should the same issuer come back.
 
         Errors: PROVIDER_NOT_FOUND.
         """

@@ -65,6 +65,11 @@ class OidcServiceStub:
                 request_serializer=nexus_dot_identity_dot_auth__service__v2_dot_v1_dot_oidc__pb2.SubmitSignInRequest.SerializeToString,
                 response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
                 _registered_method=True)
+        self.SubmitSecondFactor = channel.unary_unary(
+                '/nexus.identity.auth_service_v2.v1.OidcService/SubmitSecondFactor',
+                request_serializer=nexus_dot_identity_dot_auth__service__v2_dot_v1_dot_oidc__pb2.SubmitSecondFactorRequest.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
         self.SubmitConsent = channel.unary_unary(
                 '/nexus.identity.auth_service_v2.v1.OidcService/SubmitConsent',
                 request_serializer=nexus_dot_identity_dot_auth__service__v2_dot_v1_dot_oidc__pb2.SubmitConsentRequest.SerializeToString,
@@ -123,6 +128,21 @@ class OidcServiceStub:
         self.RegisterClient = channel.unary_unary(
                 '/nexus.identity.auth_service_v2.v1.OidcService/RegisterClient',
                 request_serializer=nexus_dot_identity_dot_auth__service__v2_dot_v1_dot_oidc__pb2.RegisterClientRequest.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
+        self.GetClientConfiguration = channel.unary_unary(
+                '/nexus.identity.auth_service_v2.v1.OidcService/GetClientConfiguration',
+                request_serializer=nexus_dot_identity_dot_auth__service__v2_dot_v1_dot_oidc__pb2.GetClientConfigurationRequest.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
+        self.UpdateClientConfiguration = channel.unary_unary(
+                '/nexus.identity.auth_service_v2.v1.OidcService/UpdateClientConfiguration',
+                request_serializer=nexus_dot_identity_dot_auth__service__v2_dot_v1_dot_oidc__pb2.UpdateClientConfigurationRequest.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
+        self.DeleteClientConfiguration = channel.unary_unary(
+                '/nexus.identity.auth_service_v2.v1.OidcService/DeleteClientConfiguration',
+                request_serializer=nexus_dot_identity_dot_auth__service__v2_dot_v1_dot_oidc__pb2.DeleteClientConfigurationRequest.SerializeToString,
                 response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
                 _registered_method=True)
         self.StartSso = channel.unary_unary(
@@ -186,6 +206,15 @@ class OidcServiceServicer:
 
     def SubmitSignIn(self, request, context):
         """Takes the sign-in page: opens a session, whose cookie signs the user in to all clients of the tenant.
+        buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+        buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SubmitSecondFactor(self, request, context):
+        """Takes the page that asks for a second factor: a code of the user's authenticator app, a recovery code or a passkey.
         buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
         buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
         """
@@ -305,6 +334,33 @@ class OidcServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetClientConfiguration(self, request, context):
+        """What is registered of a client, for the bearer of its registration access token (RFC 7592, section 2.1).
+        buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+        buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateClientConfiguration(self, request, context):
+        """Replaces what is registered of a client, for the same (RFC 7592, section 2.2).
+        buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+        buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteClientConfiguration(self, request, context):
+        """Deletes a client, for the same (RFC 7592, section 2.3).
+        buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+        buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def StartSso(self, request, context):
         """Sends the user to an upstream provider to sign in there.
         buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
@@ -351,6 +407,11 @@ def add_OidcServiceServicer_to_server(servicer, server):
             'SubmitSignIn': grpc.unary_unary_rpc_method_handler(
                     servicer.SubmitSignIn,
                     request_deserializer=nexus_dot_identity_dot_auth__service__v2_dot_v1_dot_oidc__pb2.SubmitSignInRequest.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            ),
+            'SubmitSecondFactor': grpc.unary_unary_rpc_method_handler(
+                    servicer.SubmitSecondFactor,
+                    request_deserializer=nexus_dot_identity_dot_auth__service__v2_dot_v1_dot_oidc__pb2.SubmitSecondFactorRequest.FromString,
                     response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
             ),
             'SubmitConsent': grpc.unary_unary_rpc_method_handler(
@@ -411,6 +472,21 @@ def add_OidcServiceServicer_to_server(servicer, server):
             'RegisterClient': grpc.unary_unary_rpc_method_handler(
                     servicer.RegisterClient,
                     request_deserializer=nexus_dot_identity_dot_auth__service__v2_dot_v1_dot_oidc__pb2.RegisterClientRequest.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            ),
+            'GetClientConfiguration': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetClientConfiguration,
+                    request_deserializer=nexus_dot_identity_dot_auth__service__v2_dot_v1_dot_oidc__pb2.GetClientConfigurationRequest.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            ),
+            'UpdateClientConfiguration': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateClientConfiguration,
+                    request_deserializer=nexus_dot_identity_dot_auth__service__v2_dot_v1_dot_oidc__pb2.UpdateClientConfigurationRequest.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            ),
+            'DeleteClientConfiguration': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteClientConfiguration,
+                    request_deserializer=nexus_dot_identity_dot_auth__service__v2_dot_v1_dot_oidc__pb2.DeleteClientConfigurationRequest.FromString,
                     response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
             ),
             'StartSso': grpc.unary_unary_rpc_method_handler(
@@ -563,6 +639,33 @@ class OidcService:
             target,
             '/nexus.identity.auth_service_v2.v1.OidcService/SubmitSignIn',
             nexus_dot_identity_dot_auth__service__v2_dot_v1_dot_oidc__pb2.SubmitSignInRequest.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SubmitSecondFactor(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.auth_service_v2.v1.OidcService/SubmitSecondFactor',
+            nexus_dot_identity_dot_auth__service__v2_dot_v1_dot_oidc__pb2.SubmitSecondFactorRequest.SerializeToString,
             google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
             options,
             channel_credentials,
@@ -887,6 +990,87 @@ class OidcService:
             target,
             '/nexus.identity.auth_service_v2.v1.OidcService/RegisterClient',
             nexus_dot_identity_dot_auth__service__v2_dot_v1_dot_oidc__pb2.RegisterClientRequest.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetClientConfiguration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.auth_service_v2.v1.OidcService/GetClientConfiguration',
+            nexus_dot_identity_dot_auth__service__v2_dot_v1_dot_oidc__pb2.GetClientConfigurationRequest.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateClientConfiguration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.auth_service_v2.v1.OidcService/UpdateClientConfiguration',
+            nexus_dot_identity_dot_auth__service__v2_dot_v1_dot_oidc__pb2.UpdateClientConfigurationRequest.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteClientConfiguration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.auth_service_v2.v1.OidcService/DeleteClientConfiguration',
+            nexus_dot_identity_dot_auth__service__v2_dot_v1_dot_oidc__pb2.DeleteClientConfigurationRequest.SerializeToString,
             google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
             options,
             channel_credentials,

@@ -67,6 +67,11 @@ class OidcServiceStub:
     buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
     buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
     """
+    SubmitSecondFactor: _grpc.UnaryUnaryMultiCallable[_oidc_pb2.SubmitSecondFactorRequest, _httpbody_pb2.HttpBody]
+    """Takes the page that asks for a second factor: a code of the user's authenticator app, a recovery code or a passkey.
+    buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+    buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
+    """
     SubmitConsent: _grpc.UnaryUnaryMultiCallable[_oidc_pb2.SubmitConsentRequest, _httpbody_pb2.HttpBody]
     """Takes the consent page: keeps the user's consent and sends them back to the client.
     buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
@@ -131,6 +136,21 @@ class OidcServiceStub:
     buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
     buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
     """
+    GetClientConfiguration: _grpc.UnaryUnaryMultiCallable[_oidc_pb2.GetClientConfigurationRequest, _httpbody_pb2.HttpBody]
+    """What is registered of a client, for the bearer of its registration access token (RFC 7592, section 2.1).
+    buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+    buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
+    """
+    UpdateClientConfiguration: _grpc.UnaryUnaryMultiCallable[_oidc_pb2.UpdateClientConfigurationRequest, _httpbody_pb2.HttpBody]
+    """Replaces what is registered of a client, for the same (RFC 7592, section 2.2).
+    buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+    buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
+    """
+    DeleteClientConfiguration: _grpc.UnaryUnaryMultiCallable[_oidc_pb2.DeleteClientConfigurationRequest, _httpbody_pb2.HttpBody]
+    """Deletes a client, for the same (RFC 7592, section 2.3).
+    buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+    buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
+    """
     StartSso: _grpc.UnaryUnaryMultiCallable[_oidc_pb2.StartSsoRequest, _httpbody_pb2.HttpBody]
     """Sends the user to an upstream provider to sign in there.
     buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
@@ -179,6 +199,11 @@ class OidcServiceAsyncStub(OidcServiceStub):
     """
     SubmitSignIn: _aio.UnaryUnaryMultiCallable[_oidc_pb2.SubmitSignInRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
     """Takes the sign-in page: opens a session, whose cookie signs the user in to all clients of the tenant.
+    buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+    buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
+    """
+    SubmitSecondFactor: _aio.UnaryUnaryMultiCallable[_oidc_pb2.SubmitSecondFactorRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """Takes the page that asks for a second factor: a code of the user's authenticator app, a recovery code or a passkey.
     buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
     buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
     """
@@ -243,6 +268,21 @@ class OidcServiceAsyncStub(OidcServiceStub):
     RegisterClient: _aio.UnaryUnaryMultiCallable[_oidc_pb2.RegisterClientRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
     """Registers a client (RFC 7591) for the bearer of a registration token. A client registered so may ask for the standard
     scopes only.
+    buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+    buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
+    """
+    GetClientConfiguration: _aio.UnaryUnaryMultiCallable[_oidc_pb2.GetClientConfigurationRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """What is registered of a client, for the bearer of its registration access token (RFC 7592, section 2.1).
+    buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+    buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
+    """
+    UpdateClientConfiguration: _aio.UnaryUnaryMultiCallable[_oidc_pb2.UpdateClientConfigurationRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """Replaces what is registered of a client, for the same (RFC 7592, section 2.2).
+    buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+    buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
+    """
+    DeleteClientConfiguration: _aio.UnaryUnaryMultiCallable[_oidc_pb2.DeleteClientConfigurationRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """Deletes a client, for the same (RFC 7592, section 2.3).
     buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
     buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
     """
@@ -321,6 +361,17 @@ class OidcServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
         """Takes the sign-in page: opens a session, whose cookie signs the user in to all clients of the tenant.
+        buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+        buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
+        """
+
+    @_abc_1.abstractmethod
+    def SubmitSecondFactor(
+        self,
+        request: _oidc_pb2.SubmitSecondFactorRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
+        """Takes the page that asks for a second factor: a code of the user's authenticator app, a recovery code or a passkey.
         buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
         buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
         """
@@ -457,6 +508,39 @@ class OidcServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
         """Registers a client (RFC 7591) for the bearer of a registration token. A client registered so may ask for the standard
         scopes only.
+        buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+        buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
+        """
+
+    @_abc_1.abstractmethod
+    def GetClientConfiguration(
+        self,
+        request: _oidc_pb2.GetClientConfigurationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
+        """What is registered of a client, for the bearer of its registration access token (RFC 7592, section 2.1).
+        buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+        buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateClientConfiguration(
+        self,
+        request: _oidc_pb2.UpdateClientConfigurationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
+        """Replaces what is registered of a client, for the same (RFC 7592, section 2.2).
+        buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+        buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteClientConfiguration(
+        self,
+        request: _oidc_pb2.DeleteClientConfigurationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
+        """Deletes a client, for the same (RFC 7592, section 2.3).
         buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
         buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
         """

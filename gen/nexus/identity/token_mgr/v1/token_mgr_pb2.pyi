@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -18,6 +19,28 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _SigningAlgorithm:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SigningAlgorithmEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SigningAlgorithm.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SIGNING_ALGORITHM_UNSPECIFIED: _SigningAlgorithm.ValueType  # 0
+    """ES256."""
+    SIGNING_ALGORITHM_ES256: _SigningAlgorithm.ValueType  # 1
+    SIGNING_ALGORITHM_RS256: _SigningAlgorithm.ValueType  # 2
+    """Only ID tokens, for clients that know no other."""
+
+class SigningAlgorithm(_SigningAlgorithm, metaclass=_SigningAlgorithmEnumTypeWrapper):
+    """How tokens are signed (RFC 7518, section 3.1)."""
+
+SIGNING_ALGORITHM_UNSPECIFIED: SigningAlgorithm.ValueType  # 0
+"""ES256."""
+SIGNING_ALGORITHM_ES256: SigningAlgorithm.ValueType  # 1
+SIGNING_ALGORITHM_RS256: SigningAlgorithm.ValueType  # 2
+"""Only ID tokens, for clients that know no other."""
+Global___SigningAlgorithm: _TypeAlias = SigningAlgorithm  # noqa: Y015
 
 @_typing.final
 class TokenPair(_message.Message):
@@ -54,7 +77,7 @@ Global___TokenPair: _TypeAlias = TokenPair  # noqa: Y015
 
 @_typing.final
 class Jwk(_message.Message):
-    """A public key, as RFC 7517 and RFC 7518 section 6.2 have it."""
+    """A public key, as RFC 7517 and RFC 7518 section 6 have it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -65,6 +88,8 @@ class Jwk(_message.Message):
     Y_FIELD_NUMBER: _builtins.int
     ALG_FIELD_NUMBER: _builtins.int
     USE_FIELD_NUMBER: _builtins.int
+    N_FIELD_NUMBER: _builtins.int
+    E_FIELD_NUMBER: _builtins.int
     kid: _builtins.str
     kty: _builtins.str
     crv: _builtins.str
@@ -72,6 +97,9 @@ class Jwk(_message.Message):
     y: _builtins.str
     alg: _builtins.str
     use: _builtins.str
+    n: _builtins.str
+    """Only of an RSA key."""
+    e: _builtins.str
     def __init__(
         self,
         *,
@@ -82,12 +110,21 @@ class Jwk(_message.Message):
         y: _builtins.str = ...,
         alg: _builtins.str = ...,
         use: _builtins.str = ...,
+        n: _builtins.str | None = ...,
+        e: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_e", b"_e", "_n", b"_n", "e", b"e", "n", b"n"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alg", b"alg", "crv", b"crv", "kid", b"kid", "kty", b"kty", "use", b"use", "x", b"x", "y", b"y"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_e", b"_e", "_n", b"_n", "alg", b"alg", "crv", b"crv", "e", b"e", "kid", b"kid", "kty", b"kty", "n", b"n", "use", b"use", "x", b"x", "y", b"y"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__e: _TypeAlias = _typing.Literal["e"]  # noqa: Y015
+    _WhichOneofArgType__e: _TypeAlias = _typing.Literal["_e", b"_e"]  # noqa: Y015
+    _WhichOneofReturnType__n: _TypeAlias = _typing.Literal["n"]  # noqa: Y015
+    _WhichOneofArgType__n: _TypeAlias = _typing.Literal["_n", b"_n"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__e) -> _WhichOneofReturnType__e | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__n) -> _WhichOneofReturnType__n | None: ...
 
 Global___Jwk: _TypeAlias = Jwk  # noqa: Y015
 
@@ -402,6 +439,8 @@ class SignIdTokenRequest(_message.Message):
     EMAIL_FIELD_NUMBER: _builtins.int
     EMAIL_VERIFIED_FIELD_NUMBER: _builtins.int
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
+    ALGORITHM_FIELD_NUMBER: _builtins.int
+    ACR_FIELD_NUMBER: _builtins.int
     client_id: _builtins.str
     """The client it is for."""
     user_id: _builtins.str
@@ -415,6 +454,9 @@ class SignIdTokenRequest(_message.Message):
     email_verified: _builtins.bool
     display_name: _builtins.str
     """Set for the scope "profile"."""
+    algorithm: Global___SigningAlgorithm.ValueType
+    acr: _builtins.str
+    """How sure the platform is of the user: "aal1", "aal2"."""
     @_builtins.property
     def auth_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -434,10 +476,12 @@ class SignIdTokenRequest(_message.Message):
         email: _builtins.str = ...,
         email_verified: _builtins.bool = ...,
         display_name: _builtins.str = ...,
+        algorithm: Global___SigningAlgorithm.ValueType = ...,
+        acr: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["auth_time", b"auth_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_token", b"access_token", "amr", b"amr", "auth_time", b"auth_time", "client_id", b"client_id", "display_name", b"display_name", "email", b"email", "email_verified", b"email_verified", "nonce", b"nonce", "session_id", b"session_id", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_token", b"access_token", "acr", b"acr", "algorithm", b"algorithm", "amr", b"amr", "auth_time", b"auth_time", "client_id", b"client_id", "display_name", b"display_name", "email", b"email", "email_verified", b"email_verified", "nonce", b"nonce", "session_id", b"session_id", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -745,12 +789,20 @@ Global___RevokeFamiliesResponse: _TypeAlias = RevokeFamiliesResponse  # noqa: Y0
 class RotateKeysRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    ALGORITHM_FIELD_NUMBER: _builtins.int
+    WITHDRAW_FORMER_FIELD_NUMBER: _builtins.int
+    algorithm: Global___SigningAlgorithm.ValueType
+    withdraw_former: _builtins.bool
+    """Stop verifying what the keys before have signed: within a minute everybody has to sign in anew or to refresh."""
     def __init__(
         self,
+        *,
+        algorithm: Global___SigningAlgorithm.ValueType = ...,
+        withdraw_former: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "withdraw_former", b"withdraw_former"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -784,12 +836,17 @@ Global___RotateKeysResponse: _TypeAlias = RotateKeysResponse  # noqa: Y015
 class GetJwksRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    INCLUDE_ID_TOKEN_KEYS_FIELD_NUMBER: _builtins.int
+    include_id_token_keys: _builtins.bool
+    """The keys that sign only ID tokens, too."""
     def __init__(
         self,
+        *,
+        include_id_token_keys: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["include_id_token_keys", b"include_id_token_keys"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

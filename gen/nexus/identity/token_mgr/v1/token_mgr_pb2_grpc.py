@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class TokenServiceStub:
-    """Access tokens (JWT, RFC 7519, signed ES256) and the refresh tokens that renew them.
+    """Access tokens (JWT, RFC 7519, signed ES256) and the refresh tokens that renew them. The keys that sign are sealed by
+    key-service; a copy in memory signs, so that an outage there stops neither signing nor verification.
     """
 
     def __init__(self, channel):
@@ -98,7 +99,8 @@ class TokenServiceStub:
 
 
 class TokenServiceServicer:
-    """Access tokens (JWT, RFC 7519, signed ES256) and the refresh tokens that renew them.
+    """Access tokens (JWT, RFC 7519, signed ES256) and the refresh tokens that renew them. The keys that sign are sealed by
+    key-service; a copy in memory signs, so that an outage there stops neither signing nor verification.
     """
 
     def IssueTokens(self, request, context):
@@ -146,7 +148,7 @@ class TokenServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SignIdToken(self, request, context):
-        """Signs an ID token (OpenID Connect Core 1.0, section 2) of the tenant's issuer.
+        """Signs an ID token (OpenID Connect Core 1.0, section 2) of the tenant's issuer, ES256 unless RS256 is asked for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -155,7 +157,7 @@ class TokenServiceServicer:
     def ExchangeToken(self, request, context):
         """Exchanges an access token for one of another audience, with no more permissions and no longer life, in which an
         actor stands beside the user (RFC 8693): a service acts on a user's behalf. It ends when the first one's grant
-        does.
+        does. Exchanged again, the former actors stand within the new one (section 4.1).
 
         Errors: SUBJECT_TOKEN_INVALID, PERMISSION_NOT_HELD.
         """
@@ -189,7 +191,8 @@ class TokenServiceServicer:
 
     def RotateKeys(self, request, context):
         """Makes the next signing key the current one and publishes a new next key. Tokens signed before verify
-        until they expire.
+        until they expire, unless former keys are withdrawn: for a key that may be known to others. It happens by itself
+        every month.
 
         Errors: ROTATION_TOO_SOON.
         """
@@ -277,7 +280,8 @@ def add_TokenServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class TokenService:
-    """Access tokens (JWT, RFC 7519, signed ES256) and the refresh tokens that renew them.
+    """Access tokens (JWT, RFC 7519, signed ES256) and the refresh tokens that renew them. The keys that sign are sealed by
+    key-service; a copy in memory signs, so that an outage there stops neither signing nor verification.
     """
 
     @staticmethod

@@ -27,7 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class TokenServiceStub:
-    """Access tokens (JWT, RFC 7519, signed ES256) and the refresh tokens that renew them."""
+    """Access tokens (JWT, RFC 7519, signed ES256) and the refresh tokens that renew them. The keys that sign are sealed by
+    key-service; a copy in memory signs, so that an outage there stops neither signing nor verification.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -56,11 +58,11 @@ class TokenServiceStub:
     Errors: GRANT_EXISTS: one sign-in, code or device gives one grant; SESSION_ENDED.
     """
     SignIdToken: _grpc.UnaryUnaryMultiCallable[_token_mgr_pb2.SignIdTokenRequest, _token_mgr_pb2.SignIdTokenResponse]
-    """Signs an ID token (OpenID Connect Core 1.0, section 2) of the tenant's issuer."""
+    """Signs an ID token (OpenID Connect Core 1.0, section 2) of the tenant's issuer, ES256 unless RS256 is asked for."""
     ExchangeToken: _grpc.UnaryUnaryMultiCallable[_token_mgr_pb2.ExchangeTokenRequest, _token_mgr_pb2.ExchangeTokenResponse]
     """Exchanges an access token for one of another audience, with no more permissions and no longer life, in which an
     actor stands beside the user (RFC 8693): a service acts on a user's behalf. It ends when the first one's grant
-    does.
+    does. Exchanged again, the former actors stand within the new one (section 4.1).
 
     Errors: SUBJECT_TOKEN_INVALID, PERMISSION_NOT_HELD.
     """
@@ -78,7 +80,8 @@ class TokenServiceStub:
     """
     RotateKeys: _grpc.UnaryUnaryMultiCallable[_token_mgr_pb2.RotateKeysRequest, _token_mgr_pb2.RotateKeysResponse]
     """Makes the next signing key the current one and publishes a new next key. Tokens signed before verify
-    until they expire.
+    until they expire, unless former keys are withdrawn: for a key that may be known to others. It happens by itself
+    every month.
 
     Errors: ROTATION_TOO_SOON.
     """
@@ -89,7 +92,9 @@ class TokenServiceStub:
 
 @_typing.type_check_only
 class TokenServiceAsyncStub(TokenServiceStub):
-    """Access tokens (JWT, RFC 7519, signed ES256) and the refresh tokens that renew them."""
+    """Access tokens (JWT, RFC 7519, signed ES256) and the refresh tokens that renew them. The keys that sign are sealed by
+    key-service; a copy in memory signs, so that an outage there stops neither signing nor verification.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     IssueTokens: _aio.UnaryUnaryMultiCallable[_token_mgr_pb2.IssueTokensRequest, _token_mgr_pb2.IssueTokensResponse]  # type: ignore[assignment]
@@ -115,11 +120,11 @@ class TokenServiceAsyncStub(TokenServiceStub):
     Errors: GRANT_EXISTS: one sign-in, code or device gives one grant; SESSION_ENDED.
     """
     SignIdToken: _aio.UnaryUnaryMultiCallable[_token_mgr_pb2.SignIdTokenRequest, _token_mgr_pb2.SignIdTokenResponse]  # type: ignore[assignment]
-    """Signs an ID token (OpenID Connect Core 1.0, section 2) of the tenant's issuer."""
+    """Signs an ID token (OpenID Connect Core 1.0, section 2) of the tenant's issuer, ES256 unless RS256 is asked for."""
     ExchangeToken: _aio.UnaryUnaryMultiCallable[_token_mgr_pb2.ExchangeTokenRequest, _token_mgr_pb2.ExchangeTokenResponse]  # type: ignore[assignment]
     """Exchanges an access token for one of another audience, with no more permissions and no longer life, in which an
     actor stands beside the user (RFC 8693): a service acts on a user's behalf. It ends when the first one's grant
-    does.
+    does. Exchanged again, the former actors stand within the new one (section 4.1).
 
     Errors: SUBJECT_TOKEN_INVALID, PERMISSION_NOT_HELD.
     """
@@ -137,7 +142,8 @@ class TokenServiceAsyncStub(TokenServiceStub):
     """
     RotateKeys: _aio.UnaryUnaryMultiCallable[_token_mgr_pb2.RotateKeysRequest, _token_mgr_pb2.RotateKeysResponse]  # type: ignore[assignment]
     """Makes the next signing key the current one and publishes a new next key. Tokens signed before verify
-    until they expire.
+    until they expire, unless former keys are withdrawn: for a key that may be known to others. It happens by itself
+    every month.
 
     Errors: ROTATION_TOO_SOON.
     """
@@ -147,7 +153,9 @@ class TokenServiceAsyncStub(TokenServiceStub):
     """
 
 class TokenServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Access tokens (JWT, RFC 7519, signed ES256) and the refresh tokens that renew them."""
+    """Access tokens (JWT, RFC 7519, signed ES256) and the refresh tokens that renew them. The keys that sign are sealed by
+    key-service; a copy in memory signs, so that an outage there stops neither signing nor verification.
+    """
 
     @_abc_1.abstractmethod
     def IssueTokens(
@@ -207,7 +215,7 @@ class TokenServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _token_mgr_pb2.SignIdTokenRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_token_mgr_pb2.SignIdTokenResponse, _abc.Awaitable[_token_mgr_pb2.SignIdTokenResponse]]:
-        """Signs an ID token (OpenID Connect Core 1.0, section 2) of the tenant's issuer."""
+        """Signs an ID token (OpenID Connect Core 1.0, section 2) of the tenant's issuer, ES256 unless RS256 is asked for."""
 
     @_abc_1.abstractmethod
     def ExchangeToken(
@@ -217,7 +225,7 @@ class TokenServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_token_mgr_pb2.ExchangeTokenResponse, _abc.Awaitable[_token_mgr_pb2.ExchangeTokenResponse]]:
         """Exchanges an access token for one of another audience, with no more permissions and no longer life, in which an
         actor stands beside the user (RFC 8693): a service acts on a user's behalf. It ends when the first one's grant
-        does.
+        does. Exchanged again, the former actors stand within the new one (section 4.1).
 
         Errors: SUBJECT_TOKEN_INVALID, PERMISSION_NOT_HELD.
         """
@@ -259,7 +267,8 @@ class TokenServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_token_mgr_pb2.RotateKeysResponse, _abc.Awaitable[_token_mgr_pb2.RotateKeysResponse]]:
         """Makes the next signing key the current one and publishes a new next key. Tokens signed before verify
-        until they expire.
+        until they expire, unless former keys are withdrawn: for a key that may be known to others. It happens by itself
+        every month.
 
         Errors: ROTATION_TOO_SOON.
         """

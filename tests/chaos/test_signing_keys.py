@@ -1,0 +1,66 @@
+"""While key-service is away, tokens are signed and verified as before; only a token-mgr that starts has to wait."""
+
+import os
+import signal
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from tests.chaos.conftest import Hurt
+from tests.chaos.processes import status, until
+from tests.edge.wire import reason
+from tests.platforms import PASSWORD, Tenant, eventually
+
+pytestmark = pytest.mark.xdist_group("chaos")
+
+
+@pytest.fixture
+async def without_key_service(hurt: Hurt, edge: httpx.AsyncClient) -> AsyncIterator[None]:
+    """It hangs, with all that shares its process."""
+    owner = await Tenant(hurt.platform, hurt.platform.settings.platform_tenant).sign_in()
+    assert owner, "keys are made, and unwrapped"
+    pid = status(hurt.platform, "platform")["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    yield
+    os.kill(pid, signal.SIGCONT)
+
+
+async def test_tokens_are_signed_and_verified_while_key_service_hangs(
+    hurt: Hurt, edge: httpx.AsyncClient, without_key_service: None
+) -> None:
+    tenant = await hurt.platform.new_tenant()
+    user = await tenant.sign_in()
+    assert (await edge.get("/api/v1/auth/me", headers=user.headers)).status_code == 200
+    refreshed = await edge.post(
+        "/api/v1/auth/refresh", headers=tenant.headers, json={"refreshToken": user.refresh_token}
+    )
+    assert refreshed.status_code == 200, refreshed.text
+    assert len((await edge.get("/.well-known/jwks.json")).json()["keys"]) >= 2
+
+
+async def test_a_token_mgr_that_starts_meanwhile_verifies_at_once_and_signs_when_it_can(
+    hurt: Hurt, edge: httpx.AsyncClient, without_key_service: None
+) -> None:
+    tenant = await hurt.platform.new_tenant()
+    email = await tenant.provision()
+    user = await tenant.sign_in(email=email)
+    before = status(hurt.platform, "identity")
+    os.kill(before["pid"], signal.SIGKILL)
+    eventually(lambda: status(hurt.platform, "identity")["pid"] not in (None, before["pid"]))
+    eventually(lambda: status(hurt.platform, "identity")["state"] == "ready")
+
+    async def sessions() -> httpx.Response:
+        return await edge.get("/api/v1/sessions", headers=user.headers)
+
+    await until(sessions, lambda answer: answer.status_code == 200, allow=503)
+
+    async def login() -> httpx.Response:
+        return await edge.post(
+            "/api/v1/auth/login", headers=tenant.headers, json={"email": email, "password": PASSWORD}
+        )
+
+    refused = await login()
+    assert reason(refused, 503, 504) in ("DEPENDENCY_UNAVAILABLE", "DEADLINE_EXCEEDED"), refused.text
+    os.kill(status(hurt.platform, "platform")["pid"], signal.SIGCONT)
+    await until(login, lambda answer: answer.status_code == 200, allow=503)
