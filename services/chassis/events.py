@@ -184,7 +184,7 @@ class Events:
             position, previous = heads[tenant]
             heads[tenant] = (position + 1, link(previous, row))
             updates.append((tenant, row["event_id"], *heads[tenant]))
-            placed.append(_envelope(row, position + 1))
+            placed.append(_envelope(row, position + 1, self._service))
         await self._database.executemany(_PLACE, updates)
         return placed
 
@@ -215,7 +215,7 @@ def link(previous: bytes, row: Any) -> bytes:
     return digest.digest()
 
 
-def _envelope(row: asyncpg.Record, position: int) -> Event:
+def _envelope(row: asyncpg.Record, position: int, source: str) -> Event:
     return Event(
         event_id=row["event_id"],
         type=row["type"],
@@ -226,6 +226,7 @@ def _envelope(row: asyncpg.Record, position: int) -> Event:
         actor=row["actor"],
         request_id=row["request_id"],
         position=position,
+        source=source,
     )
 
 

@@ -597,12 +597,12 @@ class UpdateScheduleRequest(_message.Message):
     etag: _builtins.str
     """Change it only if it is still as it was read; in any case when empty."""
     @_builtins.property
-    def spec(self) -> Global___ScheduleSpec: ...
+    def spec(self) -> Global___ScheduleSpec:
+        """Checked once it has been merged with what there is."""
+
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """The fields of `spec` to change: "timing", "job.payload". All when empty. Those it does not name are not looked at,
-        but for the rules of the contract.
-        """
+        """The fields of `spec` to change: "timing", "job.payload". All when empty."""
 
     def __init__(
         self,
