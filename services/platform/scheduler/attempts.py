@@ -10,6 +10,7 @@ from google.protobuf import json_format
 
 from nexus.platform.scheduler.v1 import jobs_pb2 as pb
 from nexus.platform.scheduler.v1.faults import PayloadTooLarge
+from nexus.type.v1.faults import InvalidRequest
 from services.chassis.clock import moment
 from services.chassis.ids import new_id
 
@@ -71,8 +72,11 @@ def requested(request: Any, now: datetime) -> NewJob:
 
 
 def payload_json(template: pb.JobTemplate) -> str:
-    """Raises PayloadTooLarge."""
-    text = json.dumps(json_format.MessageToDict(template.payload), ensure_ascii=False)
+    """Raises PayloadTooLarge, and InvalidRequest for what JSON cannot say."""
+    try:
+        text = json.dumps(json_format.MessageToDict(template.payload), ensure_ascii=False)
+    except json_format.SerializeToJsonError as error:
+        raise InvalidRequest(summary=f"payload: {error}") from None
     size = len(text.encode())
     if size > LARGEST_PAYLOAD:
         raise PayloadTooLarge(size=size, most=LARGEST_PAYLOAD)

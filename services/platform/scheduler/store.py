@@ -49,11 +49,12 @@ WITH RECURSIVE waiting AS (  -- one look at the index for each tenant, however m
         ORDER BY priority DESC, run_time, sequence LIMIT greatest(a.number, 0)
     ) c ORDER BY c.turn, a.served_time NULLS FIRST, c.tenant_id LIMIT $2
 ), served AS (
-    INSERT INTO queues (tenant_id, queue, served_time) SELECT DISTINCT tenant_id, $1, $3::timestamptz FROM chosen
+    INSERT INTO queues (tenant_id, queue, served_time) SELECT tenant_id, $1, clock_timestamp()
+    FROM (SELECT DISTINCT tenant_id FROM chosen) AS tenants
     ON CONFLICT (tenant_id, queue) DO UPDATE SET served_time = excluded.served_time
 )
-UPDATE jobs SET state = 'LEASED', lease_id = gen_random_uuid(), lease_expire_time = $3 + least($4, run_timeout),
-                start_time = $3, attempts = attempts + 1, worker = $5
+UPDATE jobs SET state = 'LEASED', lease_id = gen_random_uuid(), attempts = attempts + 1, worker = $5,
+                start_time = $3, lease_expire_time = $3::timestamptz + least($4::interval, run_timeout)
 WHERE (tenant_id, job_id) IN (SELECT tenant_id, job_id FROM chosen) AND state = 'READY'
 RETURNING {_JOB}
 """
@@ -274,7 +275,7 @@ class JobStore:
         return await self._database.fetchrow(
             f"""
             INSERT INTO jobs ({_NEW_JOB}, create_time, state)
-            VALUES ({_PLACES}, $15, CASE WHEN $10 > $15 THEN 'DELAYED' ELSE 'READY' END)
+            VALUES ({_PLACES}, $14, CASE WHEN $9::timestamptz > $14::timestamptz THEN 'DELAYED' ELSE 'READY' END)
             ON CONFLICT (tenant_id, queue, unique_key) WHERE unique_key <> '' AND {_OPEN} DO NOTHING RETURNING {_JOB}
             """,
             *astuple(job),
@@ -286,7 +287,7 @@ class JobStore:
         await self._database.executemany(
             f"""
             INSERT INTO jobs ({_NEW_JOB}, create_time, state, tenant_id)
-            VALUES ({_PLACES}, $15, CASE WHEN $10 > $15 THEN 'DELAYED' ELSE 'READY' END, $16)
+            VALUES ({_PLACES}, $14, CASE WHEN $9::timestamptz > $14::timestamptz THEN 'DELAYED' ELSE 'READY' END, $15)
             """,
             [(*astuple(job), now, tenant) for tenant, job in jobs],
         )
@@ -359,8 +360,8 @@ class JobStore:
     async def set_failed(self, job: asyncpg.Record, then: Afterwards, error: str) -> None:
         await self._database.execute(
             """
-            UPDATE jobs SET state = $3, run_time = $4, attempts = $5, last_error = $6, lease_expire_time = NULL,
-                            end_time = CASE WHEN $3 = 'DEAD' THEN $4 END
+            UPDATE jobs SET state = $3::text, run_time = $4::timestamptz, attempts = $5, last_error = $6,
+                            lease_expire_time = NULL, end_time = CASE WHEN $3::text = 'DEAD' THEN $4::timestamptz END
             WHERE tenant_id = $1 AND job_id = $2
             """,
             job["tenant_id"],
