@@ -1,13 +1,12 @@
 """The edge's Envoy bootstrap, out of the contracts: what is not in a contract cannot be reached.
 
-    python -m edge.bootstrap [FILE]     write it (or print it) for the settings in the environment
+    python -m edge.bootstrap [FILE]     write it (or print it, as JSON) for the settings in the environment
 
 The order of the HTTP filters is the order in which a request is judged: form first (strict JSON), then
 transcoding, after which every request, JSON or gRPC, is a call of one contract method and meets the policy of
 that method's route: token, rate class, timeout, retries.
 """
 
-import json
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -24,6 +23,7 @@ from envoy_data_plane.envoy.config.core.v3 import (
 )
 from envoy_data_plane.envoy.config.core.v3 import HttpProtocolOptionsHeadersWithUnderscoresAction as Underscores
 from envoy_data_plane.envoy.config.listener.v3 import FilterChain, Listener
+from envoy_data_plane.envoy.config.route.v3 import RouteConfiguration
 from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import (
     HttpConnectionManager,
     HttpConnectionManagerPathWithEscapedSlashesAction,
@@ -54,17 +54,14 @@ def write(settings: Settings, path: Path, layout: Layout | None = None) -> None:
     certificate = tls.ensure_certificate(settings.home / "secrets" / "edge")
     for folder in (path.parent, settings.run_dir):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path.write_text(render(build(settings, certificate, layout or Layout())))
-
-
-def render(bootstrap: Bootstrap) -> str:
-    return json.dumps(bootstrap.to_dict(), indent=1, sort_keys=True)
+    envoy.write(build(settings, certificate, layout or Layout()), path)
 
 
 def build(settings: Settings, certificate: tls.Certificate, layout: Layout) -> Bootstrap:
     http_filters = filters.chain(settings)
-    plain = [] if settings.strict else [_listener(settings, "http", HTTP_PORT, http_filters, layout)]
-    secure = _listener(settings, "https", HTTPS_PORT, http_filters, layout, certificate)
+    table = routes.table(settings, layout)
+    plain = [] if settings.strict else [_listener(settings, "http", HTTP_PORT, http_filters, table)]
+    secure = _listener(settings, "https", HTTPS_PORT, http_filters, table, certificate)
     clusters = [each for spec in discover().values() for each in service_clusters(settings, spec, layout)]
     if through_local_mesh(settings):
         clusters.append(envoy.supervisor_cluster(supervisor_socket(settings)))
@@ -83,13 +80,13 @@ def _listener(
     name: str,
     port: int,
     http_filters: list[HttpFilter],
-    layout: Layout,
+    table: RouteConfiguration,
     certificate: tls.Certificate | None = None,
 ) -> Listener:
     manager = HttpConnectionManager(
         stat_prefix=name,
         server_name="nexus",
-        route_config=routes.table(settings, name, layout),
+        route_config=table,
         http_filters=http_filters,
         access_log=[access_log()],
         local_reply_config=replies.local_replies(),
@@ -191,7 +188,7 @@ def main() -> int:
         write(settings, Path(sys.argv[1]))
     else:
         certificate = tls.Certificate(Path("tls.crt"), Path("tls.key"))
-        print(render(build(settings, certificate, Layout())))
+        print(envoy.as_json(build(settings, certificate, Layout())))
     return 0
 
 

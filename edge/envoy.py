@@ -1,5 +1,6 @@
 """Envoy configuration that the edge and the local mesh have in common: upstreams, identities by SDS, logs."""
 
+import json
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from betterproto2 import Message
 from envoy_data_plane.envoy.config.accesslog.v3 import AccessLog
 from envoy_data_plane.envoy.config.bootstrap.v3 import (
+    Bootstrap,
     LayeredRuntime,
     RuntimeLayer,
     RuntimeLayerAdminLayer,
@@ -76,7 +78,7 @@ from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
 from envoy_data_plane.envoy.type.v3 import Percent
 from envoy_data_plane.google.protobuf import Any, Struct
 
-from edge.replies import UNDELIVERED
+from edge.replies import FAILED, UNDELIVERED
 from services.chassis.contract import Method
 from services.chassis.peers import MESH_REPLY
 
@@ -185,14 +187,22 @@ def cluster(
 
 
 def retries(method: Method | None) -> RetryPolicy:
-    """A request that never reached a service may be sent again; more only where the contract allows it."""
+    """A request that never reached a service may be sent again; one without an answer where the contract allows it.
+
+    What a service itself answers stands, UNAVAILABLE too: were that repeated at every hop, a service whose database
+    is away would get dozens of calls for each.
+    """
     conditions = "connect-failure,refused-stream,retriable-headers"
+    unanswered = [UNDELIVERED]
     if method is not None and method.retryable and not method.streams:
         # A service that stops answers what it has not begun with CANCELLED.
-        conditions += ",reset-before-request,unavailable,cancelled"
+        conditions += ",reset-before-request,cancelled"
+        unanswered.append(FAILED)
     return RetryPolicy(
         retry_on=conditions,
-        retriable_headers=[HeaderMatcher(name=MESH_REPLY, string_match=StringMatcher(exact=UNDELIVERED))],
+        retriable_headers=[
+            HeaderMatcher(name=MESH_REPLY, string_match=StringMatcher(exact=mark)) for mark in unanswered
+        ],
         num_retries=5,
         retry_back_off=RetryPolicyRetryBackOff(
             base_interval=timedelta(milliseconds=25), max_interval=timedelta(milliseconds=500)
@@ -253,6 +263,18 @@ def _secret(name: str) -> SdsSecretConfig:
 def supervisor_cluster(socket: Path) -> Cluster:
     """Where a proxy of the local mesh gets its secrets: the supervisor's discovery service on this socket."""
     return cluster(SUPERVISOR, [pipe(socket)])
+
+
+def write(bootstrap: Bootstrap, path: Path) -> None:
+    """As Envoy reads it fastest (`.pb`, a hundredth of the time to write), or as people do (`.json`)."""
+    if path.suffix == ".pb":
+        path.write_bytes(bytes(bootstrap))
+    else:
+        path.write_text(as_json(bootstrap))
+
+
+def as_json(bootstrap: Bootstrap) -> str:
+    return json.dumps(bootstrap.to_dict(), indent=1, sort_keys=True)
 
 
 def runtime() -> LayeredRuntime:

@@ -1,5 +1,6 @@
 """The edge's HTTP filters, in the order in which they see a request."""
 
+import json
 from datetime import timedelta
 from pathlib import Path
 
@@ -54,12 +55,14 @@ from envoy_data_plane.envoy.type.metadata.v3 import (
 from envoy_data_plane.envoy.type.v3 import FractionalPercent, FractionalPercentDenominatorType, TokenBucket
 from envoy_data_plane.google.protobuf import Any, Empty
 
-from edge import schemas
+from edge import paths, replies, schemas
 from edge.envoy import http_filter
-from edge.routes import JWKS_METHOD, METADATA
+from edge.routes import JWKS_METHOD, METADATA, served
 from edge.transcoding import transcoder
+from nexus.type.v1 import faults
 from services.chassis.config import Settings
 
+FOLDER = Path(__file__).parent
 KEYS_CLUSTER = "edge-keys"
 KEYS_FRESH = timedelta(seconds=10)
 """How long the edge knows a set of keys. token-mgr publishes a key for longer than this before it signs."""
@@ -86,7 +89,7 @@ def chain(settings: Settings) -> list[HttpFilter]:
         http_filter("compressor", _compressor()),
         http_filter("cors", Cors()),
         http_filter("grpc_web", GrpcWeb()),
-        http_filter("lua", _strict_json()),
+        http_filter("lua", _requests()),
         http_filter("grpc_json_transcoder", transcoder()),
         http_filter("jwt_authn", _jwt(settings)),
         http_filter("local_ratelimit", _rate_limits(settings)),
@@ -125,12 +128,29 @@ def _compressor() -> Compressor:
     )
 
 
-def _strict_json() -> Lua:
-    script = (Path(__file__).parent / "strict_json.lua").read_text()
-    return Lua(
-        default_source_code=DataSource(inline_string=f"local MESSAGES = {schemas.lua_table()}\n{script}"),
-        stat_prefix="strict_json",
-    )
+def _requests() -> Lua:
+    script = request_script(paths.tree(served()).lua(), schemas.lua_table())
+    return Lua(default_source_code=DataSource(inline_string=script), stat_prefix="requests")
+
+
+def request_script(routes: str, messages: str) -> str:
+    """The request filter: its constants, of which these two are Lua tables out of the contracts, then its parts."""
+    not_found = replies.error(faults.RouteUnknown)
+    constants = {
+        "ROUTES": routes,
+        "MESSAGES": messages,
+        "ROUTE_UNKNOWN": _quoted(json.dumps(not_found)),
+        "METHOD_NOT_ALLOWED": _quoted(json.dumps(replies.error(faults.MethodNotAllowed))),
+        "HEALTHY": _quoted(json.dumps({"status": "ok"})),
+        "NOT_GRPC": _quoted(replies.status_details(404, not_found)),
+    }
+    parts = [f"local {name} = {value}" for name, value in constants.items()]
+    parts += [(FOLDER / f"{name}.lua").read_text() for name in ("paths", "strict_json", "requests")]
+    return "\n".join(parts)
+
+
+def _quoted(text: str) -> str:
+    return f"[==[{text}]==]"
 
 
 def _jwt(settings: Settings) -> JwtAuthentication:

@@ -142,7 +142,8 @@ def document(*, server_url: str, methods: Iterable[Method] | None = None) -> Jso
     paths: dict[str, Json] = defaultdict(dict)
     for method in contract.methods().values() if methods is None else methods:
         for index, route in enumerate(method.routes):
-            path, verb = re.sub(r"=[^}]*}", "}", route.path), route.verb.lower()
+            path = re.sub(r"{([^}=]+)[^}]*}", lambda variable: "{" + _leaf(variable[1]) + "}", route.path)
+            verb = route.verb.lower()
             if verb in paths[path]:
                 raise ValueError(f"{method.full_name} has the route {verb} {path} of another method")
             paths[path][verb] = _operation(method, route, index, schemas)
@@ -198,11 +199,16 @@ def _operation(method: Method, route: HttpRoute, index: int, schemas: "Schemas")
     }
 
 
-def _path_parameter(message: Descriptor, name: str, template: str, schemas: "Schemas") -> Json:
-    *parents, leaf = name.split(".")
+def _leaf(name: str) -> str:
+    """What a variable is called in the document: `user.user_id` is the same part of a path as `user_id`."""
+    return name.rpartition(".")[2]
+
+
+def _path_parameter(message: Descriptor, field: str, template: str, schemas: "Schemas") -> Json:
+    *parents, name = field.split(".")
     for parent in parents:
         message = _message(message.fields_by_name[parent])
-    schema = schemas.field(message.fields_by_name[leaf], request=True)
+    schema = schemas.field(message.fields_by_name[name], request=True)
     if "/" not in template and "**" not in template:
         return _parameter(name, "path", schema, required=True)
     schema["description"] = f"{schema.get('description', '')} Its slashes stay as they are.".strip()

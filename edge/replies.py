@@ -34,6 +34,7 @@ from grpc import StatusCode
 from nexus.type.v1 import faults
 from services.chassis.errors import STATUS_DETAILS, Fault
 from services.chassis.peers import MESH_REPLY
+from services.chassis.pipeline import CHALLENGES
 
 _BODY = "%LOCAL_REPLY_BODY%"
 _GRPC = "request.headers['content-type'].startsWith('application/grpc')"
@@ -41,6 +42,7 @@ _TRANSCODED = "'x-envoy-original-path' in request.headers"
 _ABSENT = HeaderValueOptionHeaderAppendAction.ADD_IF_ABSENT
 RETRY_SECONDS = 1
 UNDELIVERED = "undelivered"
+FAILED = "failed"
 
 
 def error(fault: type[Fault], message: str | None = None, retry_seconds: int | None = None) -> dict[str, AnyValue]:
@@ -101,8 +103,8 @@ def mesh_replies() -> LocalReplyConfig:
     return LocalReplyConfig(
         mappers=[
             _in_its_place(503, away, UNDELIVERED, unreached),
-            _in_its_place(503, away, "failed"),
-            _in_its_place(504, late, "failed"),
+            _in_its_place(503, away, FAILED),
+            _in_its_place(504, late, FAILED),
         ]
     )
 
@@ -136,6 +138,8 @@ def _when(
     headers = {"x-request-id": "%UNIQUE_ID%"}
     if retry:
         headers["retry-after"] = str(RETRY_SECONDS)
+    if 401 in (status, becomes):
+        headers["www-authenticate"] = CHALLENGES["TOKEN_INVALID"]
     grpc = ResponseMapper(
         filter=_all(*conditions, _expression(f"{_GRPC} && !({_TRANSCODED})")),
         status_code=becomes,
@@ -153,12 +157,22 @@ def _when(
 
 
 def _grpc_status(http_status: int, body: dict[str, AnyValue]) -> dict[str, str]:
-    """The headers of an error in gRPC. What nobody serves is UNIMPLEMENTED there."""
+    """The headers of an error in gRPC."""
+    status = _status_of(http_status, body)
+    return {"grpc-status": str(status.code), STATUS_DETAILS: status_details(http_status, body)}
+
+
+def status_details(http_status: int, body: dict[str, AnyValue]) -> str:
+    """An error as the header `grpc-status-details-bin` has it."""
+    return base64.b64encode(_status_of(http_status, body).SerializeToString()).decode()
+
+
+def _status_of(http_status: int, body: dict[str, AnyValue]) -> status_pb2.Status:
+    """What nobody serves is UNIMPLEMENTED in gRPC."""
     status = json_format.ParseDict(body, status_pb2.Status())
     status.code = StatusCode.UNIMPLEMENTED.value[0] if http_status == 404 else status.code
     status.message = re.sub(f":? ?{_BODY}", "", status.message)
-    details = base64.b64encode(status.SerializeToString()).decode()
-    return {"grpc-status": str(status.code), STATUS_DETAILS: details}
+    return status
 
 
 def _headers(values: Mapping[str, str]) -> list[HeaderValueOption]:

@@ -1,23 +1,19 @@
-"""Routes, one set for each method that has an HTTP rule.
+"""Routes, one for each method that has an HTTP rule: its gRPC path, with its policy.
 
-A JSON request first matches the method's HTTP route, which tells the strict-JSON filter what the body may hold;
-once transcoded it matches, like any gRPC request, the method's gRPC route, which carries its policy.
+A JSON request first matches the route of all HTTP paths, where the request filter tells them apart; once transcoded
+it matches, like any gRPC request, its method's route.
 """
 
-import json
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any as AnyValue
 
 from envoy_data_plane.envoy.config.core.v3 import (
-    DataSource,
     HeaderValue,
     HeaderValueOption,
     HeaderValueOptionHeaderAppendAction,
     Metadata,
 )
 from envoy_data_plane.envoy.config.route.v3 import (
-    DirectResponseAction,
     HeaderMatcher,
     Route,
     RouteAction,
@@ -29,18 +25,15 @@ from envoy_data_plane.envoy.extensions.filters.http.cors.v3 import CorsPolicy
 from envoy_data_plane.envoy.extensions.filters.http.jwt_authn.v3 import PerRouteConfig
 from envoy_data_plane.envoy.type.matcher.v3 import RegexMatcher, StringMatcher
 from envoy_data_plane.google.protobuf import Any, Struct
-from google.protobuf.descriptor import Descriptor
 
-from edge import openapi, reference, replies, schemas
+from edge import openapi, reference
 from edge.envoy import retries
 from edge.transcoding import speaks_for_itself, transcoder
 from edge.upstreams import TIMEOUT_MARGIN, Layout, routes_to
-from nexus.type.v1 import faults
 from services.chassis import contract
 from services.chassis.config import Settings
 from services.chassis.context import EDGE
 from services.chassis.contract import HttpRoute, Method
-from services.chassis.errors import Fault
 from services.chassis.peers import MESH_REPLY, XFCC
 from services.chassis.spec import discover
 
@@ -54,13 +47,11 @@ _GRPC = HeaderMatcher(name="content-type", string_match=StringMatcher(prefix="ap
 _OVERWRITE = HeaderValueOptionHeaderAppendAction.OVERWRITE_IF_EXISTS_OR_ADD
 
 
-def table(settings: Settings, name: str, layout: Layout) -> RouteConfiguration:
-    """All routes of a listener; what matches none of them is a 404 in the platform's shape."""
-    # A contract may come before its service.
-    external = [method for method in contract.methods().values() if method.external and method.service_id in discover()]
+def table(settings: Settings, layout: Layout) -> RouteConfiguration:
+    """All routes, of every listener."""
+    external = served()
     return RouteConfiguration(
-        name=name,
-        max_direct_response_body_size_bytes=8192,
+        name="edge",
         response_headers_to_remove=[MESH_REPLY],
         virtual_hosts=[
             VirtualHost(
@@ -69,15 +60,17 @@ def table(settings: Settings, name: str, layout: Layout) -> RouteConfiguration:
                 routes=[
                     *(route for method in external for route in _grpc_routes(settings, method, layout)),
                     *(_reflection_route(settings, prefix) for prefix in REFLECTION),
-                    _answer(RouteMatch(path="/healthz"), 200, {"status": "ok"}),
                     *_http_routes(external),
-                    # Everything else counts as a read, so that probing for paths is limited too.
-                    _refusal(RouteMatch(prefix="/"), 404, faults.RouteUnknown),
                 ],
                 typed_per_filter_config={"envoy.filters.http.cors": Any.pack(_cors())},
             )
         ],
     )
+
+
+def served() -> list[Method]:
+    """The methods that outside callers reach. A contract may come before its service."""
+    return [method for method in contract.methods().values() if method.external and method.service_id in discover()]
 
 
 def keys_table(settings: Settings) -> RouteConfiguration:
@@ -142,93 +135,38 @@ def _header(key: str, value: str) -> HeaderValueOption:
     return HeaderValueOption(header=HeaderValue(key=key, value=value), append_action=_OVERWRITE)
 
 
-def _rate_class(rate_class: str, **form: str) -> Metadata:
-    """What the rate limit, and the strict-JSON filter, need to know of a route."""
-    of_route = {METADATA: Struct.from_dict({"rate_class": rate_class})}
-    if form:
-        of_route["envoy.filters.http.lua"] = Struct.from_dict(form)
-    return Metadata(filter_metadata=of_route)
+def _rate_class(rate_class: str, http: bool = False) -> Metadata:
+    """What the rate limit needs to know of a route, and the request filter: whether paths are HTTP's here."""
+    of_filters = {METADATA: Struct.from_dict({"rate_class": rate_class})}
+    if http:
+        of_filters["envoy.filters.http.lua"] = Struct.from_dict({"http": True})
+    return Metadata(filter_metadata=of_filters)
 
 
 def _http_routes(methods: Sequence[Method]) -> list[Route]:
-    """For every path: its HTTP methods, then 405 for all others. Paths without variables first."""
-    by_path: dict[str, list[tuple[HttpRoute, Method]]] = {}
-    for method in methods:
-        for route in method.routes:
-            by_path.setdefault(route.regex, []).append((route, method))
-    result = []
-    for regex, bindings in sorted(by_path.items(), key=_most_specific_first):
-        path = bindings[0][0].path
-        for binding, method in bindings:
-            match = _path_match(path, regex)
-            match.headers = [HeaderMatcher(name=":method", string_match=StringMatcher(exact=binding.verb))]
-            result.append(
-                Route(
-                    name=method.full_name,
-                    match=match,
-                    # Only for the filters: transcoding moves the request to the method's gRPC route.
-                    route=RouteAction(cluster=method.service_id),
-                    metadata=Metadata(
-                        filter_metadata={"envoy.filters.http.lua": Struct.from_dict(_form(binding, method))}
-                    ),
-                    typed_per_filter_config=(
-                        {"envoy.filters.http.grpc_json_transcoder": Any.pack(transcoder(lenient=True))}
-                        if speaks_for_itself(method) and "{" in path
-                        else {}
-                    ),
-                )
-            )
-        allowed = ", ".join(sorted({binding.verb for binding, _ in bindings}))
-        refusal = _refusal(_path_match(path, regex), 405, faults.MethodNotAllowed, allow=allowed)
-        result.append(refusal)
-    return result
+    """One for all paths: the request filter knows them, and transcoding moves a request on to its method's gRPC route.
+    Only where a method takes what others may have put into a query is there a route of its own."""
+    lenient = [
+        _http_route(_path_match(route), {"envoy.filters.http.grpc_json_transcoder": Any.pack(transcoder(lenient=True))})
+        for method in methods
+        if speaks_for_itself(method)
+        for route in method.routes
+        if "{" in route.path
+    ]
+    return [*lenient, _http_route(RouteMatch(prefix="/"), {})]
 
 
-def _most_specific_first(item: tuple[str, list[tuple[HttpRoute, Method]]]) -> tuple[bool, bool, str]:
-    path = item[1][0][0].path
-    return "{" in path, ":" not in path.rpartition("/")[2], item[0]
+def _http_route(match: RouteMatch, config: dict[str, Any]) -> Route:
+    # It leads nowhere. What is refused counts as a read, so that probing for paths is limited too.
+    nowhere = RouteAction(cluster=REFLECTION_SERVICE)
+    return Route(match=match, route=nowhere, metadata=_rate_class("READ", http=True), typed_per_filter_config=config)
 
 
-def _form(binding: HttpRoute, method: Method) -> dict[str, AnyValue]:
-    """What the strict-JSON filter needs to know of a request to this route."""
-    message: Descriptor | None = method.descriptor.input_type
-    if binding.body and binding.body != "*":
-        message = method.descriptor.input_type.fields_by_name[binding.body].message_type
-    if not binding.body or message is None:
-        return {"body": "none"}
-    if schemas.is_opaque(message):
-        return {"body": "any"}
-    return {"body": "json", "message": message.full_name}
-
-
-def _path_match(path: str, regex: str) -> RouteMatch:
-    if "{" in path:
-        return RouteMatch(safe_regex=RegexMatcher(regex=regex))
-    return RouteMatch(path=path)
-
-
-def _answer(match: RouteMatch, status: int, body: dict[str, AnyValue]) -> Route:
-    return Route(
-        match=match,
-        direct_response=_json_body(status, body),
-        response_headers_to_add=[_header("content-type", "application/json")],
-        metadata=_rate_class("READ"),
+def _path_match(route: HttpRoute) -> RouteMatch:
+    return RouteMatch(
+        safe_regex=RegexMatcher(regex=route.regex),
+        headers=[HeaderMatcher(name=":method", string_match=StringMatcher(exact=route.verb))],
     )
-
-
-def _refusal(match: RouteMatch, status: int, fault: type[Fault], **more: str) -> Route:
-    """A route that leads nowhere: the strict-JSON filter answers before the router would be asked. It is no direct
-    response, because the CORS filter passes those over."""
-    answer = json.dumps(replies.error(fault))
-    return Route(
-        match=match,
-        route=RouteAction(cluster=REFLECTION_SERVICE),
-        metadata=_rate_class("READ", body="refused", status=str(status), answer=answer, **more),
-    )
-
-
-def _json_body(status: int, body: dict[str, AnyValue]) -> DirectResponseAction:
-    return DirectResponseAction(status=status, body=DataSource(inline_string=json.dumps(body)))
 
 
 def _cors() -> CorsPolicy:

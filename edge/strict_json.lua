@@ -1,23 +1,13 @@
--- Refuses what the transcoder would misread in silence: fields that the message does not have or that come twice,
--- text that is almost JSON (its parser takes single quotes, bare names and trailing commas), deep nesting, other
--- media types and encodings. Whether a value fits its field is left to the transcoder. Lets no header through that
--- could not be gRPC metadata.
--- MESSAGES is prepended: message → field → message of the field, or true.
+-- Finds what the transcoder would misread in silence: fields that the message does not have or that come twice, text
+-- that is almost JSON (its parser takes single quotes, bare names and trailing commas), deep nesting. Whether a value
+-- fits its field is left to the transcoder.
+-- Prepended: MESSAGES, message → field → message of the field, or true.
 
 local MAX_DEPTH = 64
 local QUOTE, COMMA, COLON, BACKSLASH = 34, 44, 58, 92
 local OPEN_LIST, CLOSE_LIST, OPEN_OBJECT, CLOSE_OBJECT = 91, 93, 123, 125
 local WORDS = { ["true"] = true, ["false"] = true, ["null"] = true }
 local NUMBER_ENDS = { "^$", "^%.%d+$", "^[eE][+-]?%d+$", "^%.%d+[eE][+-]?%d+$" }
-
-local function refuse(handle, status, reason, message)
-  local quoted = message:gsub("[^\32-\126]", "?"):gsub('["\\]', "\\%0")
-  handle:respond(
-    { [":status"] = tostring(status), ["content-type"] = "application/json" },
-    string.format(
-      '{"code":3,"message":"%s","details":[{"@type":"type.googleapis.com/google.rpc.ErrorInfo",' ..
-      '"reason":"%s","domain":"nexus","metadata":{}}]}', quoted, reason))
-end
 
 -- The end of the string that starts at `start` (its opening quote), or nil.
 local function string_end(text, start)
@@ -135,59 +125,4 @@ local function check(text, message)
     if not stop then return "it is not JSON from byte " .. at .. " on" end
     at = stop + 1
   end
-end
-
--- Takes away the headers that gRPC has no place for: a service refuses a call for the sake of one of them.
-local function drop_unfit(headers)
-  local unfit = {}
-  for name in pairs(headers) do
-    if name:find("[^%l%d_.:-]") or name:find("^grpc%-") or name:find("%-bin$") then unfit[#unfit + 1] = name end
-  end
-  for _, name in ipairs(unfit) do headers:remove(name) end
-end
-
-function envoy_on_request(handle)
-  local form = handle:metadata():get("body")
-  if not form then return end -- not one of the HTTP routes
-  local headers = handle:headers()
-  local kind = (headers:get("content-type") or "application/json"):lower():match("^[^;%s]*")
-  if kind:find("^application/grpc") then
-    return handle:respond({ [":status"] = "404", ["grpc-status"] = "12" }, "This path is not a gRPC method's.")
-  end
-  -- Said here, before the transcoder takes a path that only looks like one of its own.
-  if form == "refused" then
-    local metadata = handle:metadata()
-    local answer = { [":status"] = metadata:get("status"), ["content-type"] = "application/json" }
-    answer["allow"] = metadata:get("allow")
-    return handle:respond(answer, metadata:get("answer"))
-  end
-  drop_unfit(headers)
-  if form == "any" then return end
-  local encoding = (headers:get("content-encoding") or "identity"):lower()
-  local message = handle:metadata():get("message")
-  local body = handle:body() -- waits for it; what was read off the handle before is gone then
-  local length = body and body:length() or 0
-  if length == 0 then return end
-  if form == "none" then
-    return refuse(handle, 400, "MALFORMED_REQUEST", "The request cannot be read: this method takes no body.")
-  end
-  if kind ~= "application/json" then
-    return refuse(handle, 415, "MEDIA_TYPE_UNSUPPORTED", "Send application/json.")
-  end
-  if encoding ~= "identity" then
-    return refuse(handle, 415, "MEDIA_TYPE_UNSUPPORTED", "Send the body as it is, without a content-encoding.")
-  end
-  local problem = check(body:getBytes(0, length), message)
-  if problem then
-    return refuse(handle, 400, "MALFORMED_REQUEST", "The request cannot be read: " .. problem .. ".")
-  end
-end
-
--- Methods that answer as HTTP standards have it say their status in a header; of others it is not believed.
-function envoy_on_response(handle)
-  local headers = handle:headers()
-  local status = headers:get("x-http-status")
-  if not status then return end
-  headers:remove("x-http-status")
-  if status:find("^[2-5]%d%d$") and headers:get(":status") == "200" then headers:replace(":status", status) end
 end

@@ -75,7 +75,7 @@ SETTINGS_MAP = "nexus-settings"
 LIVE = "live"
 """The name under which a service's health says that the process works, whatever its database does."""
 USER = 65532
-_EDGE_BOOTSTRAP = f"{HOME}/edge/bootstrap.json"
+_EDGE_BOOTSTRAP = f"{HOME}/edge/bootstrap.pb"
 _APART = ("topology.kubernetes.io/zone", "kubernetes.io/hostname")
 _UNHURRIED = 5  # seconds in which the cluster learns that a pod is going away, before the pod is told
 _GRACE = 10  # seconds beyond the drain time-out, to close what is open

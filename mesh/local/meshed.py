@@ -6,7 +6,7 @@ import json
 import signal
 from collections.abc import AsyncIterator, Sequence
 
-from edge import bootstrap
+from edge import bootstrap, envoy
 from edge.upstreams import Layout, supervisor_socket, through_local_mesh
 from mesh.local import proxy
 from mesh.local.discovery import Discovery
@@ -21,7 +21,7 @@ RENEW_SIGNAL = signal.SIGUSR1
 @contextlib.asynccontextmanager
 async def prepared(settings: Settings, layout: Layout, services: Sequence[str]) -> AsyncIterator[None]:
     """Everything that the proxies need, for as long as they run."""
-    bootstrap.write(settings, settings.home / "edge" / "bootstrap.json", layout)
+    bootstrap.write(settings, settings.home / "edge" / "bootstrap.pb", layout)
     if not through_local_mesh(settings):
         yield
         return
@@ -29,8 +29,7 @@ async def prepared(settings: Settings, layout: Layout, services: Sequence[str]) 
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     for stale in folder.glob("*.sock"):
         stale.unlink()
-    built = proxy.build(settings, topology(), layout, services)
-    (folder / "bootstrap.json").write_text(json.dumps(built.to_dict()))
+    envoy.write(proxy.build(settings, topology(), layout, services), folder / "bootstrap.pb")
     (folder / "canaries.json").write_text(json.dumps(sorted(layout.canaries)))
     discovery = Discovery(supervisor_socket(settings))
     await discovery.start()

@@ -216,7 +216,7 @@ def mesh_process(settings: Settings) -> Process:
         except httpx.HTTPError:
             return False
 
-    return _envoy("mesh", settings.run_dir / "mesh" / "bootstrap.json", ready=ready)
+    return _envoy("mesh", settings.run_dir / "mesh" / "bootstrap.pb", ready=ready)
 
 
 def edge_url(settings: Settings) -> str:
@@ -256,7 +256,7 @@ def edge_process(settings: Settings, depends_on: Sequence[str]) -> Process:
     ports = {"https": settings.port(HTTPS_PORT)}
     if not settings.strict:
         ports["http"] = settings.port(HTTP_PORT)
-    edge = _envoy("edge", settings.home / "edge" / "bootstrap.json", ready=ready)
+    edge = _envoy("edge", settings.home / "edge" / "bootstrap.pb", ready=ready)
     return replace(edge, drain=drain, depends_on=depends_on, ports=ports)
 
 

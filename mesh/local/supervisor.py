@@ -69,7 +69,7 @@ class Process:
 class Patience:
     """Seconds (and times) to wait."""
 
-    start: float = 60.0
+    start: float = 120.0
     """For a process to become ready."""
     attempts: int = 3
     """How often a process may end before it was ever ready, until the start is given up."""

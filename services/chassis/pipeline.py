@@ -7,6 +7,7 @@ answer writes it to the call itself.
 
 import asyncio
 import logging
+import math
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -37,6 +38,14 @@ Handler = Callable[[Any, Any], Awaitable[Any]]
 SLOW_SECONDS = 1.0
 CONFLICT_ATTEMPTS = 3
 MAX_KEY_LENGTH = 128
+MAX_VIOLATIONS = 20
+"""More than a person mends at once, and than fits into the 8 KiB of a trailer."""
+CHALLENGES = {
+    "TOKEN_INVALID": 'Bearer error="invalid_token"',
+    "TOKEN_EXPIRED": 'Bearer error="invalid_token"',
+    "STEP_UP_REQUIRED": 'Bearer error="insufficient_user_authentication"',
+}
+"""What HTTP tells with a 401 (RFC 6750, section 3; RFC 9470)."""
 
 logger = logging.getLogger(__name__)
 _HEX_ID = re.compile(r"[0-9a-f]{32}")
@@ -141,16 +150,14 @@ def observe(method: Method, guards: Guards, call_next: Handler) -> Handler:
         if fault.code is not grpc.StatusCode.INTERNAL:  # that one has been logged with its stack
             logger.info(
                 "refused",
-                extra={"reason": fault.reason, "code": fault.code.name, "seconds": round(elapsed, 4)},
+                extra={"reason": fault.reason, "status": fault.code.name, "seconds": round(elapsed, 4)},
             )
-        await call.rpc.abort(
-            fault.code,
-            fault.message,
-            (
-                (STATUS_DETAILS, fault.status().SerializeToString()),
-                ("x-request-id", call.request_id),
-            ),
-        )
+        trailing = [(STATUS_DETAILS, fault.status().SerializeToString()), ("x-request-id", call.request_id)]
+        if fault.retry_after is not None:
+            trailing.append(("retry-after", str(math.ceil(fault.retry_after))))  # RFC 9110, section 10.2.3
+        if fault.code is grpc.StatusCode.UNAUTHENTICATED:
+            trailing.append(("www-authenticate", CHALLENGES.get(fault.reason, "Bearer")))
+        await call.rpc.abort(fault.code, fault.message, tuple(trailing))
 
     traced = guards.tracer.around(method.path, serve)
     return stage
@@ -347,7 +354,7 @@ def _trace_id(traceparent: str, request_id: str) -> str:
 
 def _invalid(error: protovalidate.ValidationError) -> Fault:
     violations = []
-    for violation in error.violations:
+    for violation in error.violations[:MAX_VIOLATIONS]:
         elements = violation.proto.field.elements if violation.proto.field else ()
         path = ".".join(
             element.field_name + (f"[{element.subscript.value}]" if element.subscript else "") for element in elements

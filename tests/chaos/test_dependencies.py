@@ -83,7 +83,6 @@ async def fails_cleanly(name: str, call: Callable[[], Awaitable[httpx.Response]]
         assert why in CLEAN, f"{name}: {why}"
 
 
-@pytest.mark.xfail(reason="an answer that a service gives lacks the header retry-after; the edge's own have it")
 async def test_what_is_away_is_worth_another_try_in_a_moment(hurt: Hurt, edge: httpx.AsyncClient) -> None:
     tenant = await hurt.platform.new_tenant()
     hurt.database.kill()
@@ -98,7 +97,6 @@ async def test_what_is_away_is_worth_another_try_in_a_moment(hurt: Hurt, edge: h
     await until(lambda: edge.get("/readyz"), lambda ready: ready.status_code == 200, allow=503)
 
 
-@pytest.mark.xfail(reason="edge and mesh both retry UNAVAILABLE, so a call that fails is made up to 16 times")
 async def test_what_is_away_is_asked_a_few_times_and_not_for_each_proxy_on_the_way(
     hurt: Hurt, edge: httpx.AsyncClient
 ) -> None:

@@ -50,6 +50,7 @@ async def test_a_browser_may_ask_for_grpc_web(http: httpx.AsyncClient) -> None:
         ("/api/v1/platform/routes?nothing=1", 400),
         (LOGIN, 405),
         ("/nothing", 404),
+        ("/healthz", 200),
     ],
 )
 async def test_a_page_may_read_the_answer_and_its_headers(http: httpx.AsyncClient, path: str, status: int) -> None:

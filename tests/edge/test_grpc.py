@@ -9,7 +9,7 @@ import grpc
 import httpx
 import pytest
 from google.protobuf.message import Message
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import error_details_pb2
 
 from nexus.identity.auth_service.v1.auth_service_pb2 import GetMeRequest, GetMeResponse, LoginRequest
 from nexus.identity.auth_service.v1.auth_service_pb2_grpc import AuthServiceStub
@@ -18,7 +18,7 @@ from nexus.platform.backend_api.v1.backend_api_pb2_grpc import PlatformServiceSt
 from services.chassis import contract
 from services.chassis.errors import STATUS_DETAILS
 from services.chassis.spec import discover
-from tests.edge.wire import reason
+from tests.edge.wire import details, reason
 from tests.platforms import PASSWORD, Platform, Tenant
 
 SERVICE_ONLY = [method for method in contract.methods().values() if method.access == "service_only"]
@@ -41,17 +41,6 @@ async def channel(request: pytest.FixtureRequest, platform: Platform) -> AsyncIt
 
 def metadata(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     return tuple(headers.items())
-
-
-def details(error: grpc.aio.AioRpcError) -> tuple[status_pb2.Status, str]:
-    """The status of an error, which agrees with its code, and the reason in it."""
-    trailing: Any = error.trailing_metadata()
-    status = status_pb2.Status.FromString(dict(trailing)[STATUS_DETAILS])
-    assert status.code == error.code().value[0]
-    assert not (error.details() or "").startswith("{"), "the message is for people, not JSON"
-    info = error_details_pb2.ErrorInfo()
-    assert status.details[0].Unpack(info)
-    return status, info.reason
 
 
 async def refusal(
@@ -85,7 +74,6 @@ async def test_a_service_refuses_with_details(channel: grpc.aio.Channel, tenant:
     assert {violation.field for violation in violations.field_violations} == {"email", "password"}
 
 
-@pytest.mark.xfail(reason="an unknown gRPC path is answered without details: edge/strict_json.lua says only 404")
 async def test_the_edge_refuses_with_details_too(channel: grpc.aio.Channel) -> None:
     bearer = {"authorization": "Bearer x.y.z"}
     bad_token = await refusal(channel, "/nexus.identity.auth_service.v1.AuthService/GetMe", headers=bearer)

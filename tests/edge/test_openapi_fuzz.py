@@ -53,7 +53,6 @@ def test_the_platform_serves_the_document_that_is_tested(platform: Platform) -> 
     assert served == openapi.document(server_url=platform.settings.public_url)
 
 
-@pytest.mark.xfail(reason="`{user.user_id}` and `{user_id}` still stand side by side; to be merged in edge/openapi.py")
 def test_paths_are_told_apart_by_more_than_the_names_of_their_variables() -> None:
     """Others are the same path to OpenAPI (3.1, section 4.8.8.2), and a dot in a name to many tools an attribute."""
     paths = list(openapi.document(server_url="http://127.0.0.1")["paths"])

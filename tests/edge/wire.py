@@ -8,8 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
 import httpx
+from google.rpc import error_details_pb2, status_pb2
 
+from services.chassis.errors import STATUS_DETAILS
 from tests.platforms import Platform
 
 LOGIN = "/api/v1/auth/login"
@@ -86,4 +89,18 @@ def reason(answer: Answer | httpx.Response, *statuses: int) -> str:
     assert not shown, f"{body['message']} shows the inside of the platform: {shown}"
     if status in (429, 503):
         assert any(detail["@type"].endswith("RetryInfo") for detail in body["details"])
+        assert int(answer.headers["retry-after"]) >= 1
+    if status == 401:
+        assert answer.headers["www-authenticate"].startswith("Bearer")
     return str(info["reason"])
+
+
+def details(error: grpc.aio.AioRpcError) -> tuple[status_pb2.Status, str]:
+    """The status of an error, which agrees with its code, and the reason in it."""
+    trailing: Any = error.trailing_metadata()
+    status = status_pb2.Status.FromString(dict(trailing)[STATUS_DETAILS])
+    assert status.code == error.code().value[0]
+    assert not (error.details() or "").startswith("{"), "the message is for people, not JSON"
+    info = error_details_pb2.ErrorInfo()
+    assert status.details[0].Unpack(info)
+    return status, info.reason
