@@ -20,6 +20,7 @@ from services.chassis.mail import Mailer
 from services.chassis.sealing import Sealer
 from services.chassis.signals import Signals
 from services.chassis.spec import ServiceSpec
+from services.chassis.tasks import cancel_all
 
 logger = logging.getLogger(__name__)
 
@@ -61,11 +62,7 @@ class Service:
             self._tasks.append(asyncio.create_task(Worker(self).run(), name=f"{self.spec.id} jobs"))
 
     async def stop_jobs(self) -> None:
-        tasks = set(self._tasks)
-        while tasks:  # again, for Redis's client swallows a cancellation that meets it while it connects
-            for task in tasks:
-                task.cancel()
-            _, tasks = await asyncio.wait(tasks, timeout=3.0)
+        await cancel_all(self._tasks, patience=3.0)  # time for jobs to be given back
 
 
 async def _repeat(seconds: float, job: Callable[[], Awaitable[Any]]) -> None:
