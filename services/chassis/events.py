@@ -120,8 +120,8 @@ async def lag(broker: "redis.asyncio.Redis", subscriber: str, event_type: str) -
     elif undelivered:
         entries = await broker.xrange(stream, min=after, count=1)
         oldest = entries[0][0] if entries else None
-    sent = int(oldest.partition(b"-")[0]) / 1000 if oldest else time.time()
-    return Lag(pending + undelivered, max(time.time() - sent, 0.0))
+    waited = time.time() - int(oldest.partition(b"-")[0]) / 1000 if oldest else 0.0
+    return Lag(pending + undelivered, max(waited, 0.0))
 
 
 class Events:

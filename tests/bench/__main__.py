@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import chassis, hop, running
+from tests.bench import chassis, event, hop, running
 from tests.bench.measure import Result, Unavailable
 from tests.platforms import Platform
 
@@ -24,6 +24,7 @@ BENCHMARKS: dict[str, Callable[[Platform], Result]] = {
     "hop": hop.latency,
     "hop-throughput": hop.throughput,
     "mesh-memory": hop.memory,
+    "event-latency": event.latency,
 }
 
 

@@ -301,12 +301,12 @@ async def test_the_past_is_heard_by_one_subscriber_and_again_only_when_asked(ben
     late, other = bench.subscriber(), bench.subscriber()
     late.start()
     other.start()
-    await bench.hears_in_any_order(*"aabb", "elsewhere", "elsewhere")
+    # The two share the tables of session-mgr, so each event is handled by one of them.
+    await bench.hears_in_any_order("a", "b", "elsewhere")
     log, spec = await bench.log(), ServiceSpec(id=late._service, port=1, subscribes=[TYPE])
     assert await log.replay(Wanted(tenant=bench.tenant.tenant_id), spec, again=False) == 3
     assert await log.replay(Wanted(tenant=bench.tenant.tenant_id, aggregate="one"), spec, again=True) == 2
-    # Handled in the tables of session-mgr, which the two share in this test.
-    await bench.hears_in_any_order(*"aaabbb", "elsewhere", "elsewhere")
+    await bench.hears_in_any_order(*"aabb", "elsewhere")
     assert bench.heard[-2:] == ["a", "b"]
     await late.stop()
     await other.stop()
