@@ -32,7 +32,7 @@ def latency(platform: Platform) -> Result:
         return compare(
             "event-latency",
             "ms (p50)",
-            "≤ 20",
+            "≤ 10.00",
             lambda: milliseconds(_events(platform, tenant)),
             lambda: milliseconds(_list(platform)),
         )

@@ -95,11 +95,11 @@ class Bench:
         )
         return [(row["scheduled_for"], row["outcome"]) for row in rows]
 
-    async def enqueue(self, queue: str = "work", **request: Any) -> str:
+    async def enqueue(self, queue: str = "work", replica: int = 0, **request: Any) -> str:
         template = {"queue": queue, **request.pop("job", {})}
         parsed = json_format.ParseDict({"job": template, **request}, jobs_pb2.EnqueueJobRequest())
         with acting_for(self.tenant_id):
-            row, _ = await self.replicas[0].board.put_up(requested(parsed, self.now), self.now)
+            row, _ = await self.replicas[replica].board.put_up(requested(parsed, self.now), self.now)
         job_id: str = row["job_id"]
         return job_id
 

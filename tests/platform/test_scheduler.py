@@ -293,6 +293,21 @@ async def test_a_queue_has_no_more_at_work_than_its_limit_however_many_lease(ben
     assert len(await bench.lease(3)) == 1
 
 
+async def test_a_limit_holds_though_a_more_urgent_job_comes_in_between(bench: Bench) -> None:
+    await bench.scheduler()
+    await bench.enqueue()
+    with acting_for(bench.tenant_id):
+        await bench.replicas[1].jobs.set_queue("work", 1, False)
+        async with bench.replicas[0].database.transaction():
+            assert len(await bench.lease()) == 1  # and it has not committed
+            await bench.enqueue(job={"priority": 100}, replica=1)
+            other = asyncio.create_task(bench.lease(replica=1))
+            query = "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted)"
+            while not (other.done() or await bench.admin.fetchval(query)):  # noqa: ASYNC110  PostgreSQL tells only when asked
+                await asyncio.sleep(0.01)
+        assert await other == []
+
+
 async def test_two_with_one_serial_key_never_run_together(bench: Bench) -> None:
     await bench.scheduler()
     ids = [await bench.enqueue(serialKey="account 7") for _ in range(10)]
