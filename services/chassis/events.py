@@ -27,6 +27,7 @@ from google.protobuf.message import Message
 from prometheus_client import Counter, Gauge, Histogram
 
 from nexus.type.v1.event_pb2 import Event
+from nexus.type.v1.faults import DependencyUnavailable
 from services.chassis import context
 from services.chassis.clock import now, timestamp
 from services.chassis.context import acting_for
@@ -338,13 +339,15 @@ class _Consumer:
             await self._broker.xdel(stream, entry)
 
     async def _handle_until_done(self, event: Event, replayed: bool, again: str) -> None:
-        """Handle it, several times if need be; those behind it wait, since order matters more than haste."""
-        backoff = _FIRST_BACKOFF
-        for attempt in range(1, ATTEMPTS + 1):
+        """Handle it, several times if need be; those behind it wait, since order matters more than haste. Attempts
+        that failed because something is away do not count: it comes back, and so would every event behind this one."""
+        backoff, attempt = _FIRST_BACKOFF, 0
+        while True:
             try:
                 await self._handle_once(event, replayed, again)
                 return
             except Exception as error:
+                attempt += not isinstance(error, DependencyUnavailable)
                 logger.warning(
                     "event failed: %s",
                     error,
@@ -358,6 +361,7 @@ class _Consumer:
                 )
                 if attempt == ATTEMPTS:
                     await self._put_aside(event, error)
+                    return
             await self._broker.pexpire(self._lease, LEASE_MS + int(backoff * 1000))
             await asyncio.sleep(backoff * random.uniform(0.8, 1.2))  # noqa: S311
             backoff = min(backoff * 3, _LONGEST_BACKOFF)

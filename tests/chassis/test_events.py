@@ -10,6 +10,7 @@ import pytest
 import redis.asyncio
 
 from nexus.type.v1.event_pb2 import Event
+from nexus.type.v1.faults import DependencyUnavailable
 from services.chassis import events
 from services.chassis.context import acting_for
 from services.chassis.database import Database
@@ -188,6 +189,22 @@ async def test_an_event_that_always_fails_is_put_aside(bench: Bench) -> None:
         [letter] = await bench.hearing.fetch("SELECT error, attempts FROM dead_letters")
     assert letter["error"] == "RuntimeError: never"
     assert letter["attempts"] == events.ATTEMPTS
+
+
+async def test_an_event_waits_for_what_is_away_however_long(bench: Bench) -> None:
+    failures = iter([True] * (2 * events.ATTEMPTS))
+
+    def need(name: str) -> None:
+        if next(failures, False):
+            raise DependencyUnavailable(dependency="mail server", retry_after=1)
+
+    await bench.publish("patient", "next")
+    await bench.publisher.relay_batch()
+    subscriber = bench.subscriber(need)
+    subscriber.start()
+    await bench.hears("patient", "next")
+    await subscriber.stop()
+    assert await (await bench.log()).letters("session-mgr", bench.tenant.tenant_id) == []
 
 
 async def test_a_subscriber_that_dies_halfway_leaves_its_event_to_the_next(bench: Bench) -> None:
