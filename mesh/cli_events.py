@@ -235,16 +235,15 @@ async def _with_log(work: "Callable[[EventLog], Awaitable[Any]]") -> Any:
     import asyncpg
     import redis.asyncio
 
-    from mesh.local.platform import connected
+    from mesh.local.embedded import Postgres, Redis  # not mesh.local.platform, which takes seconds to import
     from services.chassis.config import load_settings
     from services.chassis.event_log import EventLog
     from services.chassis.spec import discover
 
-    settings = connected(load_settings(service_ids=discover()))
-    assert settings.database_url is not None
-    assert settings.redis_url is not None
-    admin = await asyncpg.connect(settings.database_url.get_secret_value())
-    broker = redis.asyncio.Redis.from_url(settings.redis_url.get_secret_value())
+    settings = load_settings(service_ids=discover())
+    database, queue = settings.database_url, settings.redis_url
+    admin = await asyncpg.connect(database.get_secret_value() if database else Postgres(settings).url)
+    broker = redis.asyncio.Redis.from_url(queue.get_secret_value() if queue else Redis(settings).url)
     try:
         return await work(EventLog(admin, broker, list(discover().values())))
     finally:
