@@ -58,10 +58,11 @@ class Bell:
                 except (redis.exceptions.RedisError, OSError) as error:
                     logger.info("the bell is not heard: %s", error)
                     await asyncio.sleep(_RETRY_SECONDS)
-        finally:
+        except asyncio.CancelledError:
             self.closed = True
             for topic in list(self._waiting):
                 self._wake(topic)
+            raise
 
     async def _hear(self) -> None:
         async with self._broker.pubsub() as subscription:

@@ -24,7 +24,7 @@ from services.chassis.paging import Pager
 from services.chassis.service import Service
 from services.platform.scheduler import times
 from services.platform.scheduler.attempts import payload_json, requested
-from services.platform.scheduler.bell import Bell
+from services.platform.scheduler.bell import LOOK_SECONDS, Bell
 from services.platform.scheduler.board import Board
 from services.platform.scheduler.messages import job_of, leased_of, queue_of, run_of, schedule_of, state_of
 from services.platform.scheduler.names import require_services, require_tenants
@@ -215,7 +215,7 @@ class JobService:
         self._pager = Pager(service.sealer)
         bell = Bell(service.redis)
         self._board = Board(service.database, service.events, bell, self._now)
-        service.every(0, bell.listen)
+        service.every(LOOK_SECONDS, bell.listen)
 
     async def EnqueueJob(
         self, request: jobs_pb2.EnqueueJobRequest, call: RequestContext
@@ -293,7 +293,7 @@ class WorkerService:
         self._now = self._schedules.now
         bell = Bell(service.redis)
         self._board = Board(service.database, service.events, bell, self._now)
-        service.every(0, bell.listen)
+        service.every(LOOK_SECONDS, bell.listen)
 
     async def PutSchedule(
         self, request: worker_pb2.PutScheduleRequest, call: RequestContext
