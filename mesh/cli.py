@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import typer
 from typer.core import TyperGroup
 
-from mesh import cli_mesh, cli_operator
+from mesh import cli_events, cli_mesh, cli_operator
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -65,6 +65,7 @@ app.add_typer(cli_operator.tenant, name="tenant")
 app.add_typer(cli_operator.user, name="user")
 app.add_typer(cli_operator.client, name="client")
 app.add_typer(cli_operator.key, name="key")
+app.add_typer(cli_events.events, name="events")
 
 
 def main() -> None:

@@ -4,7 +4,8 @@
 
 The relay sends an event at least once; the inbox makes a second arrival do nothing. Each type of event has a stream,
 which one consumer of each subscriber reads at a time, so the events of an aggregate are handled in order. Sent events
-form a chain of hashes for each tenant: whoever changes or removes one breaks it (`broken_links`).
+form a chain of hashes for each tenant: whoever changes or removes one breaks it. `nexus events` looks into all this,
+and sends events to a subscriber again (services.chassis.event_log).
 """
 
 import asyncio
@@ -14,7 +15,9 @@ import importlib
 import logging
 import random
 import re
+import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import asyncpg
@@ -24,12 +27,14 @@ from google.protobuf.message import Message
 from prometheus_client import Counter, Gauge, Histogram
 
 from nexus.type.v1.event_pb2 import Event
+from nexus.type.v1.faults import DependencyUnavailable
 from services.chassis import context
 from services.chassis.clock import now, timestamp
 from services.chassis.context import acting_for
 from services.chassis.database import Database
 from services.chassis.errors import Fault
 from services.chassis.ids import new_id
+from services.chassis.tasks import cancel_all
 
 BATCH = 200
 ATTEMPTS = 6
@@ -40,7 +45,12 @@ LEASE_MS = 10_000
 READ_MS = 2_000
 KEEP_IN_STREAM = 100_000
 KEEP_HANDLED = "30 days"
+LAG_SECONDS = 5.0
+"""How often subscribers say how far behind they are."""
+_COUNT_UP_TO = 10_000
 _OTHER_RELAY_SECONDS = 0.05
+_READER = "reader"
+"""The name of whoever reads for a subscriber: there is one at a time, which has the lease."""
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 0.1, 10.0
 
 UNSENT = Gauge("nexus_events_unsent", "Events that wait for the relay", ["service"])
@@ -48,6 +58,8 @@ SENT = Counter("nexus_events_sent_total", "Events sent to the broker", ["service
 HANDLED = Counter("nexus_events_handled_total", "Events handled", ["service", "type"])
 DEAD = Counter("nexus_events_dead_total", "Events put aside after their last attempt", ["service", "type"])
 LATENCY = Histogram("nexus_event_seconds", "Time from an event to its handling", ["service", "type"])
+LAG = Gauge("nexus_events_lag", "Events sent that a subscriber has not handled", ["service", "type"])
+LAG_AGE = Gauge("nexus_events_lag_seconds", "How long the oldest of them has waited", ["service", "type"])
 
 Handler = Callable[[Any, Event], Awaitable[None]]
 """(message, envelope) → nothing. Runs in a transaction, for the event's tenant."""
@@ -74,10 +86,7 @@ _PLACE = "UPDATE events SET position = $3, hash = $4 WHERE tenant_id = $1 AND ev
 _TENANT_GONE = """
 SELECT true FROM nexus.tenants WHERE tenant_id = $1 AND (state = 'erased' OR nexus.is_erased(tenant_id))
 """
-_CHAIN = """
-SELECT tenant_id, event_id::text, type, aggregate, payload, actor, request_id, create_time, position, hash
-FROM events WHERE tenant_id = $1 AND position IS NOT NULL ORDER BY position
-"""
+_CLAIM = "INSERT INTO handled_events (event_id) VALUES ($1) ON CONFLICT DO NOTHING RETURNING true"
 
 
 class Occurrence(NamedTuple):
@@ -91,6 +100,45 @@ class Occurrence(NamedTuple):
 
 def stream_of(event_type: str) -> str:
     return f"nexus:events:{event_type}"
+
+
+def replays_of(subscriber: str, event_type: str) -> str:
+    """The stream of events that one subscriber is to hear again. The field `again`, a UUID, has it handle one that it
+    has handled before."""
+    return f"nexus:replays:{subscriber}:{event_type}"
+
+
+@dataclass(frozen=True)
+class Lag:
+    """How far a subscriber is behind."""
+
+    events: int
+    seconds: float
+    """How long the oldest of them has waited."""
+
+
+async def lag(broker: "redis.asyncio.Redis", subscriber: str, event_type: str) -> Lag:
+    """What is on the stream and has not been handled. Counts no further than 10,000 where Redis (before 7) does not."""
+    stream: Any = stream_of(event_type)
+    try:
+        groups: Any = await broker.xinfo_groups(stream)
+    except redis.exceptions.ResponseError:  # there is no such stream: nothing was ever sent
+        return Lag(0, 0.0)
+    group: Any = next((group for group in groups if group["name"] == subscriber.encode()), {})
+    last, pending = group.get("last-delivered-id", b"0-0"), group.get("pending", 0)
+    after = f"({last.decode()}"
+    undelivered = group.get("lag")
+    if undelivered is None:
+        entries: Any = await broker.xrange(stream, min=after, count=_COUNT_UP_TO)
+        undelivered = len(entries)
+    oldest: Any = None
+    if pending:
+        oldest = (await broker.xpending(stream, subscriber))["min"]
+    elif undelivered:
+        entries = await broker.xrange(stream, min=after, count=1)
+        oldest = entries[0][0] if entries else None
+    waited = time.time() - int(oldest.partition(b"-")[0]) / 1000 if oldest else 0.0
+    return Lag(pending + undelivered, max(waited, 0.0))
 
 
 class Events:
@@ -146,13 +194,11 @@ class Events:
         for event_type, handler in self._subscriptions.items():
             consumer = _Consumer(self._service, self._database, self._broker, event_type, handler)
             self._tasks.append(asyncio.create_task(self._for_ever(consumer.run), name=consumer.stream))
+        if self._subscriptions:
+            self._tasks.append(asyncio.create_task(self._for_ever(self._measure), name=f"{self._service} lag"))
 
     async def stop(self) -> None:
-        # The client of the broker swallows a cancellation that meets it while it connects.
-        while running := [task for task in self._tasks if not task.done()]:
-            for task in running:
-                task.cancel()
-            await asyncio.wait(running, timeout=0.1)
+        await cancel_all(self._tasks)
 
     async def _for_ever(self, work: Callable[[], Awaitable[None]]) -> None:
         """Do this again and again. Database and broker come and go; nothing is lost while they are away."""
@@ -176,14 +222,19 @@ class Events:
             if sent is None:
                 await asyncio.sleep(_OTHER_RELAY_SECONDS)
 
+    async def _measure(self) -> None:
+        for event_type in self._subscriptions:
+            behind = await lag(self._broker, self._service, event_type)
+            LAG.labels(self._service, event_type).set(behind.events)
+            LAG_AGE.labels(self._service, event_type).set(behind.seconds)
+        await asyncio.sleep(LAG_SECONDS)
+
     async def relay_batch(self) -> int | None:
         """Send the oldest unsent events and give them their place in the chain; returns how many, or None when
         another replica is at it."""
         async with self._database.transaction(platform_wide=True):
             # One relay at a time, whatever the number of replicas: order and chain allow no second.
-            if not await self._database.fetchval(
-                "SELECT pg_try_advisory_xact_lock(hashtextextended($1, 1))", self._service
-            ):
+            if not await self._database.fetchval(_ONE_RELAY, self._service):
                 return None
             rows = await self._database.fetch(_UNSENT_ROWS, BATCH)
             UNSENT.labels(self._service).set(len(rows))
@@ -215,19 +266,9 @@ class Events:
             position, previous = heads[tenant]
             heads[tenant] = (position + 1, link(previous, row))
             updates.append((tenant, row["event_id"], *heads[tenant]))
-            placed.append(_envelope(row, position + 1))
+            placed.append(envelope(row, position + 1, self._service))
         await self._database.executemany(_PLACE, updates)
         return placed
-
-    async def broken_links(self, tenant_id: str) -> list[str]:
-        """The ids of events at which the tenant's chain does not hold: changed, or next to one removed."""
-        broken, previous, expected = [], b"", 1
-        async with self._database.transaction(platform_wide=True):
-            for row in await self._database.fetch(_CHAIN, tenant_id):
-                if row["position"] != expected or row["hash"] != link(previous, row):
-                    broken.append(row["event_id"])
-                previous, expected = row["hash"], row["position"] + 1
-        return broken
 
     async def forget_handled(self) -> None:
         """Drop what the inbox knows of events too old to come again."""
@@ -246,7 +287,7 @@ def link(previous: bytes, row: Any) -> bytes:
     return digest.digest()
 
 
-def _envelope(row: asyncpg.Record, position: int) -> Event:
+def envelope(row: asyncpg.Record, position: int, source: str) -> Event:
     return Event(
         event_id=row["event_id"],
         type=row["type"],
@@ -257,11 +298,12 @@ def _envelope(row: asyncpg.Record, position: int) -> Event:
         actor=row["actor"],
         request_id=row["request_id"],
         position=position,
+        source=source,
     )
 
 
 class _Consumer:
-    """Reads one stream for one subscriber; of its replicas, the one with the lease."""
+    """Reads one type of event for one subscriber; of its replicas, the one with the lease."""
 
     def __init__(
         self,
@@ -272,6 +314,7 @@ class _Consumer:
         handler: Handler,
     ) -> None:
         self.stream = stream_of(event_type)
+        self._replays = replays_of(service, event_type)
         self._service = service
         self._database = database
         self._broker = broker
@@ -286,20 +329,21 @@ class _Consumer:
         if not await self._holds_lease():
             await asyncio.sleep(LEASE_MS / 2000 * random.uniform(0.5, 1.0))  # noqa: S311  replicas in turn
             return
-        await self._ensure_group()
-        # First what was read and never acknowledged, by us or by whoever had the lease before.
-        _, abandoned, *_ = await self._broker.xautoclaim(
-            self.stream, self._service, self._name, min_idle_time=0, count=BATCH
-        )
-        for entry, fields in abandoned:
-            await self._handle(entry, fields)
+        for stream in (self.stream, self._replays):
+            await self._ensure_group(stream)
+            # First what was read and never acknowledged, by us or by whoever had the lease before.
+            _, abandoned, *_ = await self._broker.xautoclaim(
+                stream, self._service, _READER, min_idle_time=0, count=BATCH
+            )
+            for entry, fields in abandoned:
+                await self._handle(stream, entry, fields)
         while await self._holds_lease():
             found: Any = await self._broker.xreadgroup(
-                self._service, self._name, {self.stream: ">"}, count=50, block=READ_MS
+                self._service, _READER, {self.stream: ">", self._replays: ">"}, count=50, block=READ_MS
             )
-            for _, entries in found or ():
+            for stream, entries in found or ():
                 for entry, fields in entries:
-                    await self._handle(entry, fields)
+                    await self._handle(stream.decode(), entry, fields)
 
     async def _holds_lease(self) -> bool:
         if await self._broker.set(self._lease, self._name, nx=True, px=LEASE_MS):
@@ -309,27 +353,32 @@ class _Consumer:
             return True
         return False
 
-    async def _ensure_group(self) -> None:
+    async def _ensure_group(self, stream: str) -> None:
         try:
-            await self._broker.xgroup_create(self.stream, self._service, id="0", mkstream=True)
+            await self._broker.xgroup_create(stream, self._service, id="0", mkstream=True)
         except redis.exceptions.ResponseError as error:
             if "BUSYGROUP" not in str(error):  # the group exists
                 raise
 
-    async def _handle(self, entry: Any, fields: Any) -> None:
+    async def _handle(self, stream: str, entry: Any, fields: Any) -> None:
+        replayed = stream == self._replays
         if fields:  # an entry that has been trimmed meanwhile has none
-            event = Event.FromString(fields[b"event"])
-            await self._handle_until_done(event)
-        await self._broker.xack(self.stream, self._service, entry)
+            again = fields.get(b"again", b"").decode()
+            await self._handle_until_done(Event.FromString(fields[b"event"]), replayed, again)
+        await self._broker.xack(stream, self._service, entry)
+        if replayed:
+            await self._broker.xdel(stream, entry)
 
-    async def _handle_until_done(self, event: Event) -> None:
-        """Handle it, several times if need be; those behind it wait, since order matters more than haste."""
-        backoff = _FIRST_BACKOFF
-        for attempt in range(1, ATTEMPTS + 1):
+    async def _handle_until_done(self, event: Event, replayed: bool, again: str) -> None:
+        """Handle it, several times if need be; those behind it wait, since order matters more than haste. Attempts
+        that failed because something is away do not count: it comes back, and so would every event behind this one."""
+        backoff, attempt = _FIRST_BACKOFF, 0
+        while True:
             try:
-                await self._handle_once(event)
+                await self._handle_once(event, replayed, again)
                 return
             except Exception as error:
+                attempt += not isinstance(error, DependencyUnavailable)
                 logger.warning(
                     "event failed: %s",
                     error,
@@ -343,21 +392,24 @@ class _Consumer:
                 )
                 if attempt == ATTEMPTS:
                     await self._put_aside(event, error)
+                    return
             await self._broker.pexpire(self._lease, LEASE_MS + int(backoff * 1000))
             await asyncio.sleep(backoff * random.uniform(0.8, 1.2))  # noqa: S311
             backoff = min(backoff * 3, _LONGEST_BACKOFF)
 
-    async def _handle_once(self, event: Event) -> None:
+    async def _handle_once(self, event: Event, replayed: bool, again: str) -> None:
         with acting_for(event.tenant_id):
             async with self._database.transaction():
                 if await self._database.fetchval(_TENANT_GONE, event.tenant_id):
                     return  # nothing of it may come back
-                first = await self._database.fetchval(
-                    "INSERT INTO handled_events (event_id) VALUES ($1) ON CONFLICT DO NOTHING RETURNING true",
-                    event.event_id,
-                )
+                # That it is handled again happens once, too.
+                if again and await self._database.fetchval(_CLAIM, again):
+                    await self._database.execute("DELETE FROM handled_events WHERE event_id = $1", event.event_id)
+                first = await self._database.fetchval(_CLAIM, event.event_id)
                 if first:
                     await self._handler(self._message.FromString(event.payload), event)
+                if replayed:
+                    await self._database.execute("DELETE FROM dead_letters WHERE event_id = $1", event.event_id)
         if first:
             HANDLED.labels(self._service, event.type).inc()
             LATENCY.labels(self._service, event.type).observe(
@@ -368,7 +420,8 @@ class _Consumer:
         with acting_for(event.tenant_id):
             await self._database.execute(
                 "INSERT INTO dead_letters (event_id, type, aggregate, envelope, error, attempts) "
-                "VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING",
+                "VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (tenant_id, event_id) DO UPDATE "
+                "SET error = excluded.error, attempts = dead_letters.attempts + excluded.attempts",
                 event.event_id,
                 event.type,
                 event.aggregate,

@@ -1,7 +1,6 @@
 """A running service, as its servicers see it."""
 
 import asyncio
-import contextlib
 import logging
 import random
 from collections.abc import Awaitable, Callable
@@ -16,10 +15,12 @@ from services.chassis.config import Settings
 from services.chassis.database import Database
 from services.chassis.erasure import ROUND_SECONDS, TenantErasure
 from services.chassis.events import Events
+from services.chassis.jobs import Worker
 from services.chassis.mail import Mailer
 from services.chassis.sealing import Sealer
 from services.chassis.signals import Signals
 from services.chassis.spec import ServiceSpec
+from services.chassis.tasks import cancel_all
 
 logger = logging.getLogger(__name__)
 
@@ -57,13 +58,11 @@ class Service:
     def start_jobs(self) -> None:
         self.every(ROUND_SECONDS, TenantErasure(self.spec, self.database, self.signals).run)
         self._tasks = [asyncio.create_task(_repeat(seconds, job)) for seconds, job in self._loops]
+        if self.spec.jobs:
+            self._tasks.append(asyncio.create_task(Worker(self).run(), name=f"{self.spec.id} jobs"))
 
     async def stop_jobs(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        for task in self._tasks:
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await cancel_all(self._tasks, patience=3.0)  # time for jobs to be given back
 
 
 async def _repeat(seconds: float, job: Callable[[], Awaitable[Any]]) -> None:

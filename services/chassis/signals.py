@@ -14,6 +14,8 @@ from typing import Any
 import redis.asyncio
 import redis.exceptions
 
+from services.chassis.tasks import cancel_all
+
 _CHANNEL = "nexus:signals"
 _ENDED_SESSIONS = "nexus:ended_sessions"
 _RETRY_SECONDS = 0.25
@@ -38,10 +40,7 @@ class Signals:
 
     async def stop(self) -> None:
         if self._task is not None:
-            # The client swallows a cancellation that meets it while it connects.
-            while not self._task.done():
-                self._task.cancel()
-                await asyncio.wait({self._task}, timeout=0.1)
+            await cancel_all([self._task], patience=0.1)
 
     @property
     def up_to_date(self) -> bool:

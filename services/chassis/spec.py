@@ -37,6 +37,9 @@ class ServiceSpec:
     subscribes: Sequence[str] = ()
     """The events it hears, by the full names of their messages. `subscribers.py` has a class `Subscribers` with a
     method for each: `on_user_created(message, event)`."""
+    jobs: Sequence[str] = ()
+    """The jobs it does when the scheduler, which is among its `calls` then, hands them out. `jobs.py` has a class
+    `Jobs` with a method for each; see services.chassis.jobs."""
     config: type[BaseModel] = NoConfig
     """Its own settings, `NEXUS_<SERVICE>_…`."""
     reflects_platform: bool = False
@@ -84,6 +87,8 @@ def discover() -> dict[str, ServiceSpec]:
         if spec.port in by_port:
             raise ValueError(f"{spec.id} and {by_port[spec.port]} both have port {spec.port}")
         by_port[spec.port] = spec.id
+        if spec.jobs and "scheduler" not in spec.calls:
+            raise ValueError(f"{spec.id} has jobs, so scheduler belongs among its calls")
         for callee in spec.calls:
             if callee not in by_id:
                 raise ValueError(f"{spec.id} calls {callee}, which does not exist")

@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import catalog, chassis, hop, http, identity, ledger, running
+from tests.bench import catalog, chassis, event, hop, http, identity, ledger, running
 from tests.bench.measure import Result, Unavailable
 from tests.platforms import Platform
 
@@ -39,6 +39,7 @@ BENCHMARKS: dict[str, Callable[[Platform], Result]] = {
     "login": identity.login,
     "encrypt": identity.encrypt,
     "decrypt": identity.decrypt,
+    "event-latency": event.latency,
 }
 
 

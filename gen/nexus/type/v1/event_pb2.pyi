@@ -32,6 +32,7 @@ class Event(_message.Message):
     ACTOR_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     """UUIDv7."""
     type: _builtins.str
@@ -46,6 +47,8 @@ class Event(_message.Message):
     """Ties it to the call that caused it."""
     position: _builtins.int
     """Its place among the tenant's events of this service, from 1 on, without gaps."""
+    source: _builtins.str
+    """The id of the service that published it."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -60,10 +63,11 @@ class Event(_message.Message):
         actor: _builtins.str = ...,
         request_id: _builtins.str = ...,
         position: _builtins.int = ...,
+        source: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "aggregate", b"aggregate", "create_time", b"create_time", "event_id", b"event_id", "payload", b"payload", "position", b"position", "request_id", b"request_id", "tenant_id", b"tenant_id", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "aggregate", b"aggregate", "create_time", b"create_time", "event_id", b"event_id", "payload", b"payload", "position", b"position", "request_id", b"request_id", "source", b"source", "tenant_id", b"tenant_id", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,3 @@
+from tests.platform.conftest import eventually_async
+
+__all__ = ["eventually_async"]

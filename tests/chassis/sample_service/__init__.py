@@ -1,0 +1,1 @@
+"""A service that has jobs, for the tests of services.chassis.jobs."""
