@@ -4,6 +4,7 @@ Buying has two steps, so that nothing is bought twice when an answer is lost: `p
 is to be bought, `buy` sells that once, however often it is asked.
 """
 
+import asyncio
 import hashlib
 import hmac
 import json
@@ -25,7 +26,6 @@ from nexus.commerce.puabo_nuki_shipping_service.v1.faults import (
 )
 from nexus.commerce.puabo_nuki_shipping_service.v1.shipment_pb2 import Address, Scan, ScanStatus, Shipment
 from nexus.type.v1.money_pb2 import Money
-from services.commerce.puabo_nuki_shipping_service.labels import label
 
 SIGNATURE_HEADER = "x-hmac-signature"
 _SCHEME = "hmac-sha256-hex="
@@ -102,7 +102,7 @@ class Sandbox:
         await self._books.refund(reference)
 
     async def label(self, reference: str, shipment: Shipment) -> bytes:
-        return label(shipment, shipment.create_time.ToDatetime())
+        return await asyncio.to_thread(_label, shipment)
 
 
 class OwnVehicles:
@@ -119,7 +119,7 @@ class OwnVehicles:
         """Nobody has to be told."""
 
     async def label(self, reference: str, shipment: Shipment) -> bytes:
-        return label(shipment, shipment.create_time.ToDatetime())
+        return await asyncio.to_thread(_label, shipment)
 
 
 class EasyPost:
@@ -277,3 +277,10 @@ def _why(answer: httpx.Response) -> str:
         return f"{error.get('code', answer.status_code)}: {error.get('message', '')}"[:300]
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"HTTP {answer.status_code}"
+
+
+def _label(shipment: Shipment) -> bytes:
+    """In a thread: what draws takes a second to load, and is loaded when the first label is asked for."""
+    from services.commerce.puabo_nuki_shipping_service.labels import label
+
+    return label(shipment, shipment.create_time.ToDatetime())

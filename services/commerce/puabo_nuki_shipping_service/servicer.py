@@ -39,7 +39,7 @@ from services.chassis.ids import new_id
 from services.chassis.paging import Pager
 from services.chassis.service import Service
 from services.chassis.tenants import TenantDirectory
-from services.commerce.puabo_nuki_shipping_service import labels, packing, packing_check, rating, runs
+from services.commerce.puabo_nuki_shipping_service import packing, packing_check, rating, runs
 from services.commerce.puabo_nuki_shipping_service.carriers import SIGNATURE_HEADER, read_report, verify
 from services.commerce.puabo_nuki_shipping_service.shipping import (
     CARRIERS,
@@ -286,7 +286,7 @@ class ShippingService:
         [first, *_] = await self._shipments.on_manifest(request.manifest_id)
         shipper = json_format.Parse(first["origin"], model.Address())
         created = manifest.create_time.ToDatetime(datetime.UTC)
-        pdf = await asyncio.to_thread(labels.manifest, manifest, shipper, created)
+        pdf = await asyncio.to_thread(_draw, manifest, shipper, created)
         return HttpBody(content_type="application/pdf", data=pdf)
 
     async def PlanDeliveryRun(
@@ -438,3 +438,10 @@ def _day(text: str) -> datetime.date:
 
 def _invalid(field: str, what: str) -> InvalidRequest:
     return InvalidRequest(violations=[(field, what)], summary=f"{field}: {what}")
+
+
+def _draw(manifest: model.Manifest, shipper: model.Address, created: datetime.datetime) -> bytes:
+    """In a thread: what draws takes a second to load, and is loaded when the first document is asked for."""
+    from services.commerce.puabo_nuki_shipping_service import labels
+
+    return labels.manifest(manifest, shipper, created)

@@ -25,9 +25,7 @@ from services.chassis.paging import Pager
 from services.chassis.service import Service
 from services.finance.invoice_gen import content as rules
 from services.finance.invoice_gen.calculation import calculate
-from services.finance.invoice_gen.einvoice import xml_of
 from services.finance.invoice_gen.invoicing import CREDIT_NOTE, FROM_THE_START, Invoicing, message_of
-from services.finance.invoice_gen.layout import render
 from services.finance.invoice_gen.wording import Wording
 
 MOST_SERIES = 50
@@ -153,7 +151,7 @@ class InvoiceService:
         row = await self._require_final(request.invoice_id)
         invoice = await self._message(row)
         wording = Wording(invoice.content.locale or invoice.seller.locale, invoice.content.currency)
-        return HttpBody(content_type="application/xml", data=await asyncio.to_thread(xml_of, invoice, wording))
+        return HttpBody(content_type="application/xml", data=await asyncio.to_thread(_xml_of, invoice, wording))
 
     async def SendInvoice(self, request: pb.SendInvoiceRequest, call: RequestContext) -> pb.SendInvoiceResponse:
         row = await self._require_final(request.invoice_id)
@@ -217,11 +215,11 @@ class InvoiceService:
         """Kept once it has been made of a finalized document."""
         if row["state"] != "FINALIZED":
             await self._invoicing.seller()
-            return await asyncio.to_thread(render, await self._message(row), locale)
+            return await asyncio.to_thread(_render, await self._message(row), locale)
         invoices, invoice_id = self._invoicing.invoices, row["invoice_id"]
         kept = await invoices.document(invoice_id, locale)
         if kept is None:
-            pdf = await asyncio.to_thread(render, await self._message(row), locale)
+            pdf = await asyncio.to_thread(_render, await self._message(row), locale)
             await invoices.keep_document(invoice_id, locale, pdf)
             kept = await invoices.document(invoice_id, locale)
             assert kept is not None, "somebody has just kept it"
@@ -283,3 +281,18 @@ def _source(call: RequestContext) -> str:
 
 def _day(text: str) -> date | None:
     return rules.as_date(text)
+
+
+# What writes documents takes a second to load and 60 MB, so it is loaded when the first is asked for, off the loop.
+
+
+def _render(invoice: Invoice, locale: str) -> bytes:
+    from services.finance.invoice_gen.layout import render
+
+    return render(invoice, locale)
+
+
+def _xml_of(invoice: Invoice, wording: Wording) -> bytes:
+    from services.finance.invoice_gen.einvoice import xml_of
+
+    return xml_of(invoice, wording)
