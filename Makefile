@@ -41,6 +41,9 @@ new-service: $(READY) ## Write a service that works: make new-service DOMAIN=fin
 bench: $(READY) ## Benchmarks beside their peers (BENCH=name for one, FORMAT=json for lines of JSON)
 	@$(BIN)/python -m tests.bench $(BENCH)
 
+bench-report: $(READY) ## All of them as a page with charts (dist/benchmarks.html) and a table (docs/benchmarks.md)
+	@FORMAT=json $(BIN)/python -m tests.bench $(BENCH) | $(BIN)/python -m tests.bench.report dist/benchmarks.html docs/benchmarks.md
+
 manifests: $(READY) ## Render the Kubernetes manifests, and what the edge serves into dist/
 	@$(BIN)/python -m mesh.kubernetes
 	@$(BIN)/python -m edge.manifests
@@ -77,4 +80,4 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-.PHONY: up down test check format gen new-service bench manifests setup tools lock clean help
+.PHONY: up down test check format gen new-service bench bench-report manifests setup tools lock clean help

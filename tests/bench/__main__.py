@@ -13,12 +13,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import chassis, hop, running
+from tests.bench import chassis, hop, http, running
 from tests.bench.measure import Result, Unavailable
 from tests.platforms import Platform
 
 BENCHMARKS: dict[str, Callable[[Platform], Result]] = {
     "chassis": chassis.run,
+    "read": http.read,
+    "read-node": http.read_node,
+    "write": http.write,
+    "cached": http.cached,
+    "scale": http.scale,
     "startup": running.startup,
     "memory": running.memory,
     "hop": hop.latency,

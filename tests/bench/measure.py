@@ -79,3 +79,23 @@ def h2load(
     assert rate is not None, output
     assert int(good[1]) == calls, output
     return float(rate[1])
+
+
+def wrk(
+    url: str, headers: Mapping[str, str], *, seconds: float = 4.0, connections: int = 32, script: Path | None = None
+) -> float:
+    """Requests a second over HTTP/1.1. Raises if any was not answered with 2xx."""
+    program = shutil.which("wrk")
+    if program is None:
+        raise Unavailable("wrk is missing: install Debian's wrk")
+    arguments = [program, "-t", "1", "-c", str(connections), "-d", f"{seconds:.0f}s", "--timeout", "10s"]
+    if script is not None:
+        arguments += ["-s", str(script)]
+    for name, value in headers.items():
+        arguments += ["-H", f"{name}: {value}"]
+    output = subprocess.run([*arguments, url], capture_output=True, text=True, check=True, timeout=120).stdout
+    rate = re.search(r"Requests/sec:\s+([\d.]+)", output)
+    assert rate is not None, output
+    assert "Non-2xx" not in output, output
+    assert "Socket errors" not in output, output
+    return float(rate[1])

@@ -1,0 +1,152 @@
+"""What callers of the HTTP API get, through TLS, edge and mesh: `read`, `read-node`, `write`, `cached`, `scale`.
+
+The peers are called on plain HTTP and on their own port, which is less than what ours does: the ratio says what all of
+that costs together. Ours and the peer have one worker process each, but for `scale`.
+"""
+
+import asyncio
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from services.chassis import contract
+from services.chassis.ids import new_id
+from tests.bench.measure import Result, Unavailable, compare, wrk
+from tests.bench.peers import running as peers
+from tests.platforms import Platform, free_offset
+
+CLIENTS = "/api/v1/clients"
+PUBLISHES = False
+"""Whether CreateClient, the work of `write`, sends an event; the peers do what it does."""
+NEW_CLIENT = """
+local count, run = 0, "{run}"
+request = function()
+  count = count + 1
+  local body = string.format(
+    '{{"settings":{{"clientName":"Bench","redirectUris":["https://app.example.com/back"]}},' ..
+    '"authentication":"CLIENT_AUTHENTICATION_NONE","requestId":"%s-%d"}}', run, count)
+  return wrk.format("POST", nil, nil, body)
+end
+"""
+
+Peer = Callable[..., AbstractContextManager[str]]
+
+
+@dataclass(frozen=True)
+class Work:
+    """A signed-in user with one client to read."""
+
+    headers: Mapping[str, str]
+    client_id: str
+
+    @property
+    def path(self) -> str:
+        return f"{CLIENTS}/{self.client_id}"
+
+
+def read(platform: Platform) -> Result:
+    return _read(platform, "read", "≥ 1.20", peers.fastapi)
+
+
+def read_node(platform: Platform) -> Result:
+    return _read(platform, "read-node", "≥ 0.50", peers.express)
+
+
+def write(platform: Platform) -> Result:
+    """A keyed insert: each request has a key of its own."""
+    work = asyncio.run(_prepare(platform))
+    with _peer(platform, peers.fastapi) as peer, tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / "write.lua"
+        headers = {**work.headers, "content-type": "application/json"}
+
+        def writes(base: str) -> float:
+            script.write_text(NEW_CLIENT.format(run=new_id()))
+            return wrk(base + CLIENTS, headers, script=script)
+
+        return compare("write", "requests/s", "≥ 1.00", lambda: writes(platform.https_url), lambda: writes(peer))
+
+
+def cached(platform: Platform) -> Result:
+    """A public answer that the contract lets the edge keep, beside an Envoy that makes the same answer up."""
+    path = _cacheable()
+    tenant = asyncio.run(platform.new_tenant())
+    answer = httpx.get(platform.http_url + path, headers=tenant.headers)
+    answer.raise_for_status()
+    with tempfile.TemporaryDirectory() as folder:
+        port = free_offset()
+        with peers.envoy(platform, port, answer.content, Path(folder)) as peer:
+            return compare(
+                "cached",
+                "requests/s",
+                "≥ 0.50",
+                lambda: wrk(platform.https_url + path, tenant.headers),
+                lambda: wrk(peer + path, tenant.headers),
+            )
+
+
+def scale(platform: Platform) -> Result:
+    """Reads with two processes of the service beside reads with one."""
+    with tempfile.TemporaryDirectory(prefix="nexus-bench-") as folder:
+        Path(folder).chmod(0o711)
+        doubled = Platform(Path(folder) / "platform")
+        doubled.up("--replicas", "auth-service-v2=2")
+        try:
+            two, one = asyncio.run(_prepare(doubled)), asyncio.run(_prepare(platform))
+            return compare(
+                "scale",
+                "requests/s",
+                "report",
+                lambda: wrk(doubled.https_url + two.path, two.headers),
+                lambda: wrk(platform.https_url + one.path, one.headers),
+            )
+        finally:
+            doubled.down()
+
+
+def _read(platform: Platform, bench: str, bar: str, peer: Peer) -> Result:
+    work = asyncio.run(_prepare(platform))
+    with _peer(platform, peer) as url:
+        return compare(
+            bench,
+            "requests/s",
+            bar,
+            lambda: wrk(platform.https_url + work.path, work.headers),
+            lambda: wrk(url + work.path, work.headers),
+        )
+
+
+@contextmanager
+def _peer(platform: Platform, peer: Peer) -> Iterator[str]:
+    with peer(platform, free_offset(), 1, publishes=PUBLISHES) as url:
+        yield url
+
+
+async def _prepare(platform: Platform) -> Work:
+    """A tenant, its owner's session, a client to read; and the same rows for the peers."""
+    tenant = await platform.new_tenant()
+    user = await tenant.sign_in("owner")
+    body: dict[str, Any] = {
+        "settings": {"clientName": "Bench", "redirectUris": ["https://app.example.com/back"]},
+        "authentication": "CLIENT_AUTHENTICATION_NONE",
+        "requestId": new_id(),
+    }
+    async with httpx.AsyncClient(base_url=platform.http_url, timeout=15) as http:
+        answer = await http.post(CLIENTS, headers=user.headers, json=body)
+    assert answer.status_code == 200, answer.text
+    await peers.prepare(platform)
+    return Work(user.headers, answer.json()["client"]["clientId"])
+
+
+def _cacheable() -> str:
+    """The path of a public method that may be cached and needs nothing in its path."""
+    for method in contract.methods().values():
+        if method.policy.HasField("cache_lifetime"):
+            for route in method.routes:
+                if route.verb == "GET" and "{" not in route.path:
+                    return route.path
+    raise Unavailable("no contract marks a method as cacheable yet")
