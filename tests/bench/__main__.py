@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.bench import chassis, hop, http, running
+from tests.bench import catalog, chassis, hop, running
 from tests.bench.measure import Result, Unavailable
 from tests.platforms import Platform
 
@@ -29,6 +30,8 @@ BENCHMARKS: dict[str, Callable[[Platform], Result]] = {
     "hop": hop.latency,
     "hop-throughput": hop.throughput,
     "mesh-memory": hop.memory,
+    "search": catalog.browsing,
+    "search-typed": catalog.typing,
 }
 
 

@@ -1,0 +1,267 @@
+"""The SQL of the search; of the call's tenant.
+
+Row-level security keeps PostgreSQL from using a GIN index on words (`@@` is not leakproof), so a query looks at all
+published products of the tenant: some ten milliseconds for 10,000 of them.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from services.chassis.database import Database
+from services.commerce.puabo_nuki_product_catalog.search import Document
+
+RELEVANCE, NEWEST, CHEAPEST, DEAREST, TITLE = "relevance", "newest", "cheapest", "dearest", "title"
+_KEYS = {
+    # What results are ordered by, and whether the largest comes first.
+    RELEVANCE: ("rank", True),
+    NEWEST: ("extract(epoch FROM publish_time)::float8", True),
+    CHEAPEST: ("coalesce(lowest, 9223372036854775807)", False),
+    DEAREST: ("coalesce(lowest, -1)", True),
+    TITLE: ("title_key", False),
+}
+_WEIGHTS = "'{0.05, 0.2, 0.4, 1.0}'"
+_MOST_FACET_VALUES = 100
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is looked for, in terms of the database."""
+
+    tsquery: str = ""
+    """Everything when empty."""
+    required: Sequence[Sequence[int]] = ()
+    """Facets of which products must have one each."""
+    filters: Sequence[tuple[str, Sequence[int]]] = ()
+    """The same, by key, for filters that a facet's own counts leave out."""
+    channel: str = ""
+    currency: str = ""
+    min_price: int | None = None
+    max_price: int | None = None
+    order: str = NEWEST
+    after: tuple[Any, str] | None = None
+    """The key and id of the last result seen."""
+    size: int = 24
+    facets: bool = True
+
+
+class SearchStore:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def put(self, documents: Sequence[Document], removed: Collection[str] = ()) -> None:
+        """Let these products be found, as they are now, and those not any more."""
+        touched = sorted([*(each.product_id for each in documents), *removed])
+        before = await self._word_counts(touched)
+        await self._database.execute("DELETE FROM search_documents WHERE product_id = ANY($1::uuid[])", list(removed))
+        if documents:
+            ids = await self._facet_ids({facet for each in documents for facet in each.facets}, make=True)
+            await self._database.executemany(
+                """
+                INSERT INTO search_documents (product_id, language, words, facets, title_key, publish_time)
+                SELECT $1, language,
+                    setweight(to_tsvector($3::text::regconfig, $4) || to_tsvector('simple', $4), 'A')
+                    || setweight(to_tsvector($3::text::regconfig, $5) || to_tsvector('simple', $5), 'B')
+                    || setweight(to_tsvector($3::text::regconfig, $6) || to_tsvector('simple', $6), 'C')
+                    || setweight(to_tsvector($3::text::regconfig, $7), 'D'),
+                    $2, $8, publish_time
+                FROM products WHERE product_id = $1
+                ON CONFLICT (product_id) DO UPDATE
+                SET language = excluded.language, words = excluded.words, facets = excluded.facets,
+                    title_key = excluded.title_key, publish_time = excluded.publish_time
+                """,
+                [
+                    (
+                        each.product_id,
+                        sorted(ids[facet] for facet in each.facets),
+                        each.configuration,
+                        each.a,
+                        each.b,
+                        each.c,
+                        each.d,
+                        each.title_key,
+                    )
+                    for each in documents
+                ],
+            )
+        changed = await self._word_counts(touched)
+        changed.subtract(before)
+        await self._count_words({word: count for word, count in changed.items() if count})
+
+    async def _word_counts(self, product_ids: Sequence[str]) -> Counter[str]:
+        rows = await self._database.fetch(
+            "SELECT tsvector_to_array(words) AS words FROM search_documents WHERE product_id = ANY($1::uuid[])",
+            list(product_ids),
+        )
+        return Counter(word for row in rows for word in row["words"])
+
+    async def _count_words(self, changes: Mapping[str, int]) -> None:
+        # In one order, so that two who publish at once never wait for each other.
+        words = sorted(changes, key=str.encode)
+        await self._database.execute(
+            """
+            INSERT INTO search_words AS known (word, documents)
+            SELECT word, change FROM unnest($1::text[], $2::int[]) WITH ORDINALITY AS changed (word, change, number)
+            ORDER BY number
+            ON CONFLICT (tenant_id, word) DO UPDATE SET documents = known.documents + excluded.documents
+            """,
+            words,
+            [changes[word] for word in words],
+        )
+
+    async def facet_ids(self, facets: Iterable[tuple[str, str]]) -> dict[tuple[str, str], int]:
+        """Of those that there are."""
+        return await self._facet_ids(set(facets), make=False)
+
+    async def _facet_ids(self, facets: Collection[tuple[str, str]], *, make: bool) -> dict[tuple[str, str], int]:
+        pairs = sorted(facets)
+        keys, values = [key for key, _ in pairs], [value for _, value in pairs]
+        if make:
+            await self._database.execute(
+                "INSERT INTO search_facets (key, value) SELECT * FROM unnest($1::text[], $2::text[]) AS f (key, value) "
+                "WHERE NOT EXISTS (SELECT FROM search_facets s WHERE s.tenant_id = nexus.tenant_id() "
+                "AND (s.key, s.value) = (f.key, f.value)) ORDER BY 1, 2 ON CONFLICT DO NOTHING",
+                keys,
+                values,
+            )
+        rows = await self._database.fetch(
+            "SELECT key, value, facet_id FROM search_facets WHERE tenant_id = nexus.tenant_id() "
+            "AND (key, value) IN (SELECT * FROM unnest($1::text[], $2::text[]))",
+            keys,
+            values,
+        )
+        return {(row["key"], row["value"]): row["facet_id"] for row in rows}
+
+    async def languages(self, known: Collection[str]) -> list[str]:
+        """Of the languages that are known, those that published products are in."""
+        rows = await self._database.fetch(
+            """
+            SELECT asked.language FROM unnest($1::text[]) AS asked (language)
+            WHERE EXISTS (SELECT FROM search_documents AS document
+                          WHERE tenant_id = nexus.tenant_id() AND document.language = asked.language)
+            """,
+            list(known),
+        )
+        return [row["language"] for row in rows]
+
+    async def stems(self, configurations: Sequence[str], words: Sequence[str]) -> dict[str, list[list[str]]]:
+        """For each word, its stems in each of these configurations: none where it is a stop word."""
+        rows = await self._database.fetch(
+            """
+            SELECT word, tsvector_to_array(to_tsvector(configuration::regconfig, word)) AS stems
+            FROM unnest($1::text[]) AS word, unnest($2::text[]) AS configuration
+            """,
+            list(words),
+            list(configurations),
+        )
+        found: dict[str, list[list[str]]] = {word: [] for word in words}
+        for row in rows:
+            found[row["word"]].append(row["stems"])
+        return found
+
+    async def known_words(self, words: Collection[str], beginning: str) -> set[str]:
+        """Those of the words that documents have; and `beginning`, if one of theirs begins so."""
+        rows = await self._database.fetch(
+            """
+            SELECT word FROM search_words
+            WHERE tenant_id = nexus.tenant_id() AND word = ANY($1) AND documents > 0
+            UNION ALL
+            SELECT $2 || '*' WHERE $2 <> '' AND EXISTS (
+                SELECT FROM search_words WHERE tenant_id = nexus.tenant_id() AND word >= $2
+                AND word < $2 || chr(1114111) AND documents > 0)
+            """,
+            list(words),
+            beginning,
+        )
+        return {row["word"] for row in rows}
+
+    async def vocabulary(self, shortest: int, longest: int) -> dict[str, int]:
+        """The words of these lengths that documents have, and how many have them."""
+        rows = await self._database.fetch(
+            "SELECT word, documents FROM search_words WHERE tenant_id = nexus.tenant_id() AND documents > 0 "
+            "AND length(word) BETWEEN $1 AND $2",
+            shortest,
+            longest,
+        )
+        return {row["word"]: row["documents"] for row in rows}
+
+    async def find(self, query: Query) -> tuple[list[dict[str, Any]], int, list[dict[str, Any]]]:
+        """A page of results, how many there are, and the counts of facets by key, most frequent first."""
+        values: list[Any] = []
+
+        def value(given: Any, kind: str = "") -> str:
+            values.append(given)
+            return f"${len(values)}{kind}"
+
+        words = value(query.tsquery, "::text::tsquery") if query.tsquery else ""
+        conditions = ["d.tenant_id = nexus.tenant_id()"]
+        if words:
+            conditions.append(f"d.words @@ {words}")
+        conditions += [f"d.facets && {value(list(ids), '::int[]')}" for ids in query.required]
+        if query.min_price is not None:
+            conditions.append(f"p.highest >= {value(query.min_price)}")
+        if query.max_price is not None:
+            conditions.append(f"p.lowest <= {value(query.max_price)}")
+        misses = [f"NOT d.facets && {value(list(ids), '::int[]')}" for _, ids in query.filters]
+        failed = " + ".join(f"({miss})::int" for miss in misses) or "0"
+        which = "".join(f" WHEN {miss} THEN {number}" for number, miss in enumerate(misses))
+        key, descending = _KEYS[query.order]
+        rank = (
+            f"ts_rank_cd({_WEIGHTS}, d.words, {words})::float8" if words and query.order == RELEVANCE else "0::float8"
+        )
+        page = ["failed = 0"]
+        if query.after is not None:
+            kind = {"rank": "::float8", "title_key": "::text"}.get(key, "::float8" if "float8" in key else "::bigint")
+            last, product_id = value(query.after[0], kind), value(query.after[1], "::uuid")
+            page.append(
+                f"({key} {'<' if descending else '>'} {last} OR ({key} = {last} AND product_id > {product_id}))"
+            )
+        facets = self._facet_query(query, value) if query.facets else "NULL"
+        row = await self._database.fetchrow(
+            f"""
+            WITH matched AS MATERIALIZED (
+                SELECT d.product_id, d.facets, d.title_key, d.publish_time, p.lowest, p.highest, p.regular,
+                       {rank} AS rank, {failed} AS failed, {f"CASE{which} END" if which else "NULL::int"} AS missed
+                FROM search_documents d LEFT JOIN search_prices p
+                    ON p.tenant_id = nexus.tenant_id() AND p.product_id = d.product_id
+                    AND p.channel = {value(query.channel)} AND p.currency = {value(query.currency)}
+                    AND p.start_time <= now() AND p.end_time > now()
+                WHERE {" AND ".join(conditions)}
+            ), page AS (
+                SELECT product_id, {key} AS key, lowest, highest, regular FROM matched
+                WHERE {" AND ".join(page)}
+                ORDER BY 2 {"DESC" if descending else "ASC"}, product_id LIMIT {value(query.size)}
+            )
+            SELECT (SELECT count(*) FROM matched WHERE failed = 0) AS total,
+                   (SELECT jsonb_agg(to_jsonb(shown) ORDER BY shown.key {"DESC" if descending else "ASC"}, product_id)
+                    FROM (SELECT page.*, slug, title, brand, category, picture.media_id, picture.alt_text
+                          FROM page JOIN products USING (product_id) LEFT JOIN LATERAL (
+                              SELECT media_id, alt_text FROM media WHERE media.product_id = page.product_id
+                              ORDER BY position, media_id LIMIT 1) AS picture ON true) AS shown) AS results,
+                   {facets} AS facets
+            """,
+            *values,
+        )
+        assert row is not None
+        return json.loads(row["results"] or "[]"), row["total"], json.loads(row["facets"] or "[]")
+
+    @staticmethod
+    def _facet_query(query: Query, value: Any) -> str:
+        """Counts of every facet: of results, or for a facet with a filter, of what the other filters leave."""
+        own = " ".join(f"WHEN {value(key)} THEN {number}" for number, (key, _) in enumerate(query.filters))
+        key_number = f"CASE f.key {own} END" if own else "NULL::int"
+        return f"""(
+            SELECT jsonb_agg(jsonb_build_object('key', key, 'value', value, 'count', count)
+                             ORDER BY key, count DESC, value)
+            FROM (
+                SELECT f.key, f.value, sum(c.count) AS count,
+                       row_number() OVER (PARTITION BY f.key ORDER BY sum(c.count) DESC, f.value) AS place
+                FROM (SELECT facet_id, missed, count(*)
+                      FROM (SELECT unnest(facets) AS facet_id, missed FROM matched WHERE failed <= 1) AS had
+                      GROUP BY 1, 2) AS c
+                JOIN search_facets f ON f.tenant_id = nexus.tenant_id() AND f.facet_id = c.facet_id
+                WHERE c.missed IS NULL OR c.missed = {key_number}
+                GROUP BY f.key, f.value
+            ) AS counted WHERE place <= {_MOST_FACET_VALUES})"""
