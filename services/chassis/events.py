@@ -15,7 +15,7 @@ import logging
 import random
 import re
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncpg
 import redis.asyncio
@@ -59,6 +59,10 @@ _INSERT = """
 INSERT INTO events (event_id, type, aggregate, payload, actor, request_id, create_time)
 VALUES ($1, $2, $3, $4, $5, $6, $7)
 """
+_INSERT_ALL = """
+INSERT INTO events (event_id, type, aggregate, payload, actor, request_id, create_time)
+SELECT *, $7 FROM unnest($1::uuid[], $2::text[], $3::text[], $4::bytea[], $5::text[], $6::text[])
+"""
 _UNSENT_ROWS = """
 SELECT tenant_id, event_id::text, sequence, type, aggregate, payload, actor, request_id, create_time
 FROM events WHERE position IS NULL ORDER BY sequence LIMIT $1
@@ -71,6 +75,15 @@ _CHAIN = """
 SELECT tenant_id, event_id::text, type, aggregate, payload, actor, request_id, create_time, position, hash
 FROM events WHERE tenant_id = $1 AND position IS NOT NULL ORDER BY position
 """
+
+
+class Occurrence(NamedTuple):
+    """An event to be published on behalf of a call that is not the running one."""
+
+    message: Message
+    aggregate: str
+    actor: str
+    request_id: str
 
 
 def stream_of(event_type: str) -> str:
@@ -105,6 +118,21 @@ class Events:
             now(),
         )
         self._database.after_commit(self._written.set)
+
+    async def publish_all(self, occurrences: Sequence[Occurrence]) -> None:
+        """`publish`, for many at once and on behalf of several calls: one statement, in the order given."""
+        if occurrences:
+            await self._database.execute(
+                _INSERT_ALL,
+                [new_id() for _ in occurrences],
+                [occurrence.message.DESCRIPTOR.full_name for occurrence in occurrences],
+                [occurrence.aggregate for occurrence in occurrences],
+                [occurrence.message.SerializeToString(deterministic=True) for occurrence in occurrences],
+                [occurrence.actor for occurrence in occurrences],
+                [occurrence.request_id for occurrence in occurrences],
+                now(),
+            )
+            self._database.after_commit(self._written.set)
 
     def subscribe(self, event_type: str, handler: Handler) -> None:
         self._subscriptions[event_type] = handler

@@ -2,7 +2,7 @@
 
 The key, the answer and everything the handler wrote commit in one transaction. A twin that arrives meanwhile
 waits on the key's row and then finds the answer; after a crash or a failure there is no row, and the next
-attempt is the first.
+attempt is the first. A method that `resumes` does this itself, since what it does outside cannot be rolled back.
 """
 
 from google.protobuf.message import Message
@@ -34,6 +34,8 @@ class Once:
 
     async def run(self, request: Message, call: RequestContext, key: str, handler: Handler) -> Message:
         """The handler's answer, or the stored one. Raises IdempotencyKeyReused for a key of another request."""
+        if call.method.policy.resumes:
+            return await handler(request, call)
         scope = call.method.full_name
         if call.signed_in is not None:
             scope += " " + call.signed_in.user_id

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from tests.bench import chassis, hop, http, running
 from tests.bench import catalog, chassis, hop, running
+from tests.bench import chassis, hop, ledger, running
 from tests.bench.measure import Result, Unavailable
 from tests.platforms import Platform
 
@@ -32,6 +33,8 @@ BENCHMARKS: dict[str, Callable[[Platform], Result]] = {
     "mesh-memory": hop.memory,
     "search": catalog.browsing,
     "search-typed": catalog.typing,
+    "ledger": ledger.uniform,
+    "ledger-hot": ledger.hot,
 }
 
 

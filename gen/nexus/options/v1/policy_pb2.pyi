@@ -127,6 +127,7 @@ class MethodPolicy(_message.Message):
     TENANCY_FIELD_NUMBER: _builtins.int
     TIMEOUT_FIELD_NUMBER: _builtins.int
     MESH_WIDE_FIELD_NUMBER: _builtins.int
+    RESUMES_FIELD_NUMBER: _builtins.int
     public: _builtins.bool
     """Anyone, signed in or not."""
     signed_in: _builtins.bool
@@ -143,6 +144,11 @@ class MethodPolicy(_message.Message):
     """Whether a call acts inside one tenant."""
     mesh_wide: _builtins.bool
     """Whether every service may call it without declaring so. For what all of them need: the platform's keys."""
+    resumes: _builtins.bool
+    """Only for KEYED: the service keeps the keys itself, in rows that it writes before it acts on something outside the
+    database. A repeat reaches the handler, which goes on where the first one stopped. Otherwise key, rows and answer
+    commit in one transaction, which cannot cover what happens elsewhere.
+    """
     @_builtins.property
     def cache_lifetime(self) -> _duration_pb2.Duration:
         """How long the edge may serve a public answer from its cache. Only for methods that are public and
@@ -166,10 +172,11 @@ class MethodPolicy(_message.Message):
         tenancy: Global___Tenancy.ValueType = ...,
         timeout: _duration_pb2.Duration | None = ...,
         mesh_wide: _builtins.bool = ...,
+        resumes: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "cache_lifetime", b"cache_lifetime", "permission", b"permission", "public", b"public", "service_only", b"service_only", "signed_in", b"signed_in", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "cache_lifetime", b"cache_lifetime", "idempotency", b"idempotency", "mesh_wide", b"mesh_wide", "permission", b"permission", "public", b"public", "rate_class", b"rate_class", "service_only", b"service_only", "signed_in", b"signed_in", "tenancy", b"tenancy", "timeout", b"timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "cache_lifetime", b"cache_lifetime", "idempotency", b"idempotency", "mesh_wide", b"mesh_wide", "permission", b"permission", "public", b"public", "rate_class", b"rate_class", "resumes", b"resumes", "service_only", b"service_only", "signed_in", b"signed_in", "tenancy", b"tenancy", "timeout", b"timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_access: _TypeAlias = _typing.Literal["public", "signed_in", "service_only", "permission"]  # noqa: Y015
     _WhichOneofArgType_access: _TypeAlias = _typing.Literal["access", b"access"]  # noqa: Y015

@@ -1,0 +1,73 @@
+"""The tenant's accounts at payment providers, and the providers themselves."""
+
+import hashlib
+from collections import OrderedDict
+
+from google.protobuf.message import Message
+
+from nexus.finance.billing_service.v1.customers_pb2 import PaypalAccount, SandboxAccount, StripeAccount
+from nexus.finance.billing_service.v1.faults import ProviderNotConfigured, ProviderRefusedAccount
+from services.chassis.context import current_tenant
+from services.chassis.service import Service
+from services.finance.billing_service.providers.interface import InDoubt, Provider, Refused
+from services.finance.billing_service.providers.paypal import PaypalProvider
+from services.finance.billing_service.providers.sandbox import SandboxProvider
+from services.finance.billing_service.providers.stripe import StripeProvider
+from services.finance.billing_service.spec import Config
+from services.finance.billing_service.stores.payments import PaymentStore
+
+_REMEMBER = 500
+
+
+class Accounts:
+    def __init__(self, service: Service) -> None:
+        self._config: Config = service.config
+        self._database = service.database
+        self._sealer = service.sealer
+        self._store = PaymentStore(service.database)
+        self._sandbox = SandboxProvider(service.database, self._config.sandbox_hang_seconds)
+        self._made: OrderedDict[tuple[str, bytes], Provider] = OrderedDict()
+
+    async def provider(self, name: str) -> Provider:
+        """Raises ProviderNotConfigured. The sandbox needs no account."""
+        if name == "SANDBOX":
+            return self._sandbox
+        sealed = await self._store.account(name)
+        if sealed is None:
+            raise ProviderNotConfigured(provider=name)
+        account = self._sealer.open(sealed, _purpose(name))
+        known = (f"{current_tenant()} {name}", hashlib.sha256(account).digest())
+        if known not in self._made:
+            self._made[known] = self._make(name, account)
+            while len(self._made) > _REMEMBER:
+                self._made.popitem(last=False)
+        self._made.move_to_end(known)
+        return self._made[known]
+
+    async def default(self) -> str:
+        return await self._store.default_provider() or "SANDBOX"
+
+    async def set(self, name: str, account: Message, *, make_default: bool) -> bool:
+        """Returns whether it is the default now. Raises ProviderRefusedAccount."""
+        serialized = account.SerializeToString()
+        try:
+            await self._make(name, serialized).check()
+        except (Refused, InDoubt) as error:
+            raise ProviderRefusedAccount(provider=name) from error
+        async with self._database.transaction():
+            sealed = self._sealer.seal(serialized, _purpose(name))
+            return await self._store.set_account(name, sealed, make_default=make_default)
+
+    def _make(self, name: str, account: bytes) -> Provider:
+        config = self._config
+        match name:
+            case "STRIPE":
+                return StripeProvider(StripeAccount.FromString(account), config.stripe_url, config.provider_timeout)
+            case "PAYPAL":
+                return PaypalProvider(PaypalAccount.FromString(account), config.paypal_url, config.provider_timeout)
+        SandboxAccount.FromString(account)
+        return self._sandbox
+
+
+def _purpose(name: str) -> str:
+    return f"provider account {current_tenant()} {name}"

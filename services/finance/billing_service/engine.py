@@ -1,0 +1,67 @@
+"""The use cases of one running service, made once and shared by its servicers, and the jobs that drive them."""
+
+import logging
+from collections.abc import Awaitable, Callable
+from weakref import WeakKeyDictionary
+
+from services.chassis.clock import now
+from services.chassis.context import acting_for
+from services.chassis.database import Database
+from services.chassis.errors import Fault
+from services.chassis.service import Service
+from services.finance.billing_service.accounts import Accounts
+from services.finance.billing_service.charging import Charging
+from services.finance.billing_service.spec import Config
+from services.finance.billing_service.stores.payments import PaymentStore
+from services.finance.billing_service.stores.subscriptions import SubscriptionStore
+from services.finance.billing_service.subscribing import Subscribing
+
+_RECONCILE_AT_ONCE = 100
+
+logger = logging.getLogger(__name__)
+
+
+class Engine:
+    def __init__(self, service: Service) -> None:
+        self._config: Config = service.config
+        self._database = service.database
+        self._payments = PaymentStore(service.database)
+        self._subscriptions = SubscriptionStore(service.database)
+        self.accounts = Accounts(service)
+        self.charging = Charging(service, self.accounts)
+        self.subscribing = Subscribing(service, self.charging)
+
+    async def round(self) -> None:
+        """Reconcile, bill and collect for every tenant that has something due. Replicas may do so at once: rows are
+        locked or leased, and whoever comes second finds them done."""
+        async with self._database.transaction(platform_wide=True):
+            in_doubt = await self._payments.tenants_in_doubt(self._config.action_lifetime)
+            due = await self._subscriptions.tenants_due(now())
+        for tenant in in_doubt:
+            await _for(tenant, lambda: self.charging.reconcile(_RECONCILE_AT_ONCE))
+        for tenant in due:
+            await _for(tenant, lambda: self.subscribing.run_billing(now()))
+            await _for(tenant, lambda: self.subscribing.run_dunning(now()))
+
+
+async def _for(tenant: str, job: Callable[[], Awaitable[object]]) -> None:
+    """What one tenant's rows cannot do must not keep the others from theirs."""
+    with acting_for(tenant):
+        try:
+            await job()
+        except Fault as fault:
+            logger.warning("billing waits: %s", fault, extra={"tenant": tenant})
+        except Exception:
+            logger.exception("billing waits", extra={"tenant": tenant})
+
+
+_engines: "WeakKeyDictionary[Database, Engine]" = WeakKeyDictionary()
+
+
+def engine(service: Service) -> Engine:
+    """The service's engine. Whoever asks first starts its rounds."""
+    if service.database not in _engines:
+        made = Engine(service)
+        _engines[service.database] = made
+        service.every(made._config.round_seconds, made.round)
+    return _engines[service.database]

@@ -1,0 +1,72 @@
+"""What can be done with a payment, and what becomes of it when the provider tells how it stands."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from nexus.finance.billing_service.v1.faults import AmountExceeded, CurrencyMismatch, PaymentStateConflict
+from nexus.type.v1.money_pb2 import Money
+
+RETRYABLE = {"CARD_DECLINED", "INSUFFICIENT_FUNDS", "PROVIDER_REFUSED", "LOST", "AUTHENTICATION_REQUIRED"}
+"""The failures after which another attempt with the same payment method makes sense."""
+
+# Later states win over earlier ones, so that what the provider says may arrive in any order. What was captured is
+# captured, even of a payment that had been given up.
+_RANK = {"PENDING": 0, "REQUIRES_ACTION": 1, "AUTHORIZED": 2, "FAILED": 3, "VOIDED": 3, "CAPTURED": 4}
+_DISPUTE_RANK = {"NEEDS_ANSWER": 0, "UNDER_REVIEW": 1, "WON": 2, "LOST": 2}
+_FIRST_WAIT, _LONGEST_WAIT = timedelta(seconds=2), timedelta(hours=1)
+
+
+@dataclass(frozen=True)
+class Reserved:
+    """What the operations of a payment amount to, those without an answer included."""
+
+    captured: int
+    refunded: int
+
+
+def later_state(known: str, seen: str) -> str:
+    return seen if _RANK[seen] > _RANK[known] else known
+
+
+def later_dispute(known: str, seen: str) -> str:
+    return seen if _DISPUTE_RANK[seen] > _DISPUTE_RANK[known] else known
+
+
+def amount_to_capture(payment: Mapping[str, Any], reserved: Reserved, asked: Money | None) -> int:
+    """Raises PaymentStateConflict, CurrencyMismatch, AmountExceeded."""
+    _require(payment, ("AUTHORIZED",), "captured")
+    return _within(payment["amount"] - reserved.captured, payment["currency"], asked)
+
+
+def amount_to_refund(payment: Mapping[str, Any], reserved: Reserved, asked: Money | None) -> int:
+    """Of what has been captured. Raises PaymentStateConflict, CurrencyMismatch, AmountExceeded."""
+    _require(payment, ("AUTHORIZED", "CAPTURED"), "refunded")
+    return _within(payment["captured"] - reserved.refunded, payment["currency"], asked)
+
+
+def has_something_to_void(payment: Mapping[str, Any]) -> bool:
+    """Raises PaymentStateConflict for a payment of which nothing is known yet."""
+    if payment["state"] == "PENDING":
+        raise PaymentStateConflict(state="PENDING", verb="voided before its outcome is known")
+    return payment["state"] in ("REQUIRES_ACTION", "AUTHORIZED")
+
+
+def wait_before(attempt: int) -> timedelta:
+    """How long to wait before asking about an operation once more, doubling."""
+    return min(_FIRST_WAIT * 2 ** min(attempt - 1, 20), _LONGEST_WAIT)
+
+
+def _require(payment: Mapping[str, Any], states: tuple[str, ...], verb: str) -> None:
+    if payment["state"] not in states:
+        raise PaymentStateConflict(state=payment["state"], verb=verb)
+
+
+def _within(available: int, currency: str, asked: Money | None) -> int:
+    if asked is not None and asked.currency != currency:
+        raise CurrencyMismatch(expected=currency, given=asked.currency)
+    amount = asked.minor_units if asked is not None else available
+    if not 0 < amount <= available:
+        raise AmountExceeded(available=available, currency=currency)
+    return amount

@@ -1,0 +1,197 @@
+"""A payment provider without money: deterministic, with a token for everything that can go wrong.
+
+It stands for something outside. It keeps its own books (`sandbox_…`), commits them by itself, as a real provider
+would, and knows of payments only what it was told. The tokens are listed at AddPaymentMethodRequest.provider_token.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import ClassVar, Literal
+
+from services.chassis.database import Database
+from services.finance.billing_service.providers.interface import (
+    Card,
+    Charge,
+    DisputeNotice,
+    DisputeState,
+    InDoubt,
+    MethodRefused,
+    Movement,
+    Notice,
+    Refused,
+    SignatureInvalid,
+    Snapshot,
+    State,
+)
+from services.finance.billing_service.stores.sandbox import SandboxStore
+
+DECLINES = {
+    "card_declined": ("CARD_DECLINED", "generic_decline"),
+    "card_insufficient_funds": ("INSUFFICIENT_FUNDS", "insufficient_funds"),
+    "card_expired": ("CARD_EXPIRED", "expired_card"),
+    "card_stolen": ("FRAUD_SUSPECTED", "stolen_card"),
+}
+PAYS = {
+    "card_ok",
+    "card_mastercard",
+    "wallet_ok",
+    "card_pays_once",
+    "card_recovers",
+    "card_3ds",
+    "card_disputed",
+    "card_timeout",
+    "card_hang",
+    "card_unreachable",
+    "card_refund_fails",
+}
+_BRANDS = {"card_mastercard": "mastercard", "wallet_ok": "wallet"}
+_STATES: dict[str, State] = {
+    "requires_action": "REQUIRES_ACTION",
+    "authorized": "AUTHORIZED",
+    "captured": "CAPTURED",
+    "voided": "VOIDED",
+    "declined": "FAILED",
+}
+_DISPUTES: dict[str, DisputeState] = {"needs_answer": "NEEDS_ANSWER", "won": "WON", "lost": "LOST"}
+
+
+class SandboxProvider:
+    replay_window: ClassVar[timedelta] = timedelta(hours=24)
+
+    def __init__(self, database: Database, hang_seconds: float) -> None:
+        self._database = database
+        self._books = SandboxStore(database)
+        self._hang_seconds = hang_seconds
+
+    async def check(self) -> None:
+        """Every account is good."""
+
+    async def attach(self, token: str, customer_id: str, key: str) -> Card:
+        if token not in PAYS and token not in DECLINES:
+            raise MethodRefused(f"the sandbox does not know {token}")
+        return Card(token, customer_id, _BRANDS.get(token, "visa"), "4242", "2099-12")
+
+    async def detach(self, card: Card) -> None:
+        """Nothing is kept of methods."""
+
+    async def authorize(self, charge: Charge) -> Snapshot:
+        charge_id = f"sandbox_{charge.payment_id}"
+        if charge.token == "card_unreachable" and await self._books.use(charge.provider_customer, charge.token) == 1:
+            raise InDoubt("the sandbox was not reached")
+        async with self._database.transaction():
+            new = await self._books.claim(charge.operation_id, charge_id, "authorize", charge.amount)
+            if new:
+                uses = await self._books.use(charge.provider_customer, charge.token)
+                state, failure = _outcome(charge, uses)
+                await self._books.insert(
+                    charge_id,
+                    charge.token,
+                    charge.currency,
+                    charge.amount,
+                    state,
+                    failure,
+                    capture=charge.capture,
+                    dispute="needs_answer" if state == "captured" and charge.token == "card_disputed" else "",
+                )
+        if new and charge.token == "card_timeout":
+            raise InDoubt("the sandbox's answer was lost")
+        if new and charge.token == "card_hang":
+            await asyncio.sleep(self._hang_seconds)
+        return await self.look_at(charge_id)
+
+    async def capture(self, payment: str, amount: int, currency: str, keep_rest: bool, key: str) -> Snapshot:
+        async with self._database.transaction():
+            charge = await self._books.locked(payment)
+            if await self._books.claim(key, payment, "capture", amount):
+                if charge["state"] != "authorized":
+                    raise Refused("PROVIDER_REFUSED", f"the charge is {charge['state']}")
+                captured = sum(item["amount"] for item in await self._books.done(payment, "capture"))
+                if captured > charge["amount"]:
+                    raise Refused("PROVIDER_REFUSED", "more than authorized")
+                if captured == charge["amount"] or not keep_rest:
+                    await self._books.set_state(payment, "captured")
+                if charge["token"] == "card_disputed":
+                    await self._books.set_dispute(payment, "needs_answer")
+        return await self.look_at(payment)
+
+    async def void(self, payment: str, key: str) -> Snapshot:
+        async with self._database.transaction():
+            charge = await self._books.locked(payment)
+            if charge["state"] in ("requires_action", "authorized"):
+                captured = await self._books.done(payment, "capture")
+                await self._books.set_state(payment, "captured" if captured else "voided")
+        return await self.look_at(payment)
+
+    async def refund(self, payment: str, amount: int, currency: str, key: str) -> Snapshot:
+        async with self._database.transaction():
+            charge = await self._books.locked(payment)
+            if charge["token"] == "card_refund_fails":
+                raise Refused("PROVIDER_REFUSED", "charge_not_refundable")
+            await self._books.claim(key, payment, "refund", amount)
+        return await self.look_at(payment)
+
+    async def confirm(self, payment: str, answer: str, key: str) -> Snapshot:
+        """3-D Secure by hand: "approve", or anything else to deny."""
+        async with self._database.transaction():
+            charge = await self._books.locked(payment)
+            if charge["state"] == "requires_action" and answer:
+                if answer == "approve":
+                    await self._books.set_state(payment, "captured" if charge["capture"] else "authorized")
+                else:
+                    await self._books.set_state(payment, "declined", "AUTHENTICATION_REQUIRED")
+        return await self.look_at(payment)
+
+    async def look_at(self, payment: str) -> Snapshot:
+        charge = await self._books.charge(payment)
+        assert charge is not None, "the sandbox has what it gave an id to"
+        captures = [_movement(item) for item in await self._books.done(payment, "capture")]
+        if charge["capture"] and charge["state"] == "captured":
+            captures.append(Movement(f"{payment}/capture", charge["amount"]))
+        disputes: tuple[DisputeNotice, ...] = ()
+        if charge["dispute"]:
+            disputes = (
+                DisputeNotice(f"{payment}/dispute", _DISPUTES[charge["dispute"]], charge["amount"], "fraudulent"),
+            )
+        return Snapshot(
+            provider_payment_id=payment,
+            payment_id=payment.removeprefix("sandbox_"),
+            state=_STATES[charge["state"]],
+            captures=tuple(captures),
+            refunds=tuple(_movement(item) for item in await self._books.done(payment, "refund")),
+            disputes=disputes,
+            failure=charge["failure"],
+            failure_reason=DECLINES.get(charge["token"], ("", charge["failure"].lower()))[1],
+            action_url=f"sandbox:///3ds/{payment}" if charge["state"] == "requires_action" else "",
+        )
+
+    async def find(self, charge: Charge) -> Snapshot | None:
+        charge_id = f"sandbox_{charge.payment_id}"
+        return await self.look_at(charge_id) if await self._books.charge(charge_id) is not None else None
+
+    async def answer_dispute(self, payment: str, dispute: str, evidence: str) -> Snapshot:
+        async with self._database.transaction():
+            charge = await self._books.locked(payment)
+            if charge["dispute"] == "needs_answer":
+                await self._books.set_dispute(payment, "won" if evidence == "winning" else "lost")
+        return await self.look_at(payment)
+
+    async def notice(self, headers: Mapping[str, str], body: bytes) -> Notice:
+        raise SignatureInvalid("the sandbox sends no notices")
+
+
+def _outcome(charge: Charge, uses: int) -> tuple[Literal["requires_action", "authorized", "captured", "declined"], str]:
+    """The state of a new charge, and why it failed."""
+    if charge.token in DECLINES:
+        return "declined", DECLINES[charge.token][0]
+    poor = (charge.token == "card_pays_once" and uses > 1) or (charge.token == "card_recovers" and uses <= 2)
+    if poor:
+        return "declined", "INSUFFICIENT_FUNDS"
+    if charge.token == "card_3ds":
+        return ("declined", "AUTHENTICATION_REQUIRED") if charge.off_session else ("requires_action", "")
+    return ("captured" if charge.capture else "authorized"), ""
+
+
+def _movement(item: Mapping[str, object]) -> Movement:
+    key = str(item["key"])
+    return Movement(f"sandbox_{key}", int(str(item["amount"])), operation_id=key)

@@ -1,0 +1,68 @@
+"""What billing-service does when others tell it something, or it has told itself."""
+
+from google.protobuf.message import Message
+
+from nexus.finance.billing_service.v1.events_pb2 import (
+    DisputeClosed,
+    PaymentDisputed,
+    PaymentProcessed,
+    PaymentRefunded,
+)
+from nexus.finance.ledger_mgr.v1.ledger_pb2 import PostTransactionRequest
+from nexus.finance.ledger_mgr.v1.ledger_pb2_grpc import LedgerServiceStub
+from nexus.identity.user_auth.v1.events_pb2 import UserCreated, UserErased
+from nexus.type.v1.event_pb2 import Event
+from nexus.type.v1.money_pb2 import Money
+from services.chassis.service import Service
+from services.finance.billing_service import postings
+from services.finance.billing_service.postings import Account, earned_by, held_by
+from services.finance.billing_service.stores.payments import PaymentStore
+
+_POST_SECONDS = 5.0
+
+
+class Subscribers:
+    """Money that moved is booked from billing's own events: they say so if and only if it did, are retried until the
+    ledger has answered, and their ids are the ledger's keys."""
+
+    def __init__(self, service: Service) -> None:
+        self._store = PaymentStore(service.database)
+        self._ledger = service.clients.stub(LedgerServiceStub)
+
+    async def on_user_created(self, message: UserCreated, event: Event) -> None:
+        """A user is a customer, under the same id."""
+        await self._store.ensure_customer(message.user_id)
+
+    async def on_user_erased(self, message: UserErased, event: Event) -> None:
+        """Cards are forgotten; payments and bills are kept, as the law wants it, and name nobody."""
+        await self._store.forget_methods(message.user_id)
+
+    async def on_payment_processed(self, message: PaymentProcessed, event: Event) -> None:
+        debit, credit = held_by(message.provider), earned_by(message.reference)
+        await self._post(event, message, debit, credit, message.amount, f"capture/{message.operation_id}")
+
+    async def on_payment_refunded(self, message: PaymentRefunded, event: Event) -> None:
+        debit, credit = earned_by(message.reference), held_by(message.provider)
+        await self._post(event, message, debit, credit, message.amount, f"refund/{message.operation_id}")
+
+    async def on_payment_disputed(self, message: PaymentDisputed, event: Event) -> None:
+        debit, credit = postings.DISPUTES, held_by(message.provider)
+        await self._post(event, message, debit, credit, message.amount, f"dispute/{message.dispute_id}")
+
+    async def on_dispute_closed(self, message: DisputeClosed, event: Event) -> None:
+        """One that was won gives the money back; one that was lost has been booked when it began."""
+        if message.won:
+            debit, credit = held_by(message.provider), postings.DISPUTES
+            await self._post(event, message, debit, credit, message.amount, f"dispute/{message.dispute_id}/won")
+
+    async def _post(
+        self, event: Event, message: Message, debit: Account, credit: Account, amount: Money, reference: str
+    ) -> None:
+        about = {
+            name: str(getattr(message, name))
+            for name in ("payment_id", "customer_id", "reference")
+            if getattr(message, name, "")
+        }
+        transaction = postings.transaction(debit, credit, amount, reference, about)
+        request = PostTransactionRequest(idempotency_key=event.event_id, transaction=transaction)
+        await self._ledger.PostTransaction(request, timeout=_POST_SECONDS)

@@ -1,0 +1,497 @@
+"""The SQL of ledger-mgr."""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+
+from nexus.finance.ledger_mgr.v1 import books_pb2 as pb
+from nexus.finance.ledger_mgr.v1.events_pb2 import Change
+from services.chassis.clock import moment, now, timestamp
+from services.chassis.database import Database
+from services.finance.ledger_mgr import chain
+from services.finance.ledger_mgr.books import HOLD, TRANSACTION, Balance, Books, Needs
+
+_HEAD = """
+SELECT position, hash, update_time, agreed_basis_points,
+       (SELECT plan_id FROM nexus.tenants WHERE tenant_id = nexus.tenant_id()) AS plan_id
+FROM ledgers WHERE tenant_id = nexus.tenant_id()
+"""
+# One look-up in the index for each key, however the planner guesses about a table that grows.
+_KEYS = """
+SELECT found.* FROM unnest($1::text[], $2::text[]) AS wanted (actor, key), LATERAL (
+    SELECT actor, idempotency_key, request_hash, change FROM log
+    WHERE tenant_id = nexus.tenant_id() AND actor = wanted.actor AND idempotency_key = wanted.key
+      AND idempotency_key <> '' OFFSET 0) AS found
+"""
+_ACCOUNT = "name, type, state, allow_overdraft, overdraft_limit, metadata, create_time, changed_at"
+_BALANCE = "account, currency, debits, credits, held_debits, held_credits"
+_BOOKS = f"""
+SELECT {_ACCOUNT}, {_BALANCE} FROM unnest($1::text[]) AS wanted (wanted_name), LATERAL (
+    SELECT {_ACCOUNT} FROM accounts WHERE tenant_id = nexus.tenant_id() AND name = wanted_name OFFSET 0) AS a
+LEFT JOIN LATERAL (
+    SELECT {_BALANCE} FROM balances WHERE tenant_id = nexus.tenant_id() AND account = name OFFSET 0) AS b ON true
+"""
+_HOLD = "h.hold_id::text, h.state, h.captured, h.resolve_time, l.change"
+_TRANSACTION = "t.transaction_id::text, t.position, t.reverted_by::text, l.change"
+_WRITE = """
+WITH logged AS (
+    INSERT INTO log (create_time, position, actor, idempotency_key, request_hash, change, hash)
+    SELECT $1::timestamptz, * FROM unnest($2::bigint[], $3::text[], $4::text[], $5::bytea[], $6::bytea[], $7::bytea[])
+), counted AS (
+    INSERT INTO balances (account, currency, debits, credits, held_debits, held_credits)
+    SELECT * FROM unnest($8::text[], $9::text[], $10::bigint[], $11::bigint[], $12::bigint[], $13::bigint[])
+    ON CONFLICT (tenant_id, account, currency) DO UPDATE SET debits = excluded.debits, credits = excluded.credits,
+        held_debits = excluded.held_debits, held_credits = excluded.held_credits
+), moved AS (
+    INSERT INTO legs (create_time, account, position, leg, currency, debit, credit, balance, effective_time)
+    SELECT $1::timestamptz, account, position, leg, currency, debit, credit, balance, effective
+    FROM unnest($14::text[], $15::bigint[], $16::smallint[], $17::text[], $18::bigint[], $19::bigint[], $20::bigint[],
+                $21::timestamptz[]) AS l (account, position, leg, currency, debit, credit, balance, effective)
+), indexed AS (
+    INSERT INTO transactions (transaction_id, position, kind, reference, metadata, effective_time, reverted_by)
+    SELECT id, position, kind, reference, metadata, effective, reverted_by
+    FROM unnest($22::uuid[], $23::bigint[], $24::smallint[], $25::text[], $26::jsonb[], $27::timestamptz[], $28::uuid[])
+        AS t (id, position, kind, reference, metadata, effective, reverted_by)
+)
+UPDATE ledgers SET position = $29, hash = $30, update_time = $1::timestamptz, agreed_basis_points = $31
+WHERE tenant_id = nexus.tenant_id()
+"""
+_WRITE_ACCOUNTS = """
+INSERT INTO accounts (name, type, state, allow_overdraft, overdraft_limit, metadata, create_time, changed_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+ON CONFLICT (tenant_id, name) DO UPDATE SET state = excluded.state, allow_overdraft = excluded.allow_overdraft,
+    overdraft_limit = excluded.overdraft_limit, metadata = excluded.metadata, changed_at = excluded.changed_at
+"""
+_WRITE_HOLDS = """
+INSERT INTO holds (hold_id, position, state, debit_account, credit_account, currency, amount, captured, reference,
+                   expire_time, resolve_time)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+ON CONFLICT (tenant_id, hold_id) DO UPDATE SET state = excluded.state, captured = excluded.captured,
+    resolve_time = excluded.resolve_time
+"""
+_UNDER = "({column} = {name} OR ({column} > {name} || ':' AND {column} < {name} || ';'))"
+"""The names below one: ';' comes right after ':'."""
+
+
+class LedgerStore:
+    """The books of the call's tenant."""
+
+    def __init__(self, database: Database, default_basis_points: int, basis_points: Mapping[str, int]) -> None:
+        """`basis_points` are what the platform is due by plan."""
+        self._database = database
+        self._default_basis_points = default_basis_points
+        self._basis_points = basis_points
+
+    async def head(self) -> asyncpg.Record | None:
+        """None for a tenant that has never posted."""
+        return await self._database.fetchrow(_HEAD)
+
+    async def lock_head(self, mode: str = "UPDATE") -> asyncpg.Record:
+        """The head of the log. Nobody else posts until the transaction ends."""
+        head = await self._database.fetchrow(f"{_HEAD} FOR {mode} OF ledgers")
+        if head is None:
+            await self._database.execute("INSERT INTO ledgers DEFAULT VALUES ON CONFLICT DO NOTHING")
+            head = await self._database.fetchrow(f"{_HEAD} FOR {mode} OF ledgers")
+        assert head is not None
+        return head
+
+    def basis_points(self, head: asyncpg.Record | None, plan_id: str) -> int:
+        """What the platform is due of a settlement: as agreed with the tenant, else by its plan."""
+        if head is not None and head["agreed_basis_points"] is not None:
+            return int(head["agreed_basis_points"])
+        return self._basis_points.get(plan_id, self._default_basis_points)
+
+    async def books(self, tenant_id: str, head: asyncpg.Record, needs: Needs) -> Books:
+        """What the books say of all that is needed. The head is locked, so it stays true."""
+        books = Books(
+            tenant_id,
+            timestamp(max(now(), head["update_time"])),
+            position=head["position"],
+            platform_basis_points=self.basis_points(head, head["plan_id"]),
+            agreed_basis_points=head["agreed_basis_points"],
+        )
+        if needs.keys:
+            actors, keys = zip(*needs.keys, strict=True)
+            for row in await self._database.fetch(_KEYS, actors, keys):
+                known = row["request_hash"], Change.FromString(row["change"])
+                books.keys[row["actor"], row["idempotency_key"]] = known
+        names = set(needs.accounts)
+        if needs.holds:
+            for hold in await self.holds(needs.holds):
+                books.holds[hold.hold_id] = hold
+                names.update((hold.debit_account, hold.credit_account))
+        if needs.transactions:
+            for transaction in await self.transactions(needs.transactions):
+                books.transactions[transaction.transaction_id] = transaction
+                names.update(leg.account for leg in transaction.legs)
+        if needs.references:
+            await self._read_references(books, needs)
+        if names:
+            for row in await self._database.fetch(_BOOKS, sorted(names)):
+                if row["name"] not in books.accounts:
+                    books.accounts[row["name"]] = account_of(row)
+                if row["currency"] is not None:
+                    books.balances[row["name"], row["currency"]] = balance_from(row)
+        return books
+
+    async def _read_references(self, books: Books, needs: Needs) -> None:
+        for kind, table in ((TRANSACTION, "transactions"), (HOLD, "holds")):
+            wanted = [reference for owner, reference in needs.references if owner == kind]
+            if wanted:
+                rows = await self._database.fetch(
+                    f"SELECT reference, {kind}_id::text AS id FROM {table} "
+                    "WHERE tenant_id = nexus.tenant_id() AND reference <> '' AND reference = ANY ($1)",
+                    wanted,
+                )
+                books.references.update({(kind, row["reference"]): row["id"] for row in rows})
+
+    async def write(self, books: Books, before: "Before", previous: bytes) -> None:
+        """Store what was recorded since `before`; `previous` is the hash of the log's last entry."""
+        micros = books.now.ToMicroseconds()
+        changes = [entry.change.SerializeToString(deterministic=True) for entry in books.entries]
+        hashes = []
+        for entry, change in zip(books.entries, changes, strict=True):
+            cause = entry.cause
+            previous = chain.link(
+                previous, books.tenant_id, entry.position, micros, cause.actor, cause.key, cause.request_hash, change
+            )
+            hashes.append(previous)
+        balances = [(*place, *has) for place, has in books.balances.items() if before.balances.get(place) is not has]
+        posted = [
+            books.transactions[entry.change.transaction_posted.transaction.transaction_id]
+            for entry in books.entries
+            if entry.change.HasField("transaction_posted")
+        ]
+        await self._database.execute(
+            _WRITE,
+            moment(books.now),
+            [entry.position for entry in books.entries],
+            [entry.cause.actor for entry in books.entries],
+            [entry.cause.key for entry in books.entries],
+            [entry.cause.request_hash for entry in books.entries],
+            changes,
+            hashes,
+            *_columns(balances, 6),
+            *_columns(books.legs, 8),
+            *_columns([_transaction_row(transaction) for transaction in posted], 7),
+            books.position,
+            previous,
+            books.agreed_basis_points,
+        )
+        await self._write_rare(books, before)
+
+    async def _write_rare(self, books: Books, before: "Before") -> None:
+        accounts = [account for name, account in books.accounts.items() if before.accounts.get(name) is not account]
+        if accounts:
+            await self._database.executemany(_WRITE_ACCOUNTS, [_account_row(account) for account in accounts])
+        placed = {
+            entry.change.hold_placed.hold.hold_id: entry.position
+            for entry in books.entries
+            if entry.change.HasField("hold_placed")
+        }
+        holds = [hold for name, hold in books.holds.items() if before.holds.get(name) is not hold]
+        if holds:
+            await self._database.executemany(
+                _WRITE_HOLDS, [_hold_row(hold, placed.get(hold.hold_id, 0)) for hold in holds]
+            )
+        reverted = [
+            (transaction.transaction_id, transaction.reverted_by)
+            for name, transaction in books.transactions.items()
+            if name in before.transactions and transaction is not before.transactions[name]
+        ]
+        if reverted:
+            await self._database.executemany(
+                "UPDATE transactions SET reverted_by = $2 WHERE tenant_id = nexus.tenant_id() AND transaction_id = $1",
+                reverted,
+            )
+
+    async def plan_id(self, tenant_id: str) -> str | None:
+        """None for a tenant that there is not."""
+        plan_id: str | None = await self._database.fetchval(
+            "SELECT plan_id FROM nexus.tenants WHERE tenant_id = $1 AND state IN ('active', 'suspended')", tenant_id
+        )
+        return plan_id
+
+    async def holds(self, ids: "Sequence[str] | set[str]" = (), references: Sequence[str] = ()) -> list[pb.Hold]:
+        rows = await self._database.fetch(
+            f"""
+            SELECT {_HOLD} FROM holds h JOIN log l USING (tenant_id, position)
+            WHERE tenant_id = nexus.tenant_id()
+              AND (h.hold_id = ANY ($1) OR h.reference <> '' AND h.reference = ANY ($2))
+            """,
+            list(ids),
+            references,
+        )
+        return [hold_of(row) for row in rows]
+
+    async def transactions(
+        self, ids: "Sequence[str] | set[str]" = (), references: Sequence[str] = ()
+    ) -> list[pb.Transaction]:
+        rows = await self._database.fetch(
+            f"""
+            SELECT {_TRANSACTION} FROM transactions t JOIN log l USING (tenant_id, position)
+            WHERE tenant_id = nexus.tenant_id()
+              AND (t.transaction_id = ANY ($1) OR t.reference <> '' AND t.reference = ANY ($2))
+            """,
+            list(ids),
+            references,
+        )
+        return [transaction_of(row) for row in rows]
+
+    async def expired(self, limit: int) -> list[asyncpg.Record]:
+        """Pending holds of all tenants whose time is over."""
+        async with self._database.transaction(platform_wide=True):
+            return await self._database.fetch(
+                """
+                SELECT h.tenant_id, h.hold_id::text FROM holds h JOIN nexus.tenants t USING (tenant_id)
+                WHERE h.state = 1 AND h.expire_time <= now() AND t.state IN ('active', 'suspended')
+                ORDER BY h.expire_time LIMIT $1
+                """,
+                limit,
+            )
+
+    async def accounts(self, names: Sequence[str]) -> dict[str, pb.Account]:
+        rows = await self._database.fetch(f"SELECT {_ACCOUNT} FROM accounts WHERE name = ANY ($1)", names)
+        return {row["name"]: account_of(row) for row in rows}
+
+    async def account_page(
+        self,
+        under: str,
+        kind: int,
+        state: int,
+        metadata: tuple[str, str],
+        after: str,
+        limit: int,
+    ) -> list[pb.Account]:
+        """By name, those after `after`."""
+        rows = await self._database.fetch(
+            f"""
+            SELECT {_ACCOUNT} FROM accounts
+            WHERE tenant_id = nexus.tenant_id() AND name > $1
+              AND ($2 = '' OR {_UNDER.format(column="name", name="$2")})
+              AND ($3 = 0 OR type = $3) AND ($4 = 0 OR state = $4)
+              AND ($5 = '' OR CASE $6 WHEN '' THEN metadata ? $5 ELSE metadata ->> $5 = $6 END)
+            ORDER BY name LIMIT $7
+            """,
+            after,
+            under,
+            kind,
+            state,
+            *metadata,
+            limit,
+        )
+        return [account_of(row) for row in rows]
+
+    async def balances(self, names: Sequence[str], currency: str) -> list[asyncpg.Record]:
+        return await self._database.fetch(
+            f"""
+            SELECT {_BALANCE} FROM balances
+            WHERE tenant_id = nexus.tenant_id() AND account = ANY ($1) AND ($2 = '' OR currency = $2)
+            ORDER BY account, currency
+            """,
+            names,
+            currency,
+        )
+
+    async def balances_as_of(
+        self, names: Sequence[str], currency: str, as_of: datetime, known: datetime | None
+    ) -> list[asyncpg.Record]:
+        """From the legs that took effect until then, of those that were posted until `known`."""
+        return await self._database.fetch(
+            """
+            SELECT account, currency, sum(debit)::bigint AS debits, sum(credit)::bigint AS credits,
+                   0::bigint AS held_debits, 0::bigint AS held_credits
+            FROM legs
+            WHERE tenant_id = nexus.tenant_id() AND account = ANY ($1) AND ($2 = '' OR currency = $2)
+              AND effective_time <= $3 AND ($4::timestamptz IS NULL OR create_time <= $4)
+            GROUP BY account, currency ORDER BY account, currency
+            """,
+            names,
+            currency,
+            as_of,
+            known,
+        )
+
+    async def transaction_page(
+        self, wanted: pb.TransactionFilter, before: int | None, limit: int
+    ) -> list[pb.Transaction]:
+        """The latest posted first, those before position `before`."""
+        rows = await self._database.fetch(
+            f"""
+            SELECT {_TRANSACTION} FROM transactions t JOIN log l USING (tenant_id, position)
+            WHERE tenant_id = nexus.tenant_id() AND ($1::bigint IS NULL OR t.position < $1)
+              AND ($2 = '' OR EXISTS (SELECT FROM legs WHERE tenant_id = nexus.tenant_id() AND position = t.position
+                                      AND {_UNDER.format(column="account", name="$2")}))
+              AND ($3 = '' OR t.reference = $3) AND ($4 = 0 OR t.kind = $4)
+              AND ($5::jsonb = '{{}}' OR t.metadata @> $5)
+              AND ($6::timestamptz IS NULL OR t.effective_time >= $6)
+              AND ($7::timestamptz IS NULL OR t.effective_time < $7)
+            ORDER BY t.position DESC LIMIT $8
+            """,
+            before,
+            wanted.account,
+            wanted.reference,
+            wanted.kind,
+            to_json(wanted.metadata),
+            moment(wanted.from_time) if wanted.HasField("from_time") else None,
+            moment(wanted.to_time) if wanted.HasField("to_time") else None,
+            limit,
+        )
+        return [transaction_of(row) for row in rows]
+
+    async def entry_page(
+        self,
+        account: str,
+        currency: str,
+        since: datetime | None,
+        until: datetime | None,
+        before: tuple[int, int] | None,
+        limit: int,
+    ) -> list[asyncpg.Record]:
+        """The latest posted first, those before (position, leg)."""
+        return await self._database.fetch(
+            """
+            SELECT e.*, l.change FROM legs e JOIN log l USING (tenant_id, position)
+            WHERE tenant_id = nexus.tenant_id() AND e.account = $1 AND ($2 = '' OR e.currency = $2)
+              AND ($3::timestamptz IS NULL OR e.effective_time >= $3)
+              AND ($4::timestamptz IS NULL OR e.effective_time < $4)
+              AND ($5::bigint IS NULL OR (e.position, e.leg) < ($5, $6::smallint))
+            ORDER BY e.position DESC, e.leg DESC LIMIT $7
+            """,
+            account,
+            currency,
+            since,
+            until,
+            *(before or (None, None)),
+            limit,
+        )
+
+    async def hold_page(self, account: str, state: int, before: str | None, limit: int) -> list[pb.Hold]:
+        """The latest first, those before the hold `before`."""
+        rows = await self._database.fetch(
+            f"""
+            SELECT {_HOLD} FROM holds h JOIN log l USING (tenant_id, position)
+            WHERE tenant_id = nexus.tenant_id() AND ($1::uuid IS NULL OR h.hold_id < $1)
+              AND ($2 = '' OR h.debit_account = $2 OR h.credit_account = $2) AND ($3 = 0 OR h.state = $3)
+            ORDER BY h.hold_id DESC LIMIT $4
+            """,
+            before,
+            account,
+            state,
+            limit,
+        )
+        return [hold_of(row) for row in rows]
+
+    async def totals(self) -> list[asyncpg.Record]:
+        return await self._database.fetch(
+            "SELECT currency, sum(debits)::text AS debits, sum(credits)::text AS credits FROM balances "
+            "WHERE tenant_id = nexus.tenant_id() GROUP BY currency ORDER BY currency"
+        )
+
+    async def log(self, after: int, limit: int) -> list[asyncpg.Record]:
+        """Entries in order, those after this position."""
+        return await self._database.fetch(
+            "SELECT position, create_time, actor, idempotency_key, request_hash, change, hash FROM log "
+            "WHERE tenant_id = nexus.tenant_id() AND position > $1 ORDER BY position LIMIT $2",
+            after,
+            limit,
+        )
+
+    async def all_balances(self) -> dict[tuple[str, str], Balance]:
+        rows = await self._database.fetch(f"SELECT {_BALANCE} FROM balances WHERE tenant_id = nexus.tenant_id()")
+        return {(row["account"], row["currency"]): balance_from(row) for row in rows}
+
+
+class Before:
+    """What the books said before a batch; values are never modified, so that `is` tells what is new."""
+
+    def __init__(self, books: Books) -> None:
+        self.accounts = dict(books.accounts)
+        self.balances = dict(books.balances)
+        self.holds = dict(books.holds)
+        self.transactions = dict(books.transactions)
+
+
+def account_of(row: asyncpg.Record) -> pb.Account:
+    return pb.Account(
+        name=row["name"],
+        type=row["type"],
+        state=row["state"],
+        allow_overdraft=row["allow_overdraft"],
+        overdraft_limit=row["overdraft_limit"],
+        metadata=json.loads(row["metadata"]),
+        create_time=timestamp(row["create_time"]),
+        etag=str(row["changed_at"]),
+    )
+
+
+def balance_from(row: asyncpg.Record) -> Balance:
+    return Balance(row["debits"], row["credits"], row["held_debits"], row["held_credits"])
+
+
+def transaction_of(row: asyncpg.Record) -> pb.Transaction:
+    transaction = Change.FromString(row["change"]).transaction_posted.transaction
+    transaction.reverted_by = row["reverted_by"] or ""
+    return transaction
+
+
+def hold_of(row: asyncpg.Record) -> pb.Hold:
+    hold = Change.FromString(row["change"]).hold_placed.hold
+    hold.state = row["state"]
+    hold.captured_minor_units = row["captured"]
+    if row["resolve_time"] is not None:
+        hold.resolve_time.FromDatetime(row["resolve_time"])
+    return hold
+
+
+def _transaction_row(transaction: pb.Transaction) -> tuple[Any, ...]:
+    return (
+        transaction.transaction_id,
+        transaction.position,
+        transaction.kind,
+        transaction.reference,
+        to_json(transaction.metadata),
+        moment(transaction.effective_time),
+        transaction.reverted_by or None,
+    )
+
+
+def _account_row(account: pb.Account) -> tuple[Any, ...]:
+    return (
+        account.name,
+        account.type,
+        account.state,
+        account.allow_overdraft,
+        account.overdraft_limit,
+        to_json(account.metadata),
+        moment(account.create_time),
+        int(account.etag),
+    )
+
+
+def _hold_row(hold: pb.Hold, position: int) -> tuple[Any, ...]:
+    """`position` is that of its placing, for a hold that is new."""
+    return (
+        hold.hold_id,
+        position,
+        hold.state,
+        hold.debit_account,
+        hold.credit_account,
+        hold.amount.currency,
+        hold.amount.minor_units,
+        hold.captured_minor_units,
+        hold.reference,
+        moment(hold.expire_time) if hold.HasField("expire_time") else None,
+        moment(hold.resolve_time) if hold.HasField("resolve_time") else None,
+    )
+
+
+def _columns(rows: Sequence[Sequence[Any]], width: int) -> Sequence[Sequence[Any]]:
+    return list(zip(*rows, strict=True)) if rows else [()] * width
+
+
+def to_json(metadata: Mapping[str, str]) -> str:
+    return json.dumps(dict(metadata)) if metadata else "{}"

@@ -1,0 +1,283 @@
+"""Stripe and PayPal over their protocols, webhooks through the edge, and a service that is killed while it pays."""
+
+import asyncio
+import itertools
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+
+import httpx
+import pytest
+
+from nexus.finance.billing_service.v1 import payments_pb2 as pb
+from nexus.type.v1.faults import DependencyUnavailable
+from services.chassis.clients import Clients
+from services.chassis.context import OPERATOR
+from services.chassis.ids import new_id
+from tests.chaos.processes import status
+from tests.finance.billing import Billing, reason
+from tests.finance.provider_servers import PaypalServer, StripeServer
+from tests.platforms import Platform, eventually
+
+pytestmark = pytest.mark.xdist_group("payment providers")
+
+
+@dataclass(frozen=True)
+class World:
+    platform: Platform
+    stripe: StripeServer
+    paypal: PaypalServer
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A platform of the module's own, whose providers are here, and which looks for nothing by itself."""
+    with StripeServer() as stripe, PaypalServer() as paypal:
+        variables = {
+            "NEXUS_BILLING_SERVICE_STRIPE_URL": stripe.url,
+            "NEXUS_BILLING_SERVICE_PAYPAL_URL": paypal.url,
+            "NEXUS_BILLING_SERVICE_ROUND_SECONDS": "3600",
+            "NEXUS_BILLING_SERVICE_PROVIDER_TIMEOUT": "3",
+        }
+        platform = Platform(tmp_path_factory.mktemp("providers") / "home", variables=variables)
+        platform.up()
+        yield World(platform, stripe, paypal)
+        platform.down()
+
+
+@pytest.fixture
+async def billing(world: World) -> AsyncIterator[Billing]:
+    clients = Clients(world.platform.settings, OPERATOR, None)
+    async with httpx.AsyncClient(base_url=world.platform.http_url, timeout=20) as http:
+        yield await Billing.of(await world.platform.new_tenant(), http, clients)
+    await clients.stop()
+
+
+async def set_stripe(billing: Billing, signing: str = "whsec_test") -> None:
+    account = {"apiKey": "sk_test_good", "webhookSecret": signing}
+    await billing.ok("/provider-accounts", stripe=account, makeDefault=True)
+
+
+async def set_paypal(billing: Billing) -> None:
+    account = {"clientId": "client", "clientSecret": "secret", "webhookId": "hook"}
+    await billing.ok("/provider-accounts", paypal=account, makeDefault=True)
+
+
+async def tell(billing: Billing, provider: str, notice: tuple[bytes, dict[str, str]]) -> httpx.Response:
+    body, headers = notice
+    path = f"/api/v1/billing/webhooks/{billing.tenant.tenant_id}/{provider}"
+    return await billing.http.post(path, content=body, headers=headers)
+
+
+async def test_stripe_authorizes_captures_and_refunds(world: World, billing: Billing) -> None:
+    await set_stripe(billing)
+    await billing.card("pm_card_visa")
+    payment = await billing.authorize(1000)
+    assert (payment.provider, payment.state) == (pb.PAYMENT_PROVIDER_STRIPE, pb.PAYMENT_STATE_AUTHORIZED)
+    assert world.stripe.intents[payment.provider_payment_id]["metadata"]["nexus_payment"] == payment.payment_id
+    captured = await billing.capture(payment, 700)
+    assert (captured.payment.state, captured.payment.captured.minor_units) == (pb.PAYMENT_STATE_CAPTURED, 700)
+    refunded = await billing.refund(payment, 200)
+    assert refunded.payment.refunded.minor_units == 200
+    assert refunded.operation.state == pb.OPERATION_STATE_SUCCEEDED
+    voided = await billing.void(await billing.authorize(500))
+    assert voided.payment.state == pb.PAYMENT_STATE_VOIDED
+
+
+async def test_a_card_that_stripe_declines_cannot_be_swapped_in_the_browser(world: World, billing: Billing) -> None:
+    await set_stripe(billing)
+    await billing.card("pm_card_insufficient")
+    payment = await billing.authorize()
+    assert payment.failure.code == pb.FAILURE_CODE_INSUFFICIENT_FUNDS
+    assert world.stripe.intents[payment.provider_payment_id]["status"] == "canceled"
+
+
+async def test_a_provider_account_must_be_good(billing: Billing) -> None:
+    refused = await billing.post("/provider-accounts", stripe={"apiKey": "sk_test_bad"})
+    assert reason(refused) == "PROVIDER_REFUSED_ACCOUNT"
+    refused = await billing.post("/provider-accounts", paypal={"clientId": "client", "clientSecret": "bad"})
+    assert reason(refused) == "PROVIDER_REFUSED_ACCOUNT"
+
+
+@pytest.mark.parametrize("provider", ["stripe", "paypal"])
+async def test_an_answer_lost_after_the_charge_is_asked_for_again_under_the_same_key(
+    world: World, billing: Billing, provider: str
+) -> None:
+    server = world.stripe if provider == "stripe" else world.paypal
+    await (set_stripe(billing) if provider == "stripe" else set_paypal(billing))
+    await billing.card("pm_card_visa")
+    made = len(world.stripe.intents) + len(world.paypal.orders)
+    server.lose_answers = 1
+    request_id = new_id()
+    lost = await billing.authorize(1000, capture=True, request_id=request_id)
+    assert lost.state == pb.PAYMENT_STATE_PENDING
+    again = await billing.authorize(1000, capture=True, request_id=request_id)
+    assert (again.payment_id, again.state) == (lost.payment_id, pb.PAYMENT_STATE_CAPTURED)
+    server.lose_answers = 1
+    refund_id = new_id()
+    assert (await billing.refund(again, 300, request_id=refund_id)).operation.state == pb.OPERATION_STATE_PENDING
+    await billing.due_now()
+    await billing.reconcile()
+    found = await billing.refund(again, 300, request_id=refund_id)
+    assert (found.operation.state, found.payment.refunded.minor_units) == (pb.OPERATION_STATE_SUCCEEDED, 300)
+    assert len(world.stripe.intents) + len(world.paypal.orders) == made + 1
+    assert (await billing.events("PaymentProcessed"), await billing.events("PaymentRefunded")) == (1, 1)
+
+
+async def test_a_charge_whose_key_stripe_has_forgotten_is_looked_up_and_not_repeated(
+    world: World, billing: Billing
+) -> None:
+    await set_stripe(billing)
+    await billing.card("pm_card_visa")
+    world.stripe.lose_answers = 1
+    payment = await billing.authorize(capture=True)
+    made = len(world.stripe.intents)
+    await billing.rows(
+        "UPDATE billing_service.payment_operations SET create_time = now() - interval '2 days' WHERE tenant_id = $1"
+    )
+    world.stripe._answers.clear()
+    await billing.due_now()
+    await billing.reconcile()
+    assert (await billing.payment(payment.payment_id)).payment.state == pb.PAYMENT_STATE_CAPTURED
+    assert len(world.stripe.intents) == made
+
+
+async def test_paypal_captures_in_parts_and_refunds_each_capture(world: World, billing: Billing) -> None:
+    await set_paypal(billing)
+    await billing.card("token-1")
+    payment = await billing.authorize(1000)
+    assert (payment.provider, payment.state) == (pb.PAYMENT_PROVIDER_PAYPAL, pb.PAYMENT_STATE_AUTHORIZED)
+    first = await billing.capture(payment, 600, keep_rest=True)
+    assert first.payment.state == pb.PAYMENT_STATE_AUTHORIZED
+    rest = await billing.capture(payment)
+    assert (rest.payment.state, rest.payment.captured.minor_units) == (pb.PAYMENT_STATE_CAPTURED, 1000)
+    assert (await billing.refund(payment, 500)).payment.refunded.minor_units == 500
+    assert (await billing.refund(payment, 300)).payment.refunded.minor_units == 800
+    too_much = await billing.refund(payment, 150)  # 100 are left of either capture
+    assert too_much.operation.state == pb.OPERATION_STATE_FAILED
+    amounts = [item["amount"]["value"] for item in _captures(world, payment)]
+    assert amounts == ["6.00", "4.00"]
+    await billing.card("declined")
+    assert (await billing.authorize()).failure.code == pb.FAILURE_CODE_CARD_DECLINED
+
+
+async def test_a_paypal_order_is_paid_when_its_payer_has_approved_it(world: World, billing: Billing) -> None:
+    await set_paypal(billing)
+    await billing.card("needs_approval")
+    payment = await billing.authorize(capture=True)
+    assert payment.state == pb.PAYMENT_STATE_REQUIRES_ACTION
+    assert payment.action_url.endswith("/approve")
+    order = world.paypal.orders[payment.provider_payment_id]
+    order["status"] = "APPROVED"
+    notice = world.paypal.notice("CHECKOUT.ORDER.APPROVED", order)
+    for answer in await asyncio.gather(*(tell(billing, "paypal", notice) for _ in range(4))):
+        assert answer.status_code == 200, answer.text
+    assert (await billing.payment(payment.payment_id)).payment.state == pb.PAYMENT_STATE_CAPTURED
+    assert await billing.events("PaymentProcessed") == 1
+    forged = (notice[0].replace(b"APPROVED", b"COMPLETED"), notice[1])
+    assert reason(await tell(billing, "paypal", forged)) == "WEBHOOK_SIGNATURE_INVALID"
+
+
+async def test_notices_of_stripe_may_come_in_any_order_and_twice(world: World, billing: Billing) -> None:
+    await set_stripe(billing)
+    await billing.card("pm_card_visa")
+    for order in itertools.permutations(range(3)):
+        payment = await billing.authorize(1000)
+        intent = world.stripe.intents[payment.provider_payment_id]
+        notices = [world.stripe.notice("payment_intent.amount_capturable_updated", dict(intent))]
+        intent |= {"status": "succeeded", "amount_received": 1000}  # captured and refunded in Stripe's dashboard
+        notices.append(world.stripe.notice("payment_intent.succeeded", dict(intent)))
+        refund = {
+            "id": world.stripe.new("re"),
+            "object": "refund",
+            "status": "succeeded",
+            "payment_intent": intent["id"],
+            "amount": 400,
+        }
+        world.stripe.refunds.append(refund)
+        notices.append(world.stripe.notice("refund.created", refund))
+        before = await billing.events("PaymentProcessed"), await billing.events("PaymentRefunded")
+        for place in (*order, *order):
+            assert (await tell(billing, "stripe", notices[place])).status_code == 200
+        now_is = (await billing.payment(payment.payment_id)).payment
+        assert now_is.state == pb.PAYMENT_STATE_CAPTURED
+        assert (now_is.captured.minor_units, now_is.refunded.minor_units) == (1000, 400)
+        after = await billing.events("PaymentProcessed"), await billing.events("PaymentRefunded")
+        assert after == (before[0] + 1, before[1] + 1)
+
+
+async def test_a_dispute_at_stripe_is_heard_answered_and_lost(world: World, billing: Billing) -> None:
+    await set_stripe(billing)
+    await billing.card("pm_card_visa")
+    payment = await billing.authorize(capture=True)
+    dispute = {
+        "id": world.stripe.new("dp"),
+        "object": "dispute",
+        "payment_intent": payment.provider_payment_id,
+        "status": "needs_response",
+        "amount": 1000,
+        "reason": "fraudulent",
+        "evidence_details": {"due_by": 1_900_000_000},
+    }
+    world.stripe.disputes.append(dispute)
+    await tell(billing, "stripe", world.stripe.notice("charge.dispute.created", dict(dispute)))
+    (heard,) = (await billing.read("/disputes"))["disputes"]
+    answered = await billing.ok(f"/disputes/{heard['disputeId']}:answer", evidence="the parcel's receipt")
+    assert answered["dispute"]["state"] == "DISPUTE_STATE_UNDER_REVIEW"
+    dispute["status"] = "lost"
+    await tell(billing, "stripe", world.stripe.notice("charge.dispute.closed", dict(dispute)))
+    assert (await billing.read("/disputes"))["disputes"][0]["state"] == "DISPUTE_STATE_LOST"
+    assert (await billing.events("PaymentDisputed"), await billing.events("DisputeClosed")) == (1, 1)
+
+
+async def test_a_notice_must_be_signed_for_the_tenant_it_is_sent_to(world: World, billing: Billing) -> None:
+    await set_stripe(billing)
+    await billing.card("pm_card_visa")
+    payment = await billing.authorize()
+    intent = world.stripe.intents[payment.provider_payment_id]
+    body, headers = world.stripe.notice("payment_intent.succeeded", intent)
+    for notice in (
+        world.stripe.notice("payment_intent.succeeded", intent, "whsec_other"),
+        (body + b" ", headers),
+        (body, {"content-type": "application/json"}),
+        (body, {**headers, "stripe-signature": headers["stripe-signature"].replace("t=1", "t=0")}),
+    ):
+        assert reason(await tell(billing, "stripe", notice)) == "WEBHOOK_SIGNATURE_INVALID"
+    assert (await tell(billing, "stripe", (body, headers))).status_code == 200
+    others = await Billing.of(await world.platform.new_tenant(), billing.http, billing.operator)
+    assert reason(await tell(others, "stripe", (body, headers))) == "PROVIDER_NOT_CONFIGURED"
+    await set_stripe(others, signing="whsec_theirs")
+    assert reason(await tell(others, "stripe", (body, headers))) == "WEBHOOK_SIGNATURE_INVALID"
+
+
+@pytest.mark.parametrize("moment", ["charged", "answered"])
+async def test_a_service_killed_while_it_pays_has_charged_once(world: World, billing: Billing, moment: str) -> None:
+    """Between the provider's charge and our commit: the sandbox has charged `card_hang`, and its answer is late."""
+    await billing.card("card_hang", provider="PAYMENT_PROVIDER_SANDBOX")
+    request_id = new_id()
+    calls = [asyncio.create_task(billing.authorize(capture=True, request_id=request_id)) for _ in range(3)]
+    for _ in range(200):
+        if await billing.charges():
+            break
+        await asyncio.sleep(0.02)
+    assert len(await billing.charges()) == 1
+    if moment == "answered":
+        await asyncio.sleep(4.9)
+    victim = status(world.platform, "finance")
+    os.kill(victim["pid"], signal.SIGKILL)
+    ended = await asyncio.gather(*calls, return_exceptions=True)
+    assert all(isinstance(item, pb.Payment | DependencyUnavailable) for item in ended), ended
+    eventually(world.platform.ready, 60)
+    await billing.due_now()
+    await billing.reconcile()
+    payment = await billing.authorize(capture=True, request_id=request_id)
+    assert payment.state == pb.PAYMENT_STATE_CAPTURED
+    assert [charge["amount"] for charge in await billing.charges()] == [1000]
+    assert await billing.events("PaymentProcessed") == 1
+
+
+def _captures(world: World, payment: pb.Payment) -> list[dict[str, dict[str, str]]]:
+    unit = world.paypal.orders[payment.provider_payment_id]["purchase_units"][0]
+    captures: list[dict[str, dict[str, str]]] = unit["payments"]["captures"]
+    return captures
