@@ -2,6 +2,8 @@
 
 import asyncio
 import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass
 from email.message import EmailMessage
 from email.utils import formatdate, make_msgid
 from pathlib import Path
@@ -16,15 +18,25 @@ from services.chassis.ids import new_id
 _TIMEOUT = 5.0
 
 
+@dataclass(frozen=True)
+class Attachment:
+    """A file that comes with a mail."""
+
+    name: str
+    content_type: str
+    """"application/pdf"."""
+    data: bytes
+
+
 class Mailer:
-    """Sends plain-text mails."""
+    """Sends plain-text mails, with files."""
 
     def __init__(self, settings: Settings) -> None:
         self._sender = settings.mail_sender
         self._outbox = settings.home / "outbox"
         self._smtp = urlsplit(settings.smtp_url.get_secret_value()) if settings.smtp_url else None
 
-    async def send(self, to: str, subject: str, body: str) -> None:
+    async def send(self, to: str, subject: str, body: str, attachments: Sequence[Attachment] = ()) -> None:
         """Returns once the server has accepted the mail. Raises DependencyUnavailable when it does not."""
         message = EmailMessage()
         message["From"] = self._sender
@@ -33,6 +45,9 @@ class Mailer:
         message["Date"] = formatdate()
         message["Message-ID"] = make_msgid(domain="nexus.local")
         message.set_content(body)
+        for file in attachments:
+            maintype, _, subtype = file.content_type.partition("/")
+            message.add_attachment(file.data, maintype=maintype, subtype=subtype, filename=file.name)
         if self._smtp is None:
             await asyncio.to_thread(self._put, message)
             return

@@ -1,0 +1,16 @@
+from datetime import timedelta
+
+from pydantic import BaseModel
+
+from services.chassis.spec import ServiceSpec
+
+
+class Config(BaseModel):
+    quote_lifetime: timedelta = timedelta(hours=2)
+    """How long a quote is honoured."""
+    easypost_url: str = "https://api.easypost.com/v2"
+    carrier_timeout: timedelta = timedelta(seconds=10)
+    """How long a carrier may take to answer one request."""
+
+
+SERVICE = ServiceSpec(id="puabo-nuki-shipping-service", port=3043, calls=["puabo-nexus-route-optimizer"], config=Config)
