@@ -89,7 +89,9 @@ class Buyer:
         raise AssertionError(answer.text)
 
     async def ask(self, verb: str, path: str, body: Json | None = None, **params: Any) -> httpx.Response:
-        return await self.http.request(verb, path, json=body, params=params, headers=self.user.headers | self.tenant.headers)
+        return await self.http.request(
+            verb, path, json=body, params=params, headers=self.user.headers | self.tenant.headers
+        )
 
     async def post(self, path: str, **body: Any) -> Json:
         answer = await self.ask("POST", path, body)

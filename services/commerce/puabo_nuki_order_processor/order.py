@@ -3,7 +3,7 @@
 Events are the truth; an `Order` is their fold. Amounts are minor units of the order's currency.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -261,7 +261,7 @@ def apply(order: Order, kind: str, data: Mapping[str, Any], at: datetime) -> Ord
     return after
 
 
-def fold(order_id: str, events: list[tuple[str, Mapping[str, Any], datetime]]) -> Order:
+def fold(order_id: str, events: Sequence[tuple[str, Mapping[str, Any], datetime]]) -> Order:
     order = Order(order_id=order_id)
     for kind, data, at in events:
         order = apply(order, kind, data, at)
