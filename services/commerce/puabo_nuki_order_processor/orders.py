@@ -237,15 +237,15 @@ class Orders:
         action = decide(order, now())
         if action is None:
             return None
-        self._die("before", action)
+        self._die("before", action, order)
         event = await self._outcome(order, action)
         if event is None:
             return None
-        self._die("after", action)
+        self._die("after", action, order)
         kind, data = event
         async with self._database.transaction():
             after = await self._append(order, kind, data, SYSTEM, wake=False)
-        self._die("recorded", action)
+        self._die("recorded", action, order)
         return after
 
     async def _outcome(self, order: Order, action: Action) -> tuple[str, dict[str, Any]] | None:
@@ -284,11 +284,13 @@ class Orders:
             await self._events.publish(message, aggregate=after.order_id)
         return after
 
-    def _die(self, when: str, action: Action) -> None:
-        """For tests of crashes: kill the process that a file names, ours if it names none, at the step that it names.
-        Once."""
-        path = self._config.crash_file
-        if path is None or not path.exists():
+    def _die(self, when: str, action: Action, order: Order) -> None:
+        """For tests of crashes: kill the process that a file of the customer's names, ours if it names none, at the
+        step that it names. Once."""
+        if self._config.crash_folder is None:
+            return
+        path = self._config.crash_folder / order.customer_id
+        if not path.exists():
             return
         wanted_when, verb, what, *pid = path.read_text().split()
         if (wanted_when, verb, what) == (when, action.verb, action.what):

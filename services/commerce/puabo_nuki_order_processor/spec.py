@@ -23,8 +23,9 @@ class Config(BaseModel):
     """How many orders one process carries out at once, beside those that customers wait for."""
     cart_lifetime: timedelta = timedelta(days=30)
     """When a cart that nobody changed is forgotten."""
-    crash_file: Path | None = None
-    """For tests only: while the file is there, it names a step at which a process is killed: "after do capture"."""
+    crash_folder: Path | None = None
+    """For tests only: a file in it, named by a customer, says at which step of that customer's order a process is
+    killed, once: "after do capture"."""
 
 
 SERVICE = ServiceSpec(
