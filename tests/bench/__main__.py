@@ -13,9 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import chassis, hop, http, running
-from tests.bench import catalog, chassis, hop, running
-from tests.bench import chassis, hop, ledger, running
+from tests.bench import catalog, chassis, hop, http, ledger, orders, running
 from tests.bench.measure import Result, Unavailable
 from tests.platforms import Platform
 
@@ -35,6 +33,7 @@ BENCHMARKS: dict[str, Callable[[Platform], Result]] = {
     "search-typed": catalog.typing,
     "ledger": ledger.uniform,
     "ledger-hot": ledger.hot,
+    "saga": orders.run,
 }
 
 

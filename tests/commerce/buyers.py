@@ -3,7 +3,7 @@
 import asyncio
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 
@@ -114,9 +114,11 @@ class Buyer:
 
     @classmethod
     async def of(cls, shop: Shop, card: str = "card_ok", user: SignedIn | None = None) -> "Buyer":
-        buyer = cls(shop.tenant, shop.http, user or await shop.tenant.sign_in())
-        buyer.card = await buyer.add_card(card)
-        return buyer
+        return await cls(shop.tenant, shop.http, user or await shop.tenant.sign_in()).with_card(card)
+
+    async def with_card(self, card: str = "card_ok") -> Self:
+        self.card = await self.add_card(card)
+        return self
 
     async def add_card(self, token: str) -> str:
         body = {"providerToken": token, "makeDefault": True, "requestId": new_id()}
