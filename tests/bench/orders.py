@@ -1,7 +1,7 @@
 """`saga`: orders a second, from the full cart to the confirmed order, through the edge.
 
-That is checkout and placing: stock reserved and committed, a payment authorized and captured, a label bought, an invoice
-issued, the sale booked and settled.
+That is checkout and placing: stock reserved and committed, a payment authorized and captured, a label bought, the
+invoice issued, the sale booked and settled.
 """
 
 import asyncio

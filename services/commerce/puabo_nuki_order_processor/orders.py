@@ -201,11 +201,11 @@ class Orders:
             raise Conflict(retry_after=0.05) from None
         return after
 
-    async def woken(self, order_id: str) -> None:
-        """Something happened elsewhere that the order may have waited for."""
+    async def woken(self, order_id: str, *, waiting: bool = False) -> None:
+        """Look at an order now: something happened that it may have waited for."""
         async with self._database.transaction():
-            await self.store.wake(order_id)
-            self._database.after_commit(lambda: self._start(order_id))
+            if await self.store.wake(order_id, waiting=waiting):
+                self._database.after_commit(lambda: self._start(order_id))
 
     def _start(self, order_id: str) -> None:
         self.saga.start(order_id)
@@ -237,15 +237,15 @@ class Orders:
         action = decide(order, now())
         if action is None:
             return None
-        self._die("before", action, order)
+        await self._die("before", action, order)
         event = await self._outcome(order, action)
         if event is None:
             return None
-        self._die("after", action, order)
+        await self._die("after", action, order)
         kind, data = event
         async with self._database.transaction():
             after = await self._append(order, kind, data, SYSTEM, wake=False)
-        self._die("recorded", action, order)
+        await self._die("recorded", action, order)
         return after
 
     async def _outcome(self, order: Order, action: Action) -> tuple[str, dict[str, Any]] | None:
@@ -284,15 +284,17 @@ class Orders:
             await self._events.publish(message, aggregate=after.order_id)
         return after
 
-    def _die(self, when: str, action: Action, order: Order) -> None:
-        """For tests of crashes: kill the process that a file of the customer's names, ours if it names none, at the
-        step that it names. Once."""
+    async def _die(self, when: str, action: Action, order: Order) -> None:
+        """For tests of crashes: stop at the step that the file of its cart names, wait a while, so that others come
+        to theirs, and kill the process that it names, or ours. Once."""
         if self._config.crash_folder is None:
             return
-        path = self._config.crash_folder / order.customer_id
+        path = self._config.crash_folder / order.cart_id
         if not path.exists():
             return
-        wanted_when, verb, what, *pid = path.read_text().split()
+        wanted_when, verb, what, seconds, *pid = path.read_text().split()
         if (wanted_when, verb, what) == (when, action.verb, action.what):
             path.unlink()
-            os.kill(int(pid[0]) if pid else os.getpid(), signal.SIGKILL)
+            await asyncio.sleep(float(seconds))
+            with contextlib.suppress(ProcessLookupError):  # it has been killed for another order
+                os.kill(int(pid[0]) if pid else os.getpid(), signal.SIGKILL)

@@ -24,8 +24,8 @@ class Config(BaseModel):
     cart_lifetime: timedelta = timedelta(days=30)
     """When a cart that nobody changed is forgotten."""
     crash_folder: Path | None = None
-    """For tests only: a file in it, named by a customer, says at which step of that customer's order a process is
-    killed, once: "after do capture"."""
+    """For tests only: a file in it, named by a cart, says at which step of that cart's order a process is killed, once:
+    "after do capture 2", two seconds later."""
 
 
 SERVICE = ServiceSpec(

@@ -247,10 +247,15 @@ class OrderStore:
             since,
         )
 
-    async def wake(self, order_id: str) -> None:
-        """Look at it now."""
-        await self._database.execute(
-            "UPDATE orders SET due_time = clock_timestamp() WHERE order_id = $1 AND state <> 'CANCELLED'", order_id
+    async def wake(self, order_id: str, *, waiting: bool) -> bool:
+        """Have it looked at now; only if it waits for its payment or another attempt, when `waiting`."""
+        return bool(
+            await self._database.execute(
+                "UPDATE orders SET due_time = clock_timestamp() WHERE order_id = $1 "
+                "AND (NOT $2 OR state = 'ACTION_REQUIRED' OR attempts > 0)",
+                order_id,
+                waiting,
+            )
         )
 
     async def forget_addresses(self, customer_id: str) -> None:

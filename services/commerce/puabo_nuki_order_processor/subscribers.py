@@ -39,4 +39,4 @@ class Subscribers:
 
     async def _wake(self, reference: str) -> None:
         if reference.startswith(_ORDER):
-            await self._orders.woken(reference.removeprefix(_ORDER))
+            await self._orders.woken(reference.removeprefix(_ORDER), waiting=True)
