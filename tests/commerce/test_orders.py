@@ -370,3 +370,25 @@ async def test_a_cart_opens_with_its_secret_only_and_says_what_is_wrong(open_sho
     assert reason(await buyer.ask("POST", "/api/v1/orders", {**opener, "requestId": new_id()})) == "OUT_OF_STOCK"
     fewer = {"cartSecret": secret, "lines": [{"variantId": rare, "quantity": 0}]}
     assert len((await buyer.post(f"{path}:setLines", **fewer))["cart"]["lines"]) == 1
+
+
+async def test_what_the_carrier_reports_stands_in_the_timeline(open_shop: Shop) -> None:
+    shop = open_shop
+    variant = await stocked(shop, "Gloves", 1)
+    buyer = await Buyer.of(shop)
+    order = await buyer.buy({variant: 1})
+    scan = {"scanId": new_id(), "status": "SCAN_STATUS_DELIVERED", "scanTime": order["placeTime"], "place": "Paris"}
+    await shop.post(f"/api/v1/shipping/shipments/{order['parcels'][0]['shipmentId']}/scans", scan)
+    async with asyncio.timeout(20):
+        while not (await buyer.order(order["orderId"]))["parcels"][0]["delivered"]:  # noqa: ASYNC110  an event brings it
+            await asyncio.sleep(0.1)
+    assert (await buyer.timeline(order["orderId"]))[-1] == "ParcelDelivered"
+
+
+async def test_settings_are_not_overwritten_by_who_has_not_read_them(open_shop: Shop) -> None:
+    shop = open_shop
+    read = (await shop.get("/api/v1/order-desk/settings"))["settings"]
+    await shop.put("/api/v1/order-desk/settings", {**read, "returnDays": 14})
+    stale = await shop.ask("PUT", "/api/v1/order-desk/settings", {**read, "returnDays": 60})
+    assert reason(stale) == "SETTINGS_CHANGED"
+    assert (await shop.get("/api/v1/order-desk/settings"))["settings"]["returnDays"] == 14
