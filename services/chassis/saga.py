@@ -44,7 +44,7 @@ PERMANENT = {
 """Faults with these codes are answers: the same call has the same one tomorrow. All others are worth another try."""
 ATTENTION_AFTER = 4
 """So many attempts without getting on are told to people."""
-_FIRST_WAIT, _LONGEST_WAIT = 0.2, 300.0
+_FIRST_WAIT = 0.2
 
 _TASKS: set["asyncio.Task[Any]"] = set()
 """Whatever nobody waits for must be held by somebody."""
@@ -86,18 +86,20 @@ class Saga(Generic[Case]):
         lease: timedelta,
         workers: int,
         poll_seconds: float,
+        longest_wait: float,
     ) -> None:
+        """`longest_wait` is the longest time between two attempts, in seconds; from the first on it doubles."""
         self._database, self._load, self._advance, self._due = database, load, advance, due
         self._lease, self._workers, self._poll_seconds = lease, workers, poll_seconds
         self._running: dict[str, asyncio.Task[Any]] = {}
-        free = "(lease_until IS NULL OR lease_until <= clock_timestamp())"
+        is_due = "due_time <= clock_timestamp() AND (lease_until IS NULL OR lease_until <= clock_timestamp())"
         mine = f"WHERE {key} = $1 AND lease_until = $2"
         taken = f"RETURNING tenant_id, {key}::text, due_time, lease_until"
         until = "lease_until = clock_timestamp() + $2::interval"
-        self._claim = f"UPDATE {table} SET {until} WHERE {key} = $1 AND due_time IS NOT NULL AND {free} {taken}"
+        self._claim = f"UPDATE {table} SET {until} WHERE {key} = $1 AND {is_due} {taken}"
         self._claim_due = f"""
             UPDATE {table} SET {until} WHERE {key} IN (
-                SELECT {key} FROM {table} WHERE due_time <= clock_timestamp() AND {free}
+                SELECT {key} FROM {table} WHERE {is_due}
                 ORDER BY due_time LIMIT $1 FOR UPDATE SKIP LOCKED
             ) {taken}
         """
@@ -112,12 +114,12 @@ class Saga(Generic[Case]):
             UPDATE {table} SET lease_until = NULL, attempts = attempts + 1,
                 attention = CASE WHEN attempts + 1 >= {ATTENTION_AFTER} THEN $3 ELSE attention END,
                 due_time = CASE WHEN due_time = $4 THEN clock_timestamp() + least(
-                    $5 * power(2, least(attempts, 20)), {_LONGEST_WAIT}) * interval '1 second' ELSE due_time END {mine}
+                    $5 * power(2, least(attempts, 20)), {longest_wait}) * interval '1 second' ELSE due_time END {mine}
         """
 
     def start(self, case_id: str) -> "asyncio.Task[Any]":
-        """Go on with a case now, unless somebody does. The task is no part of the call: it may outlive it. It ends when
-        there is nothing to do, or when the case waits for another attempt."""
+        """Go on with a case, if it is due and nobody does. The task is no part of the call: it may outlive it. It ends
+        when there is nothing to do, or when the case waits for another attempt."""
         tenant_id = current_tenant()
         assert tenant_id is not None, "a case belongs to a tenant"
         running = self._running.get(case_id)

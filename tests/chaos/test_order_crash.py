@@ -29,7 +29,7 @@ FORWARD, CANCEL, MIDWAY, REFUND = "goes through", "is cancelled", "is cancelled 
 HOLD_SECONDS, LEASE_SECONDS = 2.0, 6.0
 """A process dies so long after the first of its orders has come to its point: with all that have come to theirs.
 The lease is longer, so that nobody goes on with them before."""
-AT_ONCE, USERS = 24, 6
+AT_ONCE, USERS = 62, 6
 UNITS = 1_000
 
 
@@ -77,6 +77,7 @@ def platform_to_kill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple
         "NEXUS_PUABO_NUKI_ORDER_PROCESSOR_CRASH_FOLDER": str(folder),
         "NEXUS_PUABO_NUKI_ORDER_PROCESSOR_LEASE": f"PT{LEASE_SECONDS:.0f}S",
         "NEXUS_PUABO_NUKI_ORDER_PROCESSOR_POLL_SECONDS": "0.3",
+        "NEXUS_PUABO_NUKI_ORDER_PROCESSOR_LONGEST_WAIT": "1",
         "NEXUS_BILLING_SERVICE_LEASE": "PT2S",
         "NEXUS_BILLING_SERVICE_ROUND_SECONDS": "1",
     }

@@ -60,6 +60,7 @@ class Orders:
             lease=self._config.lease,
             workers=self._config.workers,
             poll_seconds=self._config.poll_seconds,
+            longest_wait=self._config.longest_wait,
         )
 
     # Customers

@@ -19,6 +19,8 @@ class Config(BaseModel):
     """How long one process has an order to itself for one step; longer than any call takes."""
     poll_seconds: float = Field(default=1.0, gt=0)
     """How often the worker looks for orders that are due."""
+    longest_wait: float = Field(default=60.0, gt=0)
+    """Seconds between two attempts at most, while something that an order needs is away."""
     workers: int = Field(default=8, ge=1)
     """How many orders one process carries out at once, beside those that customers wait for."""
     cart_lifetime: timedelta = timedelta(days=30)

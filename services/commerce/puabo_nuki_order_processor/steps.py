@@ -205,13 +205,16 @@ class Steps:
             payment_id = order.payment_id or (await self._payment(order)).payment_id
         except (CustomerNotFound, PaymentMethodNotFound, ProviderNotConfigured):
             return {"nothing": "true"}
-        request = billing.VoidRequest(payment_id=payment_id, request_id=f"order/{order.order_id}/void")
+        request = billing.VoidRequest(
+            payment_id=payment_id, request_id=f"order/{order.order_id}/void/{order.repayments_refused}"
+        )
         try:
-            await self._payments.Void(request, timeout=CALL_SECONDS)
+            answer = await self._payments.Void(request, timeout=CALL_SECONDS)
         except PaymentStateConflict:
             raise Later("the payment's outcome is not known yet") from None
-        payment = (await self._payments.GetPayment(billing.GetPaymentRequest(payment_id=payment_id))).payment
-        if payment.state in (billing.PAYMENT_STATE_AUTHORIZED, billing.PAYMENT_STATE_REQUIRES_ACTION):
+        if answer.operation.state == billing.OPERATION_STATE_FAILED:
+            raise RepaymentRefused(billing.FailureCode.Name(answer.operation.failure.code))
+        if answer.payment.state in (billing.PAYMENT_STATE_AUTHORIZED, billing.PAYMENT_STATE_REQUIRES_ACTION):
             raise Later("the payment has not been released yet")
         return {"payment_id": payment_id}
 
