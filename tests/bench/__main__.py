@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.bench import catalog, chassis, event, hop, http, identity, ledger, running
+from tests.bench import catalog, chassis, hop, http, ledger, orders, running
 from tests.bench.measure import Result, Unavailable
 from tests.platforms import Platform
 
@@ -40,6 +41,7 @@ BENCHMARKS: dict[str, Callable[[Platform], Result]] = {
     "encrypt": identity.encrypt,
     "decrypt": identity.decrypt,
     "event-latency": event.latency,
+    "saga": orders.run,
 }
 
 

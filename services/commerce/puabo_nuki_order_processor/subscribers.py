@@ -1,0 +1,42 @@
+"""What order-processor does when others tell it something."""
+
+from nexus.commerce.puabo_nuki_shipping_service.v1.events_pb2 import ShipmentDelivered
+from nexus.finance.billing_service.v1.events_pb2 import PaymentAuthorized, PaymentFailed
+from nexus.identity.user_auth.v1.events_pb2 import UserErased
+from nexus.type.v1.event_pb2 import Event
+from services.chassis.service import Service
+from services.commerce.puabo_nuki_order_processor.engine import engine
+from services.commerce.puabo_nuki_order_processor.order import PAID
+from services.commerce.puabo_nuki_order_processor.orders import SYSTEM
+from services.commerce.puabo_nuki_order_processor.store import order_of
+
+_ORDER = "order/"
+
+
+class Subscribers:
+    def __init__(self, service: Service) -> None:
+        self._orders, self._carts = engine(service).orders, engine(service).carts
+
+    async def on_payment_authorized(self, message: PaymentAuthorized, event: Event) -> None:
+        """The customer is back from the bank."""
+        await self._wake(message.reference)
+
+    async def on_payment_failed(self, message: PaymentFailed, event: Event) -> None:
+        await self._wake(message.reference)
+
+    async def on_shipment_delivered(self, message: ShipmentDelivered, event: Event) -> None:
+        row = await self._orders.store.get(message.order_id) if message.key.startswith(_ORDER) else None
+        if row is None:
+            return
+        order = order_of(row)
+        if order.state in PAID and any(parcel.shipment_id == message.shipment_id for parcel in order.parcels):
+            await self._orders.record(order, "ParcelDelivered", {"shipment_id": message.shipment_id}, SYSTEM)
+
+    async def on_user_erased(self, message: UserErased, event: Event) -> None:
+        """Orders are kept, as the law wants it, and name nobody; carts go."""
+        await self._orders.store.forget_addresses(message.user_id)
+        await self._carts.store.forget_customer(message.user_id)
+
+    async def _wake(self, reference: str) -> None:
+        if reference.startswith(_ORDER):
+            await self._orders.woken(reference.removeprefix(_ORDER), waiting=True)
