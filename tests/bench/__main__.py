@@ -13,8 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import catalog, chassis, event, hop, http, identity, ledger, running
-from tests.bench import catalog, chassis, hop, http, ledger, orders, running
+from tests.bench import catalog, chassis, event, hop, http, identity, ledger, orders, running
 from tests.bench.measure import Result, Unavailable
 from tests.platforms import Platform
 
