@@ -248,6 +248,7 @@ def seed(
     shop: Annotated[
         bool, typer.Option("--shop", help="Fill a fashion shop: products, pictures, prices, stock.")
     ] = False,
+    products: Annotated[int, typer.Option(min=1, max=200, help="How many products the shop has.")] = 200,
 ) -> None:
     """Create the demo tenant and its user where they are missing, and print the credentials.
 
@@ -258,10 +259,10 @@ def seed(
     for name, value in asyncio.run(_with_database(platform.seed_demo)).items():
         _console().print(f"{name:10}{value}", highlight=False, markup=False)
     if shop:
-        asyncio.run(_with_database(_fill_shop))
+        asyncio.run(_with_database(lambda settings: _fill_shop(settings, products)))
 
 
-async def _fill_shop(settings: "Settings") -> None:
+async def _fill_shop(settings: "Settings", products: int) -> None:
     from rich.progress import Progress, TaskID
 
     from mesh.local import shop
@@ -279,7 +280,7 @@ async def _fill_shop(settings: "Settings") -> None:
             bars.update(tasks[what], completed=done, total=total)
 
         try:
-            await shop.fill(settings, DemoCredentials(), show)
+            await shop.fill(settings, DemoCredentials(), show, products)
         except (Fault, RuntimeError) as error:
             raise PlatformError(f"The shop cannot be filled: {error}") from error
     search = f"{edge_url(settings)}/api/v1/shop/products?query=linen&currency=EUR"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mesh.local import wardrobe
+from mesh.local.counter import open_counter
 from mesh.local.seed import DemoCredentials
 from mesh.local.wardrobe import Garment
 from nexus.commerce.puabo_nuki_inventory_mgr.v1 import inventory_pb2
@@ -57,6 +58,7 @@ class Shopkeeper:
         self._inventory: Any = clients.stub(InventoryServiceStub)
         self._storefront: Any = clients.stub(StorefrontServiceStub)
         self._show = progress
+        self._clients = clients
 
     async def fill(self, chosen: Sequence[Garment]) -> None:
         garments = {garment.slug: garment for garment in chosen}
@@ -68,6 +70,7 @@ class Shopkeeper:
         await self._sale(lists, products, garments)
         await self._collections(products)
         await self._stock(products, garments)
+        await open_counter(self._clients, self._call)
 
     async def _price_lists(self) -> dict[str, str]:
         """Ids by key; a list that is new has no prices yet."""
