@@ -243,13 +243,15 @@ class _Page:
                 return choice
         match schema.get("type"):
             case "object":
-                fields = schema.get("properties", {}) if depth else {}
+                fields = schema.get("properties", {})
                 chosen = [choice["oneOf"][0]["required"][0] for choice in schema.get("allOf", [])]
                 needed = schema.get("required", []) + chosen
-                names = needed or [name for name in fields if name != "requestId"]
+                names = needed or [name for name in fields if name != "requestId" and depth > 0]
                 return {name: self.sample(fields[name], name, depth - 1) for name in names if name in fields}
             case "array":
-                return [self.sample(schema["items"], name, depth - 1)] if depth and "items" in schema else []
+                least = schema.get("minItems", 0)
+                wanted = max(1, least) if depth > 0 and "items" in schema else least
+                return [self.sample(schema["items"], name, depth - 1)] * wanted if wanted else []
             case "integer" | "number":
                 return max(0, schema.get("minimum", 0), schema.get("exclusiveMinimum", -1) + 1)
             case "boolean":

@@ -75,7 +75,9 @@ def main() -> None:
 @app.command()
 def up(
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return once it is ready.")] = False,
-    only: Annotated[list[str] | None, typer.Option(help="Only these services or domains; may be repeated.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Only these services or domains, and whom they call; may be repeated.")
+    ] = None,
     replicas: Annotated[list[str] | None, typer.Option(help="SERVICE=N: so many instances of a service.")] = None,
     canary: Annotated[
         list[str] | None, typer.Option(help="SERVICE[=CHECKOUT]: one more instance, of the code in that folder.")
@@ -92,7 +94,7 @@ def up(
     from mesh.local import platform
 
     plan = _plan(replicas or [], canary or [])
-    settings, specs = _settings().model_copy(update={"strict": True} if strict else {}), _select(only or [])
+    settings, specs = _settings().model_copy(update={"strict": True} if strict else {}), _with_callees(only or [])
     if (running := _running_state(settings)) is not None:
         _console().print(f"The platform in {settings.home} is already running.")
         _console().print(_status_table(running))
@@ -490,6 +492,14 @@ def _select(names: Sequence[str]) -> list["ServiceSpec"]:
     except KeyError as error:
         known = {*discover(), *(spec.domain for spec in discover().values())}
         raise _unknown("service or domain", error.args[0], known) from None
+
+
+def _with_callees(names: Sequence[str]) -> list["ServiceSpec"]:
+    """The services of these names and all that they call, in turn: none works without."""
+    specs = _select(names)
+    while missing := {callee for spec in specs for callee in spec.calls} - {spec.id for spec in specs}:
+        specs = [*specs, *_select(sorted(missing))]
+    return specs
 
 
 def _unknown(what: str, name: str, known: set[str]) -> UnknownName:

@@ -38,7 +38,6 @@ SEGMENTS = [
     "files",
     "index",
     "about",
-    "",
     "*",
     "**",
     "leaf",

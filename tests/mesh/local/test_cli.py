@@ -40,7 +40,7 @@ def one_line(result: Result, code: int) -> str:
         ("text", "auth-service → user-auth, session-mgr"),
         ("mermaid", "auth-service --> user-auth"),
         ("dot", '"auth-service" -> "user-auth";'),
-        ("text", "UserErased ▸ auth-service, session-mgr"),
+        ("text", "UserErased ▸ auth-service, "),
         ("mermaid", "user-auth -. UserErased .-> session-mgr"),
     ],
 )
