@@ -13,8 +13,8 @@ class Config(BaseModel):
     """How long a placed order waits for the customer's bank, or for another payment after a decline."""
     hold_lifetime: timedelta = timedelta(days=7)
     """How long stock is set aside for an order while it is carried out. What takes longer is cancelled."""
-    inline_seconds: float = Field(default=8.0, gt=0)
-    """How long PlaceOrder waits for an order that it carries out; the worker goes on with it then."""
+    inline_seconds: float = Field(default=5.0, gt=0)
+    """How long a call waits for the order that it has carried out; it goes on without the call then."""
     lease: timedelta = timedelta(seconds=30)
     """How long one process has an order to itself for one step; longer than any call takes."""
     poll_seconds: float = Field(default=1.0, gt=0)
