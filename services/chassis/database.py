@@ -134,9 +134,10 @@ class Database:
             assert not platform_wide, "a tenant's transaction cannot become platform-wide"
             yield
             return
-        scope = (
-            f"SET LOCAL ROLE {self._spec.role}_platform" if platform_wide else _set_tenant(current_tenant(), local=True)
-        )
+        # The session may still be at the tenant that it served last, and a default would give rows to that one.
+        scope = _set_tenant(None if platform_wide else current_tenant(), local=True)
+        if platform_wide:
+            scope += f"; SET LOCAL ROLE {self._spec.role}_platform"
         connection = await self._acquire()
         try:
             await _run_on(connection, asyncpg.Connection.execute, f"BEGIN; {scope}")

@@ -300,6 +300,16 @@ async def test_a_platform_wide_transaction_sees_all_tenants_and_the_next_query_o
         assert await emails(narrow) == [tenant.tenant_id]
 
 
+async def test_a_platform_wide_transaction_is_no_tenants_whoever_was_served_before(
+    narrow: Database, tenant: Tenant
+) -> None:
+    with acting_for(tenant.tenant_id):
+        assert await narrow.fetchval("SELECT nexus.tenant_id()") == tenant.tenant_id
+        async with narrow.transaction(platform_wide=True):
+            assert not await narrow.fetchval("SELECT nexus.tenant_id()")
+        assert await narrow.fetchval("SELECT nexus.tenant_id()") == tenant.tenant_id
+
+
 async def test_a_tenants_transaction_cannot_become_platform_wide(database: Database, tenant: Tenant) -> None:
     with acting_for(tenant.tenant_id):
         async with database.transaction():
