@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -29,6 +30,7 @@ from services.chassis.peers import API_KEY, XFCC, PeerIdentifier
 from services.chassis.rates import EXACT, RateLimiter
 from services.chassis.streams import OpenStreams
 from services.chassis.tenants import TenantDirectory
+from services.chassis.times import impossible, with_times
 from services.chassis.tokens import TokenVerifier
 
 if TYPE_CHECKING:
@@ -308,8 +310,13 @@ def end_stream(method: Method, guards: Guards, call_next: Handler) -> Handler:
 def validate(method: Method, guards: Guards, call_next: Handler) -> Handler:
     """Checks the request against the rules in the contract."""
     check = protovalidate.Validator().validate
+    timed = with_times(method.descriptor.input_type)
 
     def checked(request: Message) -> Message:
+        if timed and (wrong := list(islice(impossible(request, timed), MAX_VIOLATIONS))):
+            raise faults.InvalidRequest(
+                violations=[(path, "is out of range") for path in wrong], summary=f"{wrong[0]}: is out of range"
+            )
         try:
             check(request)
         except protovalidate.ValidationError as error:
