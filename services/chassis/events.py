@@ -86,7 +86,8 @@ _PLACE = "UPDATE events SET position = $3, hash = $4 WHERE tenant_id = $1 AND ev
 _TENANT_GONE = """
 SELECT true FROM nexus.tenants WHERE tenant_id = $1 AND (state = 'erased' OR nexus.is_erased(tenant_id))
 """
-_CLAIM = "INSERT INTO handled_events (event_id) VALUES ($1) ON CONFLICT DO NOTHING RETURNING true"
+CLAIM = "INSERT INTO handled_events (event_id) VALUES ($1) ON CONFLICT DO NOTHING RETURNING true"
+"""True for who comes first: what an event, or a job, does takes effect once."""
 
 
 class Occurrence(NamedTuple):
@@ -403,9 +404,9 @@ class _Consumer:
                 if await self._database.fetchval(_TENANT_GONE, event.tenant_id):
                     return  # nothing of it may come back
                 # That it is handled again happens once, too.
-                if again and await self._database.fetchval(_CLAIM, again):
+                if again and await self._database.fetchval(CLAIM, again):
                     await self._database.execute("DELETE FROM handled_events WHERE event_id = $1", event.event_id)
-                first = await self._database.fetchval(_CLAIM, event.event_id)
+                first = await self._database.fetchval(CLAIM, event.event_id)
                 if first:
                     await self._handler(self._message.FromString(event.payload), event)
                 if replayed:

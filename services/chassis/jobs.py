@@ -25,6 +25,7 @@ from nexus.platform.scheduler.v1.worker_pb2 import AckRequest, HeartbeatRequest,
 from nexus.platform.scheduler.v1.worker_pb2_grpc import WorkerServiceStub
 from services.chassis.context import acting_for
 from services.chassis.errors import Fault
+from services.chassis.events import CLAIM
 
 if TYPE_CHECKING:
     from services.chassis.service import Service
@@ -38,8 +39,6 @@ Work = Callable[[dict[str, Any], Job], Awaitable[None]]
 Method = TypeVar("Method", bound=Callable[..., Awaitable[None]])
 
 logger = logging.getLogger(__name__)
-
-_CLAIM = "INSERT INTO handled_events (event_id) VALUES ($1) ON CONFLICT DO NOTHING RETURNING true"
 
 
 def slow(method: Method) -> Method:
@@ -110,7 +109,7 @@ class Worker:
             await work(payload, job)
             return
         async with self._service.database.transaction():
-            if await self._service.database.fetchval(_CLAIM, job.job_id):
+            if await self._service.database.fetchval(CLAIM, job.job_id):
                 await work(payload, job)
 
     async def _beat(self, leased: LeasedJob, work: "asyncio.Task[None]") -> None:
