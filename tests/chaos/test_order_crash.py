@@ -6,6 +6,7 @@ everything adds up: by SQL that shares no code with the services.
 """
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ UNITS = 1_000
 class Case:
     fate: str
     point: str
-    """When, what is done, and which step, as `Orders._die` reads it."""
+    """When, what is done, and which step, as `crashes/sitecustomize.py` reads it."""
     victim: str = ""
     """The process that is killed; when empty, the one that carries out the order, which does nothing else."""
 
@@ -76,7 +77,8 @@ class PatientBuyer(Buyer):
 def platform_to_kill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Platform, Path]]:
     folder = tmp_path_factory.mktemp("crashes")
     variables = {
-        "NEXUS_PUABO_NUKI_ORDER_PROCESSOR_CRASH_FOLDER": str(folder),
+        "TEST_ORDER_CRASHES": str(folder),
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent / "crashes"), os.environ.get("PYTHONPATH", "")]),
         "NEXUS_PUABO_NUKI_ORDER_PROCESSOR_LEASE": f"PT{LEASE_SECONDS:.0f}S",
         "NEXUS_PUABO_NUKI_ORDER_PROCESSOR_POLL_SECONDS": "0.3",
         "NEXUS_PUABO_NUKI_ORDER_PROCESSOR_LONGEST_WAIT": "1",

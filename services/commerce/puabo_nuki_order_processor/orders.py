@@ -4,8 +4,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
-import signal
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
@@ -22,7 +20,7 @@ from nexus.type.v1.faults import Conflict, IdempotencyKeyReused
 from services.chassis.clock import now
 from services.chassis.errors import Fault
 from services.chassis.ids import new_id
-from services.chassis.saga import PERMANENT, Changed, Later, Saga
+from services.chassis.saga import PERMANENT, Changed, Saga
 from services.chassis.service import Service
 from services.commerce.puabo_nuki_order_processor import order as rules
 from services.commerce.puabo_nuki_order_processor.announcing import announcement
@@ -48,7 +46,6 @@ class Orders:
         self._database = service.database
         self._events = service.events
         self._steps = Steps(service)
-        self._instance = service.settings.instance
         self.store = OrderStore(service.database)
         self.carts = CartStore(service.database)
         self.saga = Saga(
@@ -239,16 +236,12 @@ class Orders:
         action = decide(order, now())
         if action is None:
             return None
-        await self._die("before", action, order)
         event = await self._outcome(order, action)
         if event is None:
             return None
-        await self._die("after", action, order)
         kind, data = event
         async with self._database.transaction():
-            after = await self._append(order, kind, data, SYSTEM, wake=False)
-        await self._die("recorded", action, order)
-        return after
+            return await self._append(order, kind, data, SYSTEM, wake=False)
 
     async def _outcome(self, order: Order, action: Action) -> tuple[str, dict[str, Any]] | None:
         try:
@@ -285,23 +278,3 @@ class Orders:
         if message is not None:
             await self._events.publish(message, aggregate=after.order_id)
         return after
-
-    async def _die(self, when: str, action: Action, order: Order) -> None:
-        """For tests of crashes: stop at the step that the file of its cart names, wait a while, so that others come to
-        theirs, and kill the process that it names, or ours. Once. The instance that shares its process with other
-        services leaves it to one that does not."""
-        if self._config.crash_folder is None:
-            return
-        path = self._config.crash_folder / order.cart_id
-        if not path.exists():
-            return
-        wanted_when, verb, what, seconds, *pid = path.read_text().split()
-        if (verb, what) != (action.verb, action.what):
-            return
-        if not pid and not self._instance:
-            raise Later("left to a process that may die")
-        if wanted_when == when:
-            path.unlink()
-            await asyncio.sleep(float(seconds))
-            with contextlib.suppress(ProcessLookupError):  # it has been killed for another order
-                os.kill(int(pid[0]) if pid else os.getpid(), signal.SIGKILL)

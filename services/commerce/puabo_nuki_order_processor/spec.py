@@ -1,5 +1,4 @@
 from datetime import timedelta
-from pathlib import Path
 
 from pydantic import BaseModel, Field
 
@@ -25,9 +24,6 @@ class Config(BaseModel):
     """How many orders one process carries out at once, beside those that customers wait for."""
     cart_lifetime: timedelta = timedelta(days=30)
     """When a cart that nobody changed is forgotten."""
-    crash_folder: Path | None = None
-    """For tests only: a file in it, named by a cart, says at which step of that cart's order a process is killed, once:
-    "after do capture 2", two seconds later."""
 
 
 SERVICE = ServiceSpec(
