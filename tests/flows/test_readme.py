@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +44,15 @@ def test_the_tour_works_as_printed(platform: Platform) -> None:
     assert '"emailVerified":true' in output
     assert '"tenantId":"demo"' in output
     assert '"current":true' in output
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_shop_works_as_printed(platform: Platform) -> None:
+    output = run(lines_after("shop"), platform)
+
+    assert "ORDER_STATE_CONFIRMED" in output
+    assert '"kind":"InvoiceIssued"' in output
+    assert Path("/tmp/invoice.pdf").read_bytes().startswith(b"%PDF")  # noqa: S108  where the README puts it
 
 
 def test_the_grpcurl_lines_work_as_printed(platform: Platform) -> None:
