@@ -6,6 +6,7 @@ import random
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import Any
 
 import asyncpg
 import httpx
+from filelock import FileLock, Timeout
 from pydantic import SecretStr
 
 from mesh.local.platform import connected
@@ -34,13 +36,25 @@ PASSWORD = "correct horse battery"
 UP_SECONDS = 240
 
 
+_CLAIMS: list[FileLock] = []
+"""Held until this process ends."""
+
+
 def free_offset() -> int:
-    """A port offset at which nothing listens where a platform would."""
+    """A port offset at which nothing listens where a platform would, and which no other test has taken: between the
+    choice and the first port that listens, seconds pass. All are so near that no two roles' ports meet."""
     ports = [8080, 8443, *range(9400, 9420), *(spec.port for spec in discover().values())]
-    while True:
-        offset = random.randrange(12_000, 23_000, 100)
-        if all(_is_free(port + offset) for port in ports):
-            return offset
+    claims = Path(tempfile.gettempdir()) / "nexus-test-offsets"
+    claims.mkdir(exist_ok=True)
+    for offset in random.sample(range(12_000, 16_900, 200), 25):
+        claim = FileLock(claims / str(offset))
+        with contextlib.suppress(Timeout):
+            claim.acquire(timeout=0)
+            if all(_is_free(port + offset) for port in ports):
+                _CLAIMS.append(claim)
+                return offset
+            claim.release()
+    raise RuntimeError("no ports are free for another platform")
 
 
 def _is_free(port: int) -> bool:
