@@ -4,6 +4,7 @@ Imports stay inside the commands, so that `nexus --help` and each of the many `n
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -633,16 +634,16 @@ def _memory(pid: int | None, created: float, descendants: bool = True) -> tuple[
     from mesh.local.supervisor import find
 
     process = find(pid, created)
-    if process is None:
-        return 0, "PSS"
+    family = [process] if process is not None else []
+    with contextlib.suppress(psutil.NoSuchProcess):  # any of them may end while we look
+        family += process.children(recursive=True) if process is not None and descendants else []
     size, kind = 0, "PSS"
-    for each in (process, *(process.children(recursive=True) if descendants else ())):
-        try:
-            size += each.memory_full_info().pss
-        except (psutil.AccessDenied, AttributeError):  # of another user; no PSS on this system
-            size, kind = size + each.memory_info().rss, "RSS"
-        except psutil.NoSuchProcess:
-            continue
+    for each in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            try:
+                size += each.memory_full_info().pss
+            except (psutil.AccessDenied, AttributeError):  # of another user; no PSS on this system
+                size, kind = size + each.memory_info().rss, "RSS"
     return size, kind
 
 

@@ -1,7 +1,6 @@
 """The process that imports a file is killed: whoever comes next goes on where it was, and no row is imported twice."""
 
 import asyncio
-import os
 import signal
 
 import httpx
@@ -10,7 +9,7 @@ import pytest
 from services.chassis.clients import Clients
 from services.chassis.context import OPERATOR
 from tests.chaos.conftest import Hurt
-from tests.chaos.processes import status
+from tests.chaos.processes import send, status
 from tests.commerce.shops import Shop
 from tests.commerce.test_imports import finished, row, table, tally, upload
 
@@ -36,9 +35,9 @@ async def test_a_killed_import_goes_on_where_it_was(hurt: Hurt, edge: httpx.Asyn
                 await asyncio.sleep(0.02)
         assert done < ROWS, "there is something left to be done"
         victim = status(hurt.platform, "commerce")
-        os.kill(victim["pid"], signal.SIGKILL)
+        send(victim, signal.SIGKILL)
         async with asyncio.timeout(60):
-            while status(hurt.platform, "commerce")["restarts"] == victim["restarts"]:  # noqa: ASYNC110
+            while status(hurt.platform, "commerce").restarts == victim.restarts:  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
     await _ready(edge)
     state = await finished(shop, import_id)

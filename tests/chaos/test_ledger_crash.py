@@ -1,7 +1,6 @@
 """A ledger that dies in the middle of its postings: what was answered is there, and everything is there once."""
 
 import asyncio
-import os
 import signal
 
 import pytest
@@ -10,7 +9,7 @@ from nexus.finance.ledger_mgr.v1 import books_pb2 as pb
 from nexus.type.v1.faults import Conflict, DeadlineExceeded, DependencyUnavailable
 from services.chassis.ids import new_id
 from tests.chaos.conftest import Hurt
-from tests.chaos.processes import status
+from tests.chaos.processes import send, status
 from tests.finance.ledgers import ALICE, BOB, ledger_of, problems, transfer
 from tests.platforms import eventually
 
@@ -46,7 +45,7 @@ async def test_no_posting_is_lost_or_made_twice_when_the_ledger_is_killed(hurt: 
             for key in remaining:
                 answered[key] = await post(key)
                 if len(answered) in (POSTINGS // 4, POSTINGS // 2):
-                    os.kill(status(hurt.platform, "finance")["pid"], signal.SIGKILL)
+                    send(status(hurt.platform, "finance"), signal.SIGKILL)
 
         await asyncio.gather(*(caller() for _ in range(CALLERS)))
         assert tries > POSTINGS, "the kill was felt"
@@ -56,4 +55,4 @@ async def test_no_posting_is_lost_or_made_twice_when_the_ledger_is_killed(hurt: 
             assert await ledger.post(transfer(ALICE, BOB, 1), key=key) == answered[key]
     assert len({posted.transaction_id for posted in answered.values()}) == POSTINGS
     assert await problems(hurt.platform, tenant) == []
-    assert status(hurt.platform, "finance")["restarts"] > victim["restarts"]
+    assert status(hurt.platform, "finance").restarts > victim.restarts

@@ -22,7 +22,7 @@ from services.commerce.puabo_nuki_order_processor.order import REFUND_PARTS, STE
 from tests.chaos.processes import workers
 from tests.commerce.buyers import Buyer, all_is_well, furnish, stocked
 from tests.commerce.shops import Json, Shop, reason
-from tests.platforms import Platform
+from tests.platforms import Platform, eventually
 
 pytestmark = pytest.mark.xdist_group("chaos")
 
@@ -122,7 +122,7 @@ async def test_every_order_ends_whole_or_undone_wherever_somebody_dies(
         trap, partial = folder / opener["cartId"], folder / f".{opener['cartId']}"
 
         def set_trap() -> None:
-            pid = f" {workers(platform)[case.victim]}" if case.victim else ""
+            pid = f" {eventually(lambda: workers(platform)[case.victim])}" if case.victim else ""
             partial.write_text(f"{case.point} {HOLD_SECONDS}{pid}")
             partial.rename(trap)
 

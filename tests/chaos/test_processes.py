@@ -1,17 +1,16 @@
 """Processes that die or are stopped while people use them: nothing that was answered is lost or cut off."""
 
 import asyncio
-import os
 import signal
-from typing import Any
 
 import asyncpg
 import httpx
 import pytest
 
+from mesh.local.supervisor import ProcessState
 from services.chassis.ids import new_id
 from tests.chaos.conftest import Hurt
-from tests.chaos.processes import status, until
+from tests.chaos.processes import replaced, send, status, until
 from tests.edge.wire import reason
 from tests.platforms import PASSWORD, Tenant, eventually
 
@@ -39,7 +38,7 @@ async def test_no_registration_is_lost_or_made_twice_when_the_service_is_killed(
                 if answer.status_code == 200:
                     answered.append(email)
                     if len(answered) == REGISTRATIONS // 3:
-                        os.kill(victim["pid"], signal.SIGKILL)
+                        send(victim, signal.SIGKILL)
                     return tries
                 assert reason(answer, 503) == "DEPENDENCY_UNAVAILABLE"
                 await asyncio.sleep(0.1)
@@ -53,8 +52,8 @@ async def test_no_registration_is_lost_or_made_twice_when_the_service_is_killed(
     finally:
         await connection.close()
     assert sorted(row["email"] for row in rows) == sorted(emails)
-    eventually(lambda: status(hurt.platform, "identity")["state"] == "ready")
-    assert status(hurt.platform, "identity")["restarts"] == victim["restarts"] + 1
+    eventually(lambda: status(hurt.platform, "identity").state == "ready")
+    assert status(hurt.platform, "identity").restarts == victim.restarts + 1
 
 
 async def test_a_stop_lets_the_calls_in_progress_finish(hurt: Hurt, edge: httpx.AsyncClient) -> None:
@@ -72,7 +71,7 @@ async def test_a_stop_lets_the_calls_in_progress_finish(hurt: Hurt, edge: httpx.
                 for _ in range(4)
             ]
             await blocked(hurt, len(waiting))
-            os.kill(victim["pid"], signal.SIGTERM)
+            send(victim, signal.SIGTERM)
             await until(lambda: edge.get("/readyz"), lambda ready: ready.status_code == 503, allow=200)
     finally:
         await connection.close()
@@ -93,9 +92,9 @@ async def blocked(hurt: Hurt, number: int) -> None:
         await connection.close()
 
 
-async def comes_back(hurt: Hurt, edge: httpx.AsyncClient, tenant: Tenant, before: dict[str, Any]) -> None:
+async def comes_back(hurt: Hurt, edge: httpx.AsyncClient, tenant: Tenant, before: ProcessState) -> None:
     """The supervisor starts another process, and people can sign in again."""
-    eventually(lambda: status(hurt.platform, before["name"])["pid"] not in (None, before["pid"]))
+    eventually(lambda: replaced(hurt.platform, before))
     await until(lambda: edge.get("/readyz"), lambda ready: ready.status_code == 200, allow=503)
     assert await tenant.sign_in()
 
@@ -104,8 +103,8 @@ async def test_an_edge_that_is_killed_comes_back(hurt: Hurt, edge: httpx.AsyncCl
     tenant = await hurt.platform.new_tenant()
     user = await tenant.sign_in()
     before = status(hurt.platform, "edge")
-    os.kill(before["pid"], signal.SIGKILL)
-    eventually(lambda: status(hurt.platform, "edge")["pid"] not in (None, before["pid"]))
+    send(before, signal.SIGKILL)
+    eventually(lambda: replaced(hurt.platform, before))
     eventually(hurt.platform.ready)
     assert (await edge.get("/api/v1/auth/me", headers=user.headers)).status_code == 200
-    assert status(hurt.platform, "edge")["restarts"] == before["restarts"] + 1
+    assert status(hurt.platform, "edge").restarts == before.restarts + 1

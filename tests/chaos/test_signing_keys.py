@@ -1,6 +1,5 @@
 """While key-service is away, tokens are signed and verified as before; only a token-mgr that starts has to wait."""
 
-import os
 import signal
 from collections.abc import AsyncIterator
 
@@ -8,7 +7,7 @@ import httpx
 import pytest
 
 from tests.chaos.conftest import Hurt
-from tests.chaos.processes import status, until
+from tests.chaos.processes import replaced, send, status, until
 from tests.edge.wire import reason
 from tests.platforms import PASSWORD, Tenant, eventually
 
@@ -20,10 +19,10 @@ async def without_key_service(hurt: Hurt, edge: httpx.AsyncClient) -> AsyncItera
     """It hangs, with all that shares its process."""
     owner = await Tenant(hurt.platform, hurt.platform.settings.platform_tenant).sign_in()
     assert owner, "keys are made, and unwrapped"
-    pid = status(hurt.platform, "platform")["pid"]
-    os.kill(pid, signal.SIGSTOP)
+    platform = status(hurt.platform, "platform")
+    send(platform, signal.SIGSTOP)
     yield
-    os.kill(pid, signal.SIGCONT)
+    send(platform, signal.SIGCONT)
 
 
 async def test_tokens_are_signed_and_verified_while_key_service_hangs(
@@ -46,9 +45,9 @@ async def test_a_token_mgr_that_starts_meanwhile_verifies_at_once_and_signs_when
     email = await tenant.provision()
     user = await tenant.sign_in(email=email)
     before = status(hurt.platform, "identity")
-    os.kill(before["pid"], signal.SIGKILL)
-    eventually(lambda: status(hurt.platform, "identity")["pid"] not in (None, before["pid"]))
-    eventually(lambda: status(hurt.platform, "identity")["state"] == "ready")
+    send(before, signal.SIGKILL)
+    eventually(lambda: replaced(hurt.platform, before))
+    eventually(lambda: status(hurt.platform, "identity").state == "ready")
 
     async def sessions() -> httpx.Response:
         return await edge.get("/api/v1/sessions", headers=user.headers)
@@ -62,5 +61,5 @@ async def test_a_token_mgr_that_starts_meanwhile_verifies_at_once_and_signs_when
 
     refused = await login()
     assert reason(refused, 503, 504) in ("DEPENDENCY_UNAVAILABLE", "DEADLINE_EXCEEDED"), refused.text
-    os.kill(status(hurt.platform, "platform")["pid"], signal.SIGCONT)
+    send(status(hurt.platform, "platform"), signal.SIGCONT)
     await until(login, lambda answer: answer.status_code == 200, allow=503)

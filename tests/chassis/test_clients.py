@@ -129,7 +129,7 @@ async def clients(folder: Path) -> AsyncIterator[Clients]:
 
 
 @pytest.fixture
-def users(clients: Clients) -> "UserServiceAsyncStub":
+async def users(clients: Clients) -> "UserServiceAsyncStub":
     return clients.stub(UserServiceStub)
 
 

@@ -111,7 +111,7 @@ async def shipping(tenant: Tenant, http: httpx.AsyncClient) -> Shipping:
 
 
 @pytest.fixture
-def fulfilment(operator: Clients) -> Any:
+async def fulfilment(operator: Clients) -> Any:
     return operator.stub(FulfilmentServiceStub)
 
 

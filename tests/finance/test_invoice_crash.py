@@ -1,7 +1,6 @@
 """The service is killed while it numbers invoices: afterwards no number is missing and none is there twice."""
 
 import asyncio
-import os
 import signal
 from collections.abc import Iterator
 from functools import partial
@@ -9,7 +8,7 @@ from functools import partial
 import httpx
 import pytest
 
-from tests.chaos.processes import workers
+from tests.chaos.processes import replaced, send, status
 from tests.finance.invoices import Invoices
 from tests.platforms import Platform, eventually
 
@@ -25,10 +24,6 @@ def own_platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]
         yield platform
     finally:
         platform.down()
-
-
-def is_another(platform: Platform, pid: int) -> bool:
-    return workers(platform).get("finance") not in (None, pid)
 
 
 async def test_no_number_is_missing_after_the_service_was_killed_again_and_again(own_platform: Platform) -> None:
@@ -58,9 +53,9 @@ async def test_no_number_is_missing_after_the_service_was_killed_again_and_again
                 async with asyncio.timeout(60):
                     while len(answered) < kill * DRAFTS // (KILLS + 2):  # noqa: ASYNC110  progress is the signal
                         await asyncio.sleep(0.005)
-                pid = workers(own_platform)["finance"]
-                os.kill(pid, signal.SIGKILL)
-                await asyncio.to_thread(eventually, partial(is_another, own_platform, pid))
+                victim = status(own_platform, "finance")
+                send(victim, signal.SIGKILL)
+                await asyncio.to_thread(eventually, partial(replaced, own_platform, victim))
 
         await asyncio.gather(kill(), *(finalize(draft) for draft in drafts))
         year = int((await invoices.read(drafts[0]))["issueDate"][:4])

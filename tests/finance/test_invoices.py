@@ -45,7 +45,7 @@ async def database(platform: Platform, tenant: Tenant) -> AsyncIterator[Database
 
 
 @pytest.fixture
-def issuing(operator: Clients) -> Any:
+async def issuing(operator: Clients) -> Any:
     return operator.stub(IssuingServiceStub)
 
 

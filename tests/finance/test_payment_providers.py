@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import os
 import signal
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from nexus.type.v1.faults import DependencyUnavailable
 from services.chassis.clients import Clients
 from services.chassis.context import OPERATOR
 from services.chassis.ids import new_id
-from tests.chaos.processes import status
+from tests.chaos.processes import send, status
 from tests.finance.billing import Billing, reason
 from tests.finance.provider_servers import PaypalServer, StripeServer
 from tests.platforms import Platform, eventually
@@ -265,7 +264,7 @@ async def test_a_service_killed_while_it_pays_has_charged_once(world: World, bil
     if moment == "answered":
         await asyncio.sleep(4.9)
     victim = status(world.platform, "finance")
-    os.kill(victim["pid"], signal.SIGKILL)
+    send(victim, signal.SIGKILL)
     ended = await asyncio.gather(*calls, return_exceptions=True)
     assert all(isinstance(item, pb.Payment | DependencyUnavailable) for item in ended), ended
     eventually(world.platform.ready, 60)

@@ -3,13 +3,17 @@
 import json
 import os
 import socket
+import subprocess
+import sys
 from email.message import EmailMessage
 from pathlib import Path
 
+import psutil
 import pytest
 from typer.testing import CliRunner, Result
 
-from mesh.cli import app
+from mesh.cli import _memory, app
+from mesh.local import supervisor
 from mesh.local.platform import HTTP_PORT, check_ports
 from mesh.local.supervisor import PlatformError
 from services.chassis.config import Settings
@@ -119,3 +123,11 @@ def write_mail(home: Path, number: int, to: str) -> None:
 
 def subjects(result: Result) -> list[str]:
     return [line.removeprefix("Subject: ") for line in result.stdout.splitlines() if line.startswith("Subject")]
+
+
+def test_the_memory_of_who_has_just_ended_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`nexus status` looks at processes that may end at any moment."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        seen = psutil.Process(child.pid)
+    monkeypatch.setattr(supervisor, "find", lambda pid, created: seen)
+    assert _memory(child.pid, 0.0) == (0, "PSS")
