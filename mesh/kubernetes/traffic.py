@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from edge.envoy import EJECTION, FAILURES_TO_EJECT, retries
-from edge.upstreams import TIMEOUT_MARGIN, VERSION_HEADER
+from edge.layout import TIMEOUT_MARGIN
 from mesh.kubernetes.cluster import (
     CANARY,
     COMPONENT,
@@ -63,6 +63,7 @@ from mesh.topology import Topology
 from services.chassis.config import Settings
 from services.chassis.context import EDGE
 from services.chassis.contract import Method
+from services.chassis.peers import VERSION_HEADER
 from services.chassis.spec import ServiceSpec
 
 CREDENTIAL = "nexus-edge-tls"

@@ -33,6 +33,8 @@ from envoy_data_plane.envoy.config.route.v3 import (
     RouteMatch,
     VirtualHost,
 )
+from envoy_data_plane.envoy.extensions.filters.common.fault.v3 import FaultDelay
+from envoy_data_plane.envoy.extensions.filters.http.fault.v3 import FaultAbort, HttpFault
 from envoy_data_plane.envoy.extensions.filters.http.rbac.v3 import Rbac
 from envoy_data_plane.envoy.extensions.filters.http.router.v3 import Router
 from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import (
@@ -43,10 +45,12 @@ from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v
     HttpFilter,
 )
 from envoy_data_plane.envoy.type.matcher.v3 import PathMatcher, StringMatcher
+from grpc import StatusCode
 
 from edge import envoy, replies
 from edge.envoy import cluster, http_filter, manager_filter, pipe, retries
-from edge.upstreams import TIMEOUT_MARGIN, Layout, inbound_socket, mesh_clusters, routes_to, supervisor_socket
+from edge.layout import TIMEOUT_MARGIN, Layout, inbound_socket, supervisor_socket
+from edge.upstreams import mesh_clusters, routes_to
 from mesh.local import traffic
 from mesh.topology import ANYONE, Topology
 from services.chassis import contract
@@ -54,6 +58,7 @@ from services.chassis.config import Settings
 from services.chassis.context import EDGE
 
 NAME = "mesh"
+_REPLACED_BY_RUNTIME = timedelta(milliseconds=1)
 
 
 def build(settings: Settings, topology: Topology, layout: Layout, services: Iterable[str]) -> Bootstrap:
@@ -179,7 +184,7 @@ def _inbound(settings: Settings, topology: Topology, service: str, instance: str
         route_config=_inbound_routes(service, instance),
         http_filters=[
             http_filter("rbac", Rbac(rules=rules_of(topology, settings, service))),
-            http_filter("fault", traffic.filter_of(service)),
+            http_filter("fault", _faults(service)),
             _router(),
         ],
         # The service learns who calls from the certificate, whatever the caller wrote into the header.
@@ -199,6 +204,19 @@ def _inbound(settings: Settings, topology: Topology, service: str, instance: str
                 transport_socket=envoy.server_tls(service, settings.trust_domain),
             )
         ],
+    )
+
+
+def _faults(service: str) -> HttpFault:
+    """Does nothing until the keys of a `traffic.Fault` are set."""
+    names = traffic.fault_keys(service)
+    return HttpFault(
+        abort=FaultAbort(grpc_status=StatusCode.UNAVAILABLE.value[0]),
+        abort_percent_runtime=names["abort"],
+        abort_grpc_status_runtime=names["status"],
+        delay=FaultDelay(fixed_delay=_REPLACED_BY_RUNTIME),
+        delay_percent_runtime=names["delay"],
+        delay_duration_runtime=names["duration"],
     )
 
 

@@ -15,7 +15,7 @@ import httpx
 import psutil
 import pytest
 
-from edge.upstreams import TIMEOUT_MARGIN
+from edge.layout import TIMEOUT_MARGIN
 from mesh.local import traffic
 from mesh.local.platform import edge_certificate
 from nexus.identity.user_auth.v1.user_auth_pb2 import VerifyPasswordRequest

@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator, Iterator
 import httpx
 import pytest
 
-from edge.upstreams import VERSION_HEADER, inbound_socket
+from edge.layout import inbound_socket
+from services.chassis.peers import VERSION_HEADER
 from tests.chaos.mesh import Load, Proxy, gained, nexus, percentile, restart, send, when
 from tests.mesh.local.wire import identity_of, shake_hands
 from tests.platforms import PASSWORD, Platform, Tenant

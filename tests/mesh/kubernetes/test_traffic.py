@@ -2,11 +2,12 @@
 
 import pytest
 
-from edge.upstreams import TIMEOUT_MARGIN, VERSION_HEADER
+from edge.layout import TIMEOUT_MARGIN
 from mesh.kubernetes.overlays import OVERLAYS, Overlay
 from mesh.topology import topology
 from services.chassis.config import Settings
 from services.chassis.contract import Method
+from services.chassis.peers import VERSION_HEADER
 from tests.mesh.kubernetes.clusters import Object, built, of_kind, rendered
 
 TOPOLOGY = topology()

