@@ -14,7 +14,7 @@ from nexus.type.v1.faults import DependencyUnavailable
 from services.chassis.clients import Clients
 from services.chassis.context import OPERATOR
 from services.chassis.ids import new_id
-from tests.chaos.processes import send, status
+from tests.chaos.processes import replaced, send, status
 from tests.finance.billing import Billing, reason
 from tests.finance.provider_servers import PaypalServer, StripeServer
 from tests.platforms import Platform, eventually
@@ -40,7 +40,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             "NEXUS_BILLING_SERVICE_PROVIDER_TIMEOUT": "3",
         }
         platform = Platform(tmp_path_factory.mktemp("providers") / "home", variables=variables)
-        platform.up()
+        platform.up("--only", "identity", "--only", "finance")
         yield World(platform, stripe, paypal)
         platform.down()
 
@@ -267,7 +267,8 @@ async def test_a_service_killed_while_it_pays_has_charged_once(world: World, bil
     send(victim, signal.SIGKILL)
     ended = await asyncio.gather(*calls, return_exceptions=True)
     assert all(isinstance(item, pb.Payment | DependencyUnavailable) for item in ended), ended
-    eventually(world.platform.ready, 60)
+    eventually(lambda: replaced(world.platform, victim), 60)
+    eventually(lambda: status(world.platform, "finance").state == "ready", 60)
     await billing.due_now()
     await billing.reconcile()
     payment = await billing.authorize(capture=True, request_id=request_id)
