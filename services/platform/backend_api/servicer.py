@@ -89,6 +89,7 @@ class PlatformService:
                 rate_class=method.rate_class,
                 recent_proof_seconds=method.policy.recent_proof.seconds,
                 two_factors=method.policy.two_factors,
+                scope=method.policy.scope,
             )
             for method in contract.methods().values()
             for route in method.routes
@@ -211,6 +212,7 @@ class ApiKeyService:
             tenant_id=row["tenant_id"],
             user_id=row["user_id"],
             permissions=entitled.permissions,
+            scopes=row["scopes"],
             expire_time=timestamp(row["expire_time"]) if row["expire_time"] else None,
             calls_per_minute=getattr(self._config, f"api_key_rate_{row['rate']}"),
         )
