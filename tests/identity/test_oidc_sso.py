@@ -12,7 +12,6 @@ from tests.identity.oidc import (
     claims_of,
     granted,
     issuer,
-    needs_the_edge,
     query_of,
     register,
     relying_party,
@@ -20,8 +19,6 @@ from tests.identity.oidc import (
 )
 from tests.identity.people import body, enroll_totp, value
 from tests.platforms import Platform, Tenant
-
-pytestmark = needs_the_edge
 
 
 @pytest.fixture

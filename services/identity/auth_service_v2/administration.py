@@ -1,5 +1,6 @@
 """ClientService: clients, consent and upstream providers, proto to rules and back."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
@@ -69,6 +70,8 @@ class ClientService:
         self, request: pb.RotateClientSecretRequest, call: RequestContext
     ) -> pb.RotateClientSecretResponse:
         client = await self._clients.get(request.client_id)
+        # Who has the secret acts with the scopes.
+        _require_held(client.scopes, call)
         if not client.keeps_a_secret:
             raise ClientMetadataInvalid(why="it has no secret")
         secret = new_secret()
@@ -144,9 +147,7 @@ class ClientService:
             post_logout_redirect_uris=settings.post_logout_redirect_uris,
             jwks=settings.jwks,
         )
-        for scope in clients.permissions_in(settings.scopes):
-            if not call.user.may(scope):
-                raise ScopeNotHeld(scope=scope)
+        _require_held(settings.scopes, call)
         return {
             "client_name": settings.client_name,
             "redirect_uris": list(settings.redirect_uris),
@@ -170,6 +171,13 @@ class ClientService:
             raise IssuerInvalid(why="it must be https")
         if not host or "?" in issuer or "#" in issuer or parts.username is not None:
             raise IssuerInvalid(why="it must be a host and a path, nothing more")
+
+
+def _require_held(scopes: Sequence[str], call: RequestContext) -> None:
+    """Raises ScopeNotHeld for a client that may do what its administrator may not."""
+    for scope in clients.permissions_in(scopes):
+        if not call.user.may(scope):
+            raise ScopeNotHeld(scope=scope)
 
 
 def _client(client: Client) -> pb.Client:

@@ -12,8 +12,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from redis.exceptions import RedisError
 
 from edge import openapi, reference
-from nexus.identity.user_auth.v1.faults import UserNotFound
-from nexus.identity.user_auth.v1.user_auth_pb2 import USER_STATE_DISABLED, ResolveUserRequest
+from nexus.identity.user_auth.v1.faults import UserDisabled, UserNotFound
+from nexus.identity.user_auth.v1.user_auth_pb2 import ResolveUserRequest
 from nexus.identity.user_auth.v1.user_auth_pb2_grpc import UserServiceStub
 from nexus.modules.puabo_os.v1.modules_pb2 import ResolveEntitlementsRequest
 from nexus.modules.puabo_os.v1.modules_pb2_grpc import ModuleServiceStub
@@ -200,10 +200,8 @@ class ApiKeyService:
         with acting_for(row["tenant_id"]):
             try:
                 user = await self._users.ResolveUser(ResolveUserRequest(user_id=row["user_id"]))
-            except UserNotFound:
+            except (UserNotFound, UserDisabled):
                 raise ApiKeyInvalid() from None
-            if user.user.state == USER_STATE_DISABLED:
-                raise ApiKeyInvalid()
             held = api_keys.effective(row["scopes"], user.permissions)
             entitled = await self._modules.ResolveEntitlements(ResolveEntitlementsRequest(held_permissions=held))
             await self._store.note_use(row["key_id"])
