@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
-from urllib.parse import urlsplit
 
 from nexus.identity.auth_service_v2.v1 import clients_pb2 as pb
 from nexus.identity.auth_service_v2.v1.faults import (
@@ -19,6 +18,7 @@ from services.chassis.paging import Pager
 from services.chassis.service import Service
 from services.identity.auth_service_v2 import clients
 from services.identity.auth_service_v2.clients import Client
+from services.identity.auth_service_v2.outward import reachable, trust_problem
 from services.identity.auth_service_v2.store import ClientStore, ProviderStore
 
 PROVIDER_SECRET = "provider secret"
@@ -34,7 +34,7 @@ _AUTHENTICATION = {
 
 class ClientService:
     def __init__(self, service: Service) -> None:
-        self._development = service.settings.environment == "development"
+        self._networks = reachable(service)
         self._sealer = service.sealer
         self._pager = Pager(service.sealer)
         self._clients = ClientStore(service.database)
@@ -116,7 +116,9 @@ class ClientService:
         self, request: pb.CreateProviderRequest, call: RequestContext
     ) -> pb.CreateProviderResponse:
         provider = request.provider
-        self._require_trustworthy(provider.issuer)
+        problem = trust_problem(provider.issuer, self._networks)
+        if problem:
+            raise IssuerInvalid(why=problem)
         purpose = f"{PROVIDER_SECRET} {call.tenant_id} {provider.provider_id}"
         row = await self._providers.insert(
             provider.provider_id,
@@ -159,18 +161,6 @@ class ClientService:
             "jwks": settings.jwks,
             "id_token_algorithm": settings.id_token_signed_response_alg or "ES256",
         }
-
-    def _require_trustworthy(self, issuer: str) -> None:
-        """OpenID Connect Discovery 1.0, section 3: https, without query and fragment."""
-        try:
-            parts = urlsplit(issuer)
-            host = parts.hostname
-        except ValueError:
-            raise IssuerInvalid(why="it is not a URL") from None
-        if parts.scheme != "https" and not (self._development and parts.scheme == "http" and clients.is_loopback(host)):
-            raise IssuerInvalid(why="it must be https")
-        if not host or "?" in issuer or "#" in issuer or parts.username is not None:
-            raise IssuerInvalid(why="it must be a host and a path, nothing more")
 
 
 def _require_held(scopes: Sequence[str], call: RequestContext) -> None:
