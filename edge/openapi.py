@@ -200,6 +200,7 @@ def _operation(method: Method, route: HttpRoute, index: int, schemas: "Schemas")
         **({"requestBody": _body(request, route.body, set(bound), schemas)} if route.body else {}),
         "responses": _responses(method, route, schemas),
         "x-nexus-access": policy.permission or method.access,
+        **({"x-nexus-scope": policy.scope} if policy.scope else {}),
         **({"x-nexus-step-up": _step_up(method)} if policy.HasField("recent_proof") else {}),
         "x-nexus-rate-class": method.rate_class,
         "x-nexus-idempotency": idempotency,
@@ -214,8 +215,8 @@ def _security(method: Method) -> list[Json]:
 
 
 def _takes_keys(method: Method) -> bool:
-    """Whether an API key can call it: never what asks its user for a proof and for no permission (`recent_proof`)."""
-    return method.needs_user and bool(method.policy.permission or not method.policy.HasField("recent_proof"))
+    """Whether an API key can call it: by a permission, or by the scope that the contract names."""
+    return bool(method.policy.permission or method.policy.scope)
 
 
 def _step_up(method: Method) -> Json:
@@ -350,6 +351,8 @@ def _platform_reasons(method: Method, route: HttpRoute) -> Iterator[str]:
         yield "STEP_UP_REQUIRED"
     if method.access == "permission":
         yield "PERMISSION_MISSING"
+    if method.access == "signed_in":
+        yield "SCOPE_MISSING" if method.policy.scope else "OWN_SIGN_IN_REQUIRED"
     if method.tenant_scoped:
         yield "TENANT_MISMATCH" if method.needs_user else "TENANT_REQUIRED"
         yield from ("TENANT_UNKNOWN", "TENANT_SUSPENDED")

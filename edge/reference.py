@@ -122,8 +122,10 @@ class _Page:
         name, access = escape(operation["operationId"]), operation["x-nexus-access"]
         media = operation.get("requestBody", {}).get("content", {})
         body = _schema_of(operation.get("requestBody", {}))
+        scope = operation.get("x-nexus-scope")
         facts = [
             ACCESS.get(access, f"Permission {access}"),
+            *([f"Scope {scope}"] if scope else []),
             f"Rate class {operation['x-nexus-rate-class'].lower()}",
             REPEATS[operation["x-nexus-idempotency"]],
         ]

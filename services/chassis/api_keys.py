@@ -73,6 +73,7 @@ class ApiKeyVerifier:
             permissions=frozenset(answer.permissions),
             token_expires=answer.expire_time.seconds if answer.HasField("expire_time") else _NO_END,
             scoped=True,
+            scopes=frozenset(answer.scopes),
             machine=True,
         )
         while len(self._remembered) >= _REMEMBER_KEYS:

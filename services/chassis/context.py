@@ -28,6 +28,8 @@ class User:
     """Seconds since the epoch."""
     scoped: bool = False
     """Whether it is called through something that may be given less than the user has: an API key, an OAuth client."""
+    scopes: frozenset[str] = frozenset()
+    """What that was given, if `scoped`: permissions, and scopes that contracts name; "*" for everything."""
     machine: bool = False
     """Whether there is nobody to ask: it calls by an API key, or is a client that acts for itself."""
     assurance: str = ""

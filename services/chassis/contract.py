@@ -27,6 +27,8 @@ IMAGE = Path(next(iter(nexus.__path__))).parent / "descriptors" / "nexus.binpb"
 NO_SIDE_EFFECTS = policy_pb2.IDEMPOTENCY_NO_SIDE_EFFECTS
 IDEMPOTENT = policy_pb2.IDEMPOTENCY_IDEMPOTENT
 KEYED = policy_pb2.IDEMPOTENCY_KEYED
+_OWN_SCOPE = re.compile(r"my\.[a-z_]{1,40}")
+"""Told apart from permissions by its first word."""
 
 
 class ContractError(Exception):
@@ -172,6 +174,11 @@ def _problem(method: Method) -> str | None:
         return "has no HTTP route, so nobody outside can call it: add one or make it service_only"
     if policy.HasField("recent_proof") and not method.needs_user:
         return "asks for a recent proof of a user whom it does not ask for"
+    if policy.scope:
+        if method.access != "signed_in" or policy.HasField("recent_proof"):
+            return "names a scope and is not for any signed-in user, or asks for a proof that no client can give"
+        if not _OWN_SCOPE.fullmatch(policy.scope):
+            return f"names the scope {policy.scope}, which is not of the form my.<what>"
     if policy.two_factors and not policy.HasField("recent_proof"):
         return "asks for two factors and not how recently: set recent_proof"
     if policy.HasField("cache_lifetime") and (method.access != "public" or policy.idempotency != NO_SIDE_EFFECTS):
@@ -222,6 +229,12 @@ def services() -> dict[str, ServiceDescriptor]:
 def methods() -> dict[str, Method]:
     """Every method of the platform by its gRPC path."""
     return {method.path: method for service in services().values() for method in methods_of(service)}
+
+
+@cache
+def own_scopes() -> frozenset[str]:
+    """The scopes by which others may act for a user in the user's own matters."""
+    return frozenset(method.policy.scope for method in methods().values() if method.policy.scope)
 
 
 @cache

@@ -236,11 +236,13 @@ def authenticate(method: Method, guards: Guards, call_next: Handler) -> Handler:
 
 
 def authorize(method: Method, guards: Guards, call_next: Handler) -> Handler:
-    """Lets in the callers that the contract and the topology name, and users with the permission."""
+    """Lets in the callers that the contract and the topology name, users with the permission, and clients and API
+    keys of users with the scope."""
     declared = guards.callers | {OPERATOR}
     permission, mesh_wide = method.policy.permission, method.policy.mesh_wide
     from_outside = () if method.access == "service_only" else OUTSIDE
     asks_for_proof = method.policy.HasField("recent_proof")
+    own, scope = method.access == "signed_in", method.policy.scope
 
     def may(user: User) -> bool:
         # A tenant's owner may do everything in the tenant, and nothing to the platform.
@@ -253,6 +255,8 @@ def authorize(method: Method, guards: Guards, call_next: Handler) -> Handler:
             raise faults.CallerNotAllowed(caller=caller or "An outside caller", method=method.full_name)
         if permission and not may(call.user):
             raise faults.PermissionMissing(permission=permission)
+        if own and call.user.scoped and caller in OUTSIDE and not (scope and call.user.scopes & {scope, "*"}):
+            raise faults.ScopeMissing(scope=scope) if scope else faults.OwnSignInRequired()
         if asks_for_proof and caller in OUTSIDE:
             require_proof(method, call.user)
         return await call_next(request, call)

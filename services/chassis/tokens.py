@@ -81,6 +81,7 @@ class TokenVerifier:
                 permissions=frozenset(map(str, claims.get("permissions", ()))),
                 token_expires=int(claims["exp"]),
                 scoped="client_id" in claims,
+                scopes=frozenset(str(claims.get("scope", "")).split()),
                 machine=claims.get("client_id") == claims["sub"],
                 assurance=str(claims.get("acr", "")),
                 auth_time=int(claims.get("auth_time", 0)),

@@ -13,7 +13,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from opentelemetry.sdk.trace import TracerProvider
 
-from nexus.identity.auth_service.v1.auth_service_pb2 import RemoveTotpRequest
+from nexus.identity.auth_service.v1.auth_service_pb2 import GetMeRequest, LogoutRequest, RemoveTotpRequest
 from nexus.identity.token_mgr.v1.token_mgr_pb2 import GetJwksRequest
 from nexus.identity.user_auth.v1 import user_auth_pb2 as pb
 from nexus.platform.backend_api.v1.faults import ApiKeyInvalid
@@ -253,6 +253,32 @@ async def test_a_machine_may_what_it_has_the_permission_for(stand: Stand) -> Non
     stand.user = replace(user_of("acme", "users.read"), machine=True)
     rpc = FakeRpc([("x-api-key", "key"), by("edge")])
     assert await stand.refusal("EraseUser", request, rpc) == "PERMISSION_MISSING"
+
+
+GET_ME = "/nexus.identity.auth_service.v1.AuthService/GetMe"
+LOGOUT = "/nexus.identity.auth_service.v1.AuthService/Logout"
+
+
+@pytest.mark.parametrize("scopes", [set(), {"openid", "email"}, {"my.orders"}, {"users.read"}, {"my.account.more"}])
+async def test_a_client_or_key_without_the_scope_is_kept_out_of_what_is_the_users_own(
+    stand: Stand, scopes: set[str]
+) -> None:
+    stand.user = replace(stand.user, scoped=True, scopes=frozenset(scopes))
+    for rpc in (FakeRpc([SIGNED_IN, by("edge")]), FakeRpc([SIGNED_IN]), FakeRpc([("x-api-key", "key")])):
+        assert await stand.refusal(GET_ME, GetMeRequest(), rpc) == "SCOPE_MISSING"
+        assert dict(info_of(rpc).metadata) == {"scope": "my.account"}
+        assert rpc.code is grpc.StatusCode.PERMISSION_DENIED
+    # A service that the call leads through has a contract of its own to ask by.
+    await stand.call(GET_ME, GetMeRequest(), FakeRpc([SIGNED_IN, by("auth-service")]))
+
+
+@pytest.mark.parametrize("given", ["my.account", "*"])
+async def test_a_client_or_key_may_what_its_scope_says_and_never_what_no_scope_opens(stand: Stand, given: str) -> None:
+    stand.user = replace(user_of("acme", "*"), scoped=True, scopes=frozenset({given}))
+    await stand.call(GET_ME, GetMeRequest(), FakeRpc([SIGNED_IN, by("edge")]))
+    rpc = FakeRpc([SIGNED_IN, by("edge")])
+    assert await stand.refusal(LOGOUT, LogoutRequest(), rpc) == "OWN_SIGN_IN_REQUIRED"
+    assert rpc.code is grpc.StatusCode.PERMISSION_DENIED
 
 
 async def test_a_user_of_an_unknown_tenant_is_refused(stand: Stand) -> None:

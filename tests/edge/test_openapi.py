@@ -65,7 +65,8 @@ def test_access_is_documented_as_the_contract_has_it(method: contract.Method, do
     tenant_needed = method.access == "public" and method.tenant_scoped
     names = [name for scheme in operation["security"] for name in scheme]
     assert ("bearerAuth" in names) is method.needs_user
-    assert ("apiKeyAuth" in names) <= method.needs_user
+    assert ("apiKeyAuth" in names) is bool(method.policy.permission or method.policy.scope)
+    assert operation.get("x-nexus-scope", "") == method.policy.scope
     assert ("x-nexus-step-up" in operation) is method.policy.HasField("recent_proof")
     assert ("#/components/parameters/tenant" in references) is tenant_needed
     assert ("401" in operation["responses"]) >= method.needs_user

@@ -10,7 +10,6 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import httpx
-import pytest
 from authlib.integrations.httpx_client import AsyncOAuth2Client
 from joserfc import jwt
 from joserfc.jwk import KeySet
@@ -27,11 +26,6 @@ REDIRECT_URI = "http://127.0.0.1:9/callback"
 """Nobody listens there: the browser stops before it goes."""
 STATUS = "x-http-status"
 """The response metadata that the edge turns into the HTTP status."""
-
-needs_the_edge = pytest.mark.skipif(
-    STATUS not in (ROOT / "edge" / "requests.lua").read_text(),
-    reason="the edge does not yet: read + as a space in queries, ignore unknown parameters, set x-http-status",
-)
 
 
 def status(answer: Any) -> int:

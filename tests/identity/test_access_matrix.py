@@ -7,7 +7,7 @@ that the mesh's proxies use, with the identity that those prove.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -28,14 +28,24 @@ from services.chassis.errors import STATUS_DETAILS
 from services.chassis.ids import new_id
 from services.chassis.peers import XFCC
 from services.chassis.spec import callers_of, discover
+from services.identity.auth_service_v2.clients import OWN_SCOPES
 from tests.edge.wire import reason as reason_in
+from tests.identity.oidc import Browser, register
+from tests.identity.oidc import signed_in as granted_tokens
 from tests.identity.people import body, change
 from tests.platforms import Platform, SignedIn, Tenant
 
 IN = "let in"
 REFUSALS = {
     *("TOKEN_REQUIRED", "TOKEN_INVALID", "TOKEN_EXPIRED", "API_KEY_INVALID", "API_KEY_EXPIRED", "STEP_UP_REQUIRED"),
-    *("PERMISSION_MISSING", "CALLER_NOT_ALLOWED", "CREDENTIALS_AMBIGUOUS", "ROUTE_UNKNOWN"),
+    *(
+        "PERMISSION_MISSING",
+        "SCOPE_MISSING",
+        "OWN_SIGN_IN_REQUIRED",
+        "CALLER_NOT_ALLOWED",
+        "CREDENTIALS_AMBIGUOUS",
+        "ROUTE_UNKNOWN",
+    ),
     *("TENANT_REQUIRED", "TENANT_UNKNOWN", "TENANT_SUSPENDED", "TENANT_MISMATCH"),
     *("INTERNAL", "UNKNOWN", "RATE_LIMITED", "DEPENDENCY_UNAVAILABLE", "DEADLINE_EXCEEDED"),
 }
@@ -124,12 +134,32 @@ class Cast:
         asked = {"title": "Matrix", "scopes": ["users.read"], "rate": "API_KEY_RATE_HIGH"}
         secret = body(await self.http.post("/api/v1/api-keys", headers=owner.headers, json=asked))["secret"]
 
-        def expected(method: Method) -> str:
-            told = outside(method, may=reads_users)
-            own = method.access == "signed_in" and method.policy.HasField("recent_proof")
-            return "STEP_UP_REQUIRED" if told == IN and own else told
+        return Who((("x-api-key", secret), *self._here()), lambda method: outside(method, may=reads_users, scopes=()))
 
-        return Who((("x-api-key", secret), *self._here()), expected)
+    async def an_api_key_for_all_that_its_user_may(self) -> Who:
+        owner = await self.tenant.sign_in("owner")
+        asked = {"title": "Matrix", "scopes": ["*"], "rate": "API_KEY_RATE_HIGH"}
+        secret = body(await self.http.post("/api/v1/api-keys", headers=owner.headers, json=asked))["secret"]
+        return Who(
+            (("x-api-key", secret), *self._here()),
+            lambda method: outside(method, may=within_a_tenant, scopes=contract.own_scopes()),
+        )
+
+    async def an_oauth_client_that_knows_who_the_user_is(self) -> Who:
+        return await self._client(lambda method: outside(method, may=nothing, scopes=()), "openid profile email")
+
+    async def an_oauth_client_that_may_order_and_read_users(self) -> Who:
+        return await self._client(
+            lambda method: outside(method, may=reads_users, scopes={"my.orders"}), "openid my.orders users.read"
+        )
+
+    async def _client(self, expected: Callable[[Method], str], scope: str) -> Who:
+        """A client that an owner let in, of whom it may have no more than this."""
+        owner = await self.tenant.sign_in("owner")
+        client = await register(self.tenant, self.http, scopes=scope.split())
+        async with Browser(self.platform) as browser:
+            token = await granted_tokens(self.tenant, browser, client, owner.email, scope)
+        return Who((("authorization", f"Bearer {token['access_token']}"), *self._here()), expected)
 
     def _here(self) -> Metadata:
         return tuple(self.tenant.headers.items())
@@ -149,12 +179,20 @@ class Cast:
         return again
 
 
-def outside(method: Method, *, may: Callable[[Method], bool] = lambda _: True, needs_user: str = IN) -> str:
-    """What somebody from outside is told, by the contract alone."""
+def outside(
+    method: Method,
+    *,
+    may: Callable[[Method], bool] = lambda _: True,
+    needs_user: str = IN,
+    scopes: Collection[str] | None = None,
+) -> str:
+    """What somebody from outside is told, by the contract alone; with `scopes`, a client or a key that has no more."""
     if method.access == "service_only":
         return "ROUTE_UNKNOWN"
     if method.needs_user and needs_user != IN:
         return needs_user
+    if scopes is not None and method.access == "signed_in" and method.policy.scope not in scopes:
+        return "SCOPE_MISSING" if method.policy.scope else "OWN_SIGN_IN_REQUIRED"
     return IN if method.access != "permission" or may(method) else "PERMISSION_MISSING"
 
 
@@ -313,6 +351,10 @@ async def test_a_permission_that_is_denied_is_not_held(cast: Cast) -> None:
     most = await cast.tenant.sign_in(str(role["name"]))
     assert (await cast.http.get("/api/v1/roles", headers=most.headers)).status_code == 200
     assert reason_in(await cast.http.get("/api/v1/users", headers=most.headers), 403) == "PERMISSION_MISSING"
+
+
+def test_users_can_read_what_each_scope_of_a_contract_opens() -> None:
+    assert set(OWN_SCOPES) == contract.own_scopes()
 
 
 def test_the_matrix_has_every_kind_of_access() -> None:

@@ -27,11 +27,9 @@ from nexus.identity.user_auth.v1.user_auth_pb2_grpc import UserServiceStub
 from services.chassis.ids import new_id, new_secret
 from services.chassis.telemetry import CallTracer, client_interceptors
 from tests.chassis.calls import USERS, FakeRpc
-from tests.identity.oidc import Browser, granted, needs_the_edge, register, relying_party
+from tests.identity.oidc import Browser, granted, register, relying_party
 from tests.identity.people import body, login, next_code
 from tests.platforms import Platform, SignedIn, Tenant
-
-pytestmark = needs_the_edge
 
 NOT_SEARCHED = {"outbox", "secrets", "postgres", "redis"}
 """Folders of the home; what the databases hold is read from them."""

@@ -19,15 +19,12 @@ from tests.identity.oidc import (
     claims_of,
     granted,
     issuer,
-    needs_the_edge,
     query_of,
     register,
     relying_party,
     status,
 )
 from tests.platforms import Platform, Tenant
-
-pytestmark = needs_the_edge
 
 
 @pytest.fixture

@@ -9,18 +9,20 @@ import pytest
 from authlib.integrations.base_client.errors import OAuthError
 
 from tests.identity.oidc import (
+    REDIRECT_URI,
     Browser,
     Registered,
     claims_of,
+    granted,
     issuer,
-    needs_the_edge,
+    query_of,
     register,
     relying_party,
     signed_in,
     status,
 )
-from tests.identity.people import value
-from tests.platforms import Platform, Tenant
+from tests.identity.people import change, value
+from tests.platforms import PASSWORD, Platform, Tenant
 
 DEVICE = "urn:ietf:params:oauth:grant-type:device_code"
 EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
@@ -51,7 +53,6 @@ async def let_the_grace_pass(platform: Platform, tenant: Tenant) -> None:
         await admin.close()
 
 
-@needs_the_edge
 async def test_authlib_refreshes_and_the_refresh_token_rotates(
     platform: Platform, tenant: Tenant, browser: Browser, http: httpx.AsyncClient
 ) -> None:
@@ -74,7 +75,6 @@ async def test_authlib_refreshes_and_the_refresh_token_rotates(
         assert status(await authlib.get(f"{issuer(tenant)}/oauth2/userinfo")) == 401
 
 
-@needs_the_edge
 async def test_a_refresh_token_is_good_for_its_client_only_and_not_for_the_platforms_own_refresh(
     tenant: Tenant, browser: Browser, http: httpx.AsyncClient
 ) -> None:
@@ -91,7 +91,6 @@ async def test_a_refresh_token_is_good_for_its_client_only_and_not_for_the_platf
     assert narrower["scope"] == "openid"
 
 
-@needs_the_edge
 async def test_consent_taken_back_ends_the_refreshing(
     tenant: Tenant, browser: Browser, http: httpx.AsyncClient
 ) -> None:
@@ -104,7 +103,6 @@ async def test_consent_taken_back_ends_the_refreshing(
     assert (await post(http, tenant, client, "token", **form)).json()["error"] == "invalid_grant"
 
 
-@needs_the_edge
 async def test_an_offline_grant_outlives_the_session(tenant: Tenant, browser: Browser, http: httpx.AsyncClient) -> None:
     client, user = await register(tenant, http), await tenant.sign_in()
     tokens = [
@@ -119,7 +117,58 @@ async def test_an_offline_grant_outlives_the_session(tenant: Tenant, browser: Br
     assert "access_token" in answers[1].json()
 
 
-@needs_the_edge
+@pytest.mark.parametrize("how", ["password changed", "password reset", "disabled"])
+async def test_no_offline_grant_outlives_a_lock_out(
+    tenant: Tenant, browser: Browser, http: httpx.AsyncClient, how: str
+) -> None:
+    client, user, owner = await register(tenant, http), await tenant.sign_in(), await tenant.sign_in("owner")
+    token = await signed_in(tenant, browser, client, user.email, "openid offline_access")
+    one = f"/api/v1/users/{user.user_id}"
+    passwords = {"currentPassword": PASSWORD, "newPassword": f"{PASSWORD} staple"}
+    answer = await {
+        "password changed": lambda: http.post("/api/v1/auth/change-password", headers=user.headers, json=passwords),
+        "password reset": lambda: http.post(f"{one}:resetPassword", headers=owner.headers, json={}),
+        "disabled": lambda: http.post(f"{one}:disable", headers=owner.headers, json={}),
+    }[how]()
+    assert answer.status_code == 200, answer.text
+    if how == "disabled":
+        assert (await http.post(f"{one}:enable", headers=owner.headers, json={})).status_code == 200
+    refreshed = await post(
+        http, tenant, client, "token", grant_type="refresh_token", refresh_token=token["refresh_token"]
+    )
+    assert refreshed.json()["error"] == "invalid_grant"
+    assert (await post(http, tenant, client, "introspect", token=token["access_token"])).json() == {"active": False}
+    bearer = {"authorization": f"Bearer {token['access_token']}"}
+    assert status(await http.get(f"/t/{tenant.tenant_id}/oauth2/userinfo", headers=bearer)) == 401
+
+
+async def test_what_is_asked_for_a_disabled_user_is_refused_as_the_standards_say(
+    tenant: Tenant, browser: Browser, http: httpx.AsyncClient, platform: Platform
+) -> None:
+    """RFC 6749, section 5.2; RFC 6750, section 3.1."""
+    client, user = await register(tenant, http), await tenant.sign_in("owner")
+    asked = {"title": "Test", "scopes": ["users.read"]}
+    key = (await http.post("/api/v1/api-keys", headers=user.headers, json=asked)).json()["secret"]
+    token = await signed_in(tenant, browser, client, user.email, "openid offline_access")
+    async with relying_party(tenant, client, scope="openid") as authlib:
+        location, verifier = await granted(browser, tenant, authlib, user.email)
+    # As it looks to a call that comes between the disabling and the end of the sessions.
+    await change(platform, "UPDATE user_auth.users SET state = 'disabled' WHERE user_id = $1", user.user_id)
+    code = {"code": query_of(location)["code"], "code_verifier": verifier, "redirect_uri": REDIRECT_URI}
+    for grant in (
+        {"grant_type": "refresh_token", "refresh_token": token["refresh_token"]},
+        {"grant_type": "authorization_code", **code},
+    ):
+        answer = await post(http, tenant, client, "token", **grant)
+        assert (status(answer), answer.json().get("error")) == (400, "invalid_grant"), answer.text
+    bearer = {"authorization": f"Bearer {token['access_token']}"}
+    answer = await http.get(f"/t/{tenant.tenant_id}/oauth2/userinfo", headers=bearer)
+    assert status(answer) == 401
+    assert 'error="invalid_token"' in answer.headers["www-authenticate"]
+    answer = await http.get("/api/v1/users", headers={"x-api-key": key})
+    assert (answer.status_code, answer.json()["details"][0]["reason"]) == (401, "API_KEY_INVALID")
+
+
 async def test_a_token_carries_only_those_permissions_that_were_asked_for_and_that_the_user_has(
     tenant: Tenant, browser: Browser, http: httpx.AsyncClient
 ) -> None:
@@ -188,6 +237,29 @@ async def test_nobody_gives_a_client_what_they_do_not_have(tenant: Tenant, http:
         json={"settings": {"clientName": "More", "grantTypes": ["client_credentials"], "scopes": ["users.read"]}},
     )
     assert answer.json()["details"][0]["reason"] == "SCOPE_NOT_HELD"
+
+
+async def test_nobody_takes_over_a_client_that_may_more_than_they(tenant: Tenant, http: httpx.AsyncClient) -> None:
+    """A client's secret is all that its scopes allow."""
+    strong, weak = [
+        await register(tenant, http, grantTypes=["client_credentials"], redirectUris=[], scopes=scopes)
+        for scopes in (["users.read", "clients.manage"], ["clients.manage"])
+    ]
+    owner = await tenant.sign_in("owner")
+    token = (await post(http, tenant, weak, "token", grant_type="client_credentials")).json()["access_token"]
+
+    async def rotate(client: Registered, headers: dict[str, str]) -> httpx.Response:
+        return await http.post(f"/api/v1/clients/{client.client_id}:rotateSecret", headers=headers, json={})
+
+    answer = await rotate(strong, {"authorization": f"Bearer {token}"})
+    assert (answer.status_code, answer.json()["details"][0]["reason"]) == (403, "SCOPE_NOT_HELD")
+    assert "access_token" in (await post(http, tenant, strong, "token", grant_type="client_credentials")).json()
+
+    for who, client in (({"authorization": f"Bearer {token}"}, weak), (owner.headers, strong)):
+        fresh = Registered(client.client_id, (await rotate(client, who)).json()["clientSecret"])
+        refused = await post(http, tenant, client, "token", grant_type="client_credentials")
+        assert refused.json()["error"] == "invalid_client"
+        assert "access_token" in (await post(http, tenant, fresh, "token", grant_type="client_credentials")).json()
 
 
 async def test_a_device_gets_its_tokens_once(
@@ -326,6 +398,40 @@ async def test_a_service_acts_on_a_users_behalf_with_less_than_the_user_has(
         answer = await post(http, tenant, client, "token", **{**form, **changed})
         assert answer.json().get("error") == error, answer.text
     await http.delete("/api/v1/sessions", headers=user.headers)
+    assert (await http.get(f"/api/v1/users/{user.user_id}", headers=bearer)).status_code == 401
+
+
+async def test_an_exchange_never_gives_more_than_both_the_token_and_the_client_have(
+    tenant: Tenant, http: httpx.AsyncClient, platform: Platform
+) -> None:
+    user = await tenant.sign_in("owner")
+    powerless = await tenant.sign_in()
+    elsewhere = "https://elsewhere.example"
+    reader, ordering, outward = [
+        await register(tenant, http, grantTypes=[EXCHANGE], redirectUris=[], **settings)
+        for settings in (
+            {"scopes": ["users.read"]},
+            {"scopes": ["my.orders", "openid"]},
+            {"scopes": ["users.read"], "audiences": [elsewhere]},
+        )
+    ]
+
+    async def exchange(client: Registered, token: str, **more: str) -> dict[str, Any]:
+        kind = "urn:ietf:params:oauth:token-type:access_token"
+        form = {"grant_type": EXCHANGE, "subject_token": token, "subject_token_type": kind, **more}
+        answer: dict[str, Any] = (await post(http, tenant, client, "token", **form)).json()
+        return answer
+
+    # What the two have in common is nothing, which is not everything.
+    assert (await exchange(reader, powerless.access_token))["error"] == "invalid_scope"
+    assert (await exchange(ordering, user.access_token))["error"] == "invalid_scope"
+    # A client of another audience gets no token for the platform.
+    assert (await exchange(outward, user.access_token, audience=platform.settings.token_audience))["error"] == (
+        "invalid_target"
+    )
+    exchanged = (await exchange(outward, user.access_token))["access_token"]
+    assert (await claims_of(exchanged, tenant, http))["aud"] == elsewhere
+    bearer = {"authorization": f"Bearer {exchanged}"}
     assert (await http.get(f"/api/v1/users/{user.user_id}", headers=bearer)).status_code == 401
 
 

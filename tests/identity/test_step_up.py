@@ -9,6 +9,7 @@ from nexus.identity.user_auth.v1.user_auth_pb2 import ExportUserRequest
 from nexus.identity.user_auth.v1.user_auth_pb2_grpc import UserServiceStub
 from services.chassis import contract
 from services.chassis.clients import Clients
+from services.chassis.ids import new_id
 from tests.identity.people import body, change, claims, enroll_totp, reason
 from tests.platforms import PASSWORD, Platform, SignedIn, Tenant
 
@@ -106,13 +107,47 @@ async def test_a_service_goes_on_for_a_user_whose_proof_is_old(
     assert exported.export.user.user_id == ann.user_id
 
 
-def test_the_contracts_mark_what_gives_an_account_away() -> None:
-    marked = {method.name for method in contract.methods().values() if method.policy.HasField("recent_proof")}
-    assert marked >= {
-        *("RemoveTotp", "RemovePasskey", "RegenerateRecoveryCodes", "EnrollTotp", "StartPasskeyRegistration"),
-        *("EraseUser", "EraseMe", "ExportMe", "ExportUser", "SetRole", "AssignRoles", "RemoveRoles"),
-        *("ResetPassword", "UnlinkIdentity", "RotateKeys", "CreateApiKey"),
-    }
+SENSITIVE = {
+    "auth-service": "EnrollTotp RemoveTotp StartPasskeyRegistration RemovePasskey RegenerateRecoveryCodes",
+    "auth-service-v2": "CreateClient UpdateClient RotateClientSecret CreateRegistrationToken CreateProvider",
+    "backend-api": "CreateApiKey",
+    "key-service": "ScheduleKeyDestruction",
+    "puabo-os": "SuspendTenant EraseTenant",
+    "pv-keys": "ImportKey SetPolicy ApprovePolicy Sign ApproveSigning",
+    "token-mgr": "RotateKeys",
+    "user-auth": "UpdateUser ResetPassword ExportUser ExportMe EraseUser EraseMe SetRole AssignRoles RemoveRoles "
+    "UnlinkIdentity SetPasswordPolicy",
+}
+BY_TWO_FACTORS = "EnrollTotp RemoveTotp StartPasskeyRegistration RemovePasskey RegenerateRecoveryCodes RotateKeys \
+ScheduleKeyDestruction EraseTenant"
+
+
+def test_the_contracts_mark_what_gives_an_account_away_and_what_cannot_be_undone() -> None:
+    marked: dict[str, set[str]] = {}
+    methods = [method for method in contract.methods().values() if method.policy.HasField("recent_proof")]
+    for method in methods:
+        marked.setdefault(method.service_id, set()).add(method.name)
+    assert marked == {service: set(names.split()) for service, names in SENSITIVE.items()}
+    assert {method.name for method in methods if method.policy.two_factors} == set(BY_TWO_FACTORS.split())
+
+
+async def test_an_owner_with_an_old_proof_neither_makes_clients_nor_moves_an_address(
+    platform: Platform, http: httpx.AsyncClient, tenant: Tenant
+) -> None:
+    ann, other = await tenant.sign_in("owner"), await tenant.sign_in()
+    tokens = await aged(platform, http, ann, minutes=16)
+    mask, address = {"updateMask": "email"}, {"email": f"{new_id()}@example.com"}
+    client = {"settings": {"clientName": "Mine", "redirectUris": ["https://app.example/cb"]}}
+
+    async def act(headers: dict[str, str]) -> list[httpx.Response]:
+        return [
+            await http.patch(f"/api/v1/users/{other.user_id}", headers=headers, params=mask, json=address),
+            await http.post("/api/v1/clients", headers=headers, json=client),
+        ]
+
+    assert {asked(answer) for answer in await act(bearer(tokens))} == {("aal1", "900")}
+    for answer in await act(await step_up(http, tokens, password=PASSWORD)):
+        body(answer)
 
 
 @pytest.mark.parametrize("name", ["RemoveTotp", "ExportMe"])

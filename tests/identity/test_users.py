@@ -7,6 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
+from nexus.identity.user_auth.v1.user_auth_pb2 import ProvisionUserRequest
+from nexus.identity.user_auth.v1.user_auth_pb2_grpc import UserServiceStub
+from services.chassis.clients import Clients
 from services.chassis.ids import new_id
 from tests.platforms import PASSWORD, Platform, Tenant
 
@@ -180,3 +183,27 @@ async def test_a_password_is_stored_as_argon2id_and_nothing_else(platform: Platf
         await admin.close()
     assert row["password_hash"].startswith("$argon2id$v=19$m=19456,t=2,p=1$")
     assert PASSWORD not in row["all"]
+
+
+async def test_who_is_provisioned_anew_with_another_password_is_signed_out_and_keeps_no_old_one(
+    tenant: Tenant, http: httpx.AsyncClient, operator: Clients
+) -> None:
+    ann = await tenant.sign_in()
+    provision, metadata = operator.stub(UserServiceStub).ProvisionUser, tuple(tenant.headers.items())
+
+    async def works() -> bool:
+        return (await http.get("/api/v1/auth/me", headers=ann.headers)).status_code == 200
+
+    same = ProvisionUserRequest(email=ann.email.upper(), password=PASSWORD, roles=["owner"])
+    assert (await provision(same, timeout=10, metadata=metadata)).user.user_id == ann.user_id
+    assert await works(), "the same password ends nothing: a platform that starts provisions its owner each time"
+
+    other = ProvisionUserRequest(email=ann.email, password=f"{PASSWORD} staple")
+    assert (await provision(other, timeout=10, metadata=metadata)).user.user_id == ann.user_id
+    assert not await works()
+    refreshed = await http.post(
+        "/api/v1/auth/refresh", headers=tenant.headers, json={"refreshToken": ann.refresh_token}
+    )
+    assert refreshed.status_code == 401
+    assert (await login(http, tenant, ann.email)).status_code == 401
+    assert (await login(http, tenant, ann.email, f"{PASSWORD} staple")).status_code == 200

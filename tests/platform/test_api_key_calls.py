@@ -38,7 +38,7 @@ async def make(http: httpx.AsyncClient, who: SignedIn, *scopes: str, **more: obj
 async def test_a_key_calls_until_it_is_revoked(
     http: httpx.AsyncClient, channel: grpc.aio.Channel, owner: SignedIn
 ) -> None:
-    key, key_id = await make(http, owner, "users.read")
+    key, key_id = await make(http, owner, "users.read", "my.account")
     users = UserServiceStub(channel)
 
     async def by_grpc() -> Any:
@@ -67,11 +67,23 @@ async def test_a_key_may_no_more_than_its_scopes(http: httpx.AsyncClient, owner:
     assert reason(await http.post(KEYS, headers=key, json=more), 403) == "PERMISSION_MISSING"
 
 
+async def test_a_key_sees_what_is_its_users_own_by_the_scope_for_it(http: httpx.AsyncClient, owner: SignedIn) -> None:
+    key, _ = await make(http, owner, "users.read")
+    assert reason(await http.get(ME, headers=key), 403) == "SCOPE_MISSING"
+    for scope in ("my.account", "*"):
+        key, _ = await make(http, owner, scope)
+        assert (await http.get(ME, headers=key)).status_code == 200
+    key, _ = await make(http, owner, "my.account")
+    assert reason(await http.get(USERS, headers=key), 403) == "PERMISSION_MISSING"
+
+
 async def test_a_key_cannot_give_its_users_account_away(http: httpx.AsyncClient, owner: SignedIn) -> None:
     key, _ = await make(http, owner, "*")
-    assert reason(await http.get("/api/v1/auth/me:export", headers=key), 401) == "STEP_UP_REQUIRED"
+    assert reason(await http.get("/api/v1/auth/me:export", headers=key), 403) == "OWN_SIGN_IN_REQUIRED"
     enrol = "/api/v1/auth/factors/totp:enroll"
-    assert reason(await http.post(enrol, headers=key, json={}), 401) == "STEP_UP_REQUIRED"
+    assert reason(await http.post(enrol, headers=key, json={}), 403) == "OWN_SIGN_IN_REQUIRED"
+    assert reason(await http.delete("/api/v1/sessions", headers=key), 403) == "OWN_SIGN_IN_REQUIRED"
+    assert (await http.get(ME, headers=owner.headers)).status_code == 200
 
 
 async def test_a_key_with_the_permission_is_asked_for_no_proof(
@@ -104,11 +116,11 @@ async def test_where_nobody_is_asked_for_a_key_is_not_looked_at(http: httpx.Asyn
 
 
 async def test_the_quota_of_a_key_is_exact_whatever_it_calls(http: httpx.AsyncClient, owner: SignedIn) -> None:
-    key, _ = await make(http, owner, "users.read", rate="API_KEY_RATE_LOW")
+    key, _ = await make(http, owner, "users.read", "roles.read", "my.account", rate="API_KEY_RATE_LOW")
     other, _ = await make(http, owner, "users.read", rate="API_KEY_RATE_LOW")
     # GetMe leads to calls between services, which belong to it.
     answers = await asyncio.gather(
-        *(http.get(path, headers=key) for path in [USERS, ME, "/api/v1/sessions", "/api/v1/modules"] * 20)
+        *(http.get(path, headers=key) for path in [USERS, ME, "/api/v1/roles", "/api/v1/modules"] * 20)
     )
     assert sum(answer.status_code == 200 for answer in answers) == 60
     refused = [answer for answer in answers if answer.status_code != 200]

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from eth_account import Account
 
 from services.chassis.ids import new_id
+from services.platform.pv_keys.curves import Curve, derive, seed_of
 from tests.platforms import Platform, SignedIn, Tenant
 
 CURVES = ["ED25519", "P256", "SECP256K1"]
@@ -283,6 +284,44 @@ async def test_a_known_mnemonic_derives_the_known_accounts(keys: PrivateKeys) ->
     assert (await keys.sign(derived[0], **transaction())).status_code == 200
     wrong = await keys.post("/private-keys:import", curve="CURVE_SECP256K1", mnemonic="abandon " * 12)
     assert reason(wrong) == "PRIVATE_KEY_INVALID"
+
+
+@pytest.mark.parametrize("path", ["m/00'", "m/01", "m/0'/00", "m/000000000'", "m", "m/", "m/0''", "M/0'", "m/0h"])
+async def test_a_path_has_one_spelling(keys: PrivateKeys, path: str) -> None:
+    root = await keys.generate("SECP256K1", hdRoot=True)
+    assert reason(await keys.post(f"/private-keys/{root['keyId']}:derive", path=path)) == "INVALID_REQUEST"
+
+
+async def test_a_private_key_is_here_once_however_it_comes(keys: PrivateKeys) -> None:
+    """Else it had a second policy, and second slots, beside the first."""
+    root = (await keys.post("/private-keys:import", curve="CURVE_P256", mnemonic=MNEMONIC)).json()["key"]
+    again = await keys.post("/private-keys:import", curve="CURVE_P256", mnemonic=f"  {MNEMONIC} ")
+    assert reason(again) == "PRIVATE_KEY_EXISTS"
+    assert again.json()["details"][0]["metadata"]["key_id"] == root["keyId"]
+
+    private = derive(Curve.P256, seed_of(MNEMONIC, ""), "m/0'/1")
+    imports = [keys.post("/private-keys:import", curve="CURVE_P256", privateKey=b64(private)) for _ in range(5)]
+    answers = [answer for answer in await asyncio.gather(*imports) if answer.status_code != 200]
+    assert [reason(answer) for answer in answers] == ["PRIVATE_KEY_EXISTS"] * 4
+    assert reason(await keys.post(f"/private-keys/{root['keyId']}:derive", path="m/0'/1")) == "PRIVATE_KEY_EXISTS"
+
+
+async def test_keys_derived_at_once_at_one_path_are_one(keys: PrivateKeys) -> None:
+    root = await keys.generate("ED25519", hdRoot=True)
+    answers = await asyncio.gather(*(keys.post(f"/private-keys/{root['keyId']}:derive", path="m/7'") for _ in range(8)))
+    assert len({answer.json()["key"]["keyId"] for answer in answers}) == 1
+
+
+async def test_what_is_derived_begins_with_the_roots_policy(keys: PrivateKeys) -> None:
+    limited = {"limits": [{"period": "3600s", "signatures": 1}]}
+    for policy, other in (({"approvals": 1}, False), (limited, True)):
+        root = await keys.generate("ED25519", hdRoot=True, policy=policy)
+        derive = f"/private-keys/{root['keyId']}:derive"
+        assert (await keys.post(derive, path="m/0'")).json()["key"]["policy"] == root["policy"]
+        own = await keys.post(derive, path="m/1'", policy={"allowMessages": True})
+        assert (own.status_code == 200) is other, own.text
+        if not other:
+            assert reason(own) == "POLICY_FORBIDS"
 
 
 async def test_ed25519_derives_hardened_steps_and_says_no_to_others(keys: PrivateKeys) -> None:

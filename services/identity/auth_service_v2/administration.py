@@ -1,8 +1,8 @@
 """ClientService: clients, consent and upstream providers, proto to rules and back."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
-from urllib.parse import urlsplit
 
 from nexus.identity.auth_service_v2.v1 import clients_pb2 as pb
 from nexus.identity.auth_service_v2.v1.faults import (
@@ -18,6 +18,7 @@ from services.chassis.paging import Pager
 from services.chassis.service import Service
 from services.identity.auth_service_v2 import clients
 from services.identity.auth_service_v2.clients import Client
+from services.identity.auth_service_v2.outward import reachable, trust_problem
 from services.identity.auth_service_v2.store import ClientStore, ProviderStore
 
 PROVIDER_SECRET = "provider secret"
@@ -33,7 +34,7 @@ _AUTHENTICATION = {
 
 class ClientService:
     def __init__(self, service: Service) -> None:
-        self._development = service.settings.environment == "development"
+        self._networks = reachable(service)
         self._sealer = service.sealer
         self._pager = Pager(service.sealer)
         self._clients = ClientStore(service.database)
@@ -69,6 +70,8 @@ class ClientService:
         self, request: pb.RotateClientSecretRequest, call: RequestContext
     ) -> pb.RotateClientSecretResponse:
         client = await self._clients.get(request.client_id)
+        # Who has the secret acts with the scopes.
+        _require_held(client.scopes, call)
         if not client.keeps_a_secret:
             raise ClientMetadataInvalid(why="it has no secret")
         secret = new_secret()
@@ -113,7 +116,9 @@ class ClientService:
         self, request: pb.CreateProviderRequest, call: RequestContext
     ) -> pb.CreateProviderResponse:
         provider = request.provider
-        self._require_trustworthy(provider.issuer)
+        problem = trust_problem(provider.issuer, self._networks)
+        if problem:
+            raise IssuerInvalid(why=problem)
         purpose = f"{PROVIDER_SECRET} {call.tenant_id} {provider.provider_id}"
         row = await self._providers.insert(
             provider.provider_id,
@@ -144,9 +149,7 @@ class ClientService:
             post_logout_redirect_uris=settings.post_logout_redirect_uris,
             jwks=settings.jwks,
         )
-        for scope in clients.permissions_in(settings.scopes):
-            if not call.user.may(scope):
-                raise ScopeNotHeld(scope=scope)
+        _require_held(settings.scopes, call)
         return {
             "client_name": settings.client_name,
             "redirect_uris": list(settings.redirect_uris),
@@ -159,17 +162,12 @@ class ClientService:
             "id_token_algorithm": settings.id_token_signed_response_alg or "ES256",
         }
 
-    def _require_trustworthy(self, issuer: str) -> None:
-        """OpenID Connect Discovery 1.0, section 3: https, without query and fragment."""
-        try:
-            parts = urlsplit(issuer)
-            host = parts.hostname
-        except ValueError:
-            raise IssuerInvalid(why="it is not a URL") from None
-        if parts.scheme != "https" and not (self._development and parts.scheme == "http" and clients.is_loopback(host)):
-            raise IssuerInvalid(why="it must be https")
-        if not host or "?" in issuer or "#" in issuer or parts.username is not None:
-            raise IssuerInvalid(why="it must be a host and a path, nothing more")
+
+def _require_held(scopes: Sequence[str], call: RequestContext) -> None:
+    """Raises ScopeNotHeld for a client that may do what its administrator may not."""
+    for scope in clients.permissions_in(scopes):
+        if not call.user.may(scope):
+            raise ScopeNotHeld(scope=scope)
 
 
 def _client(client: Client) -> pb.Client:

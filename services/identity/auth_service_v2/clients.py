@@ -38,7 +38,13 @@ STANDARD_SCOPES = {
     "email": "See your e-mail address",
     "offline_access": "Act for you while you are not there",
 }
-"""The scopes that are not permissions, with what users read of them."""
+"""The scopes that OpenID Connect gives a meaning, with what users read of them."""
+OWN_SCOPES = {
+    "my.account": "See your account and your settings",
+    "my.billing": "See your subscriptions, bills and payments",
+    "my.orders": "Order for you, and pay with what you have on file",
+}
+"""The scopes that contracts name for what is the user's own, with what users read of them."""
 
 _PRIVATE_SCHEME = re.compile(r"[a-z][a-z0-9+-]*(\.[a-z0-9+-]+)+")
 
@@ -88,7 +94,7 @@ def keeps_a_secret(authentication: str) -> bool:
 
 def permissions_in(scopes: Sequence[str]) -> list[str]:
     """The scopes that are permissions."""
-    return [scope for scope in scopes if scope not in STANDARD_SCOPES]
+    return [scope for scope in scopes if scope not in STANDARD_SCOPES and scope not in OWN_SCOPES]
 
 
 def held(scopes: Sequence[str], permissions: Sequence[str]) -> list[str]:

@@ -18,7 +18,7 @@ def metadata(issuer: str) -> dict[str, Any]:
         "revocation_endpoint": f"{oauth2}/revoke",
         "device_authorization_endpoint": f"{oauth2}/device_authorization",
         "end_session_endpoint": f"{oauth2}/logout",
-        "scopes_supported": list(clients.STANDARD_SCOPES),
+        "scopes_supported": [*clients.STANDARD_SCOPES, *clients.OWN_SCOPES],
         "response_types_supported": ["code"],
         "response_modes_supported": ["query"],
         "grant_types_supported": list(clients.GRANT_TYPES),

@@ -19,7 +19,7 @@ from nexus.identity.token_mgr.v1.faults import (
 )
 from nexus.identity.token_mgr.v1.token_mgr_pb2 import SigningAlgorithm
 from nexus.identity.token_mgr.v1.token_mgr_pb2_grpc import TokenServiceStub
-from nexus.identity.user_auth.v1.faults import UserNotFound
+from nexus.identity.user_auth.v1.faults import UserDisabled, UserNotFound
 from nexus.identity.user_auth.v1.user_auth_pb2 import ResolveUserRequest, ResolveUserResponse
 from nexus.identity.user_auth.v1.user_auth_pb2_grpc import UserServiceStub
 from services.chassis.clock import moment, now, timestamp
@@ -180,7 +180,7 @@ class Grants:
             )
         except ScopeTooWide:
             raise OAuth2Error("the scope is more than was granted", error="invalid_scope") from None
-        except (RefreshTokenInvalid, RefreshTokenReused, UserNotFound):
+        except (RefreshTokenInvalid, RefreshTokenReused, UserNotFound, UserDisabled):
             raise OAuth2Error(_INVALID_GRANT, error="invalid_grant") from None
         return await self._answer(
             client,
@@ -244,12 +244,16 @@ class Grants:
         if form.get("requested_token_type", ACCESS_TOKEN_TYPE) != ACCESS_TOKEN_TYPE or "actor_token" in form:
             raise OAuth2Error("only access tokens are issued, to the client itself", error="invalid_request")
         audiences = form.repeated.get("audience", [])
-        if not set(audiences) <= {*client.audiences, self._settings.token_audience}:
+        if not set(audiences) <= set(client.audiences or [self._settings.token_audience]):
             raise OAuth2Error("the client is not registered for this audience", error="invalid_target")
         subject_token = form.require("subject_token")
         subject = await self._tokens.IntrospectToken(token_mgr_pb2.IntrospectTokenRequest(token=subject_token))
+        if not subject.active:
+            raise OAuth2Error("the subject token is not valid", error="invalid_request")
         carried = {*subject.scope.split(), *held(client.scopes, subject.permissions)}
         scope = _allowed(form.get("scope", ""), [name for name in client.scopes if name in carried])
+        if not scope:
+            raise OAuth2Error("the subject token carries no scope of this client", error="invalid_scope")
         try:
             exchanged = await self._tokens.ExchangeToken(
                 token_mgr_pb2.ExchangeTokenRequest(
@@ -297,6 +301,7 @@ class Grants:
                     client_id=client.client_id,
                     user_id=user_id,
                     parent_session_id="" if offline else session_id,
+                    consent_session_id=session_id,
                     scope=scope,
                     permissions=held(names, user.permissions),
                     audiences=client.audiences,
@@ -305,7 +310,7 @@ class Grants:
                     auth_time=timestamp(auth_time),
                 )
             )
-        except (GrantExists, SessionEnded, UserNotFound):
+        except (GrantExists, SessionEnded, UserNotFound, UserDisabled):
             raise OAuth2Error(_INVALID_GRANT, error="invalid_grant") from None
         return await self._answer(client, issued.tokens, scope, user, session=session, auth_time=auth_time, nonce=nonce)
 

@@ -41,7 +41,7 @@ from services.identity.auth_service_v2.authorization import (
     parse,
     require_returnable,
 )
-from services.identity.auth_service_v2.clients import ID_TOKEN_ALGORITHMS, STANDARD_SCOPES, Client
+from services.identity.auth_service_v2.clients import ID_TOKEN_ALGORITHMS, OWN_SCOPES, STANDARD_SCOPES, Client
 from services.identity.auth_service_v2.forms import Form
 from services.identity.auth_service_v2.pages import message, page
 from services.identity.auth_service_v2.replies import Reply, redirect
@@ -315,7 +315,7 @@ class Interaction:
             client_name=client.client_name,
             shown_code=shown_code,
             email=resolved.user.email,
-            asks=[STANDARD_SCOPES.get(name, f"Use your permission {name}") for name in scope],
+            asks=[(STANDARD_SCOPES | OWN_SCOPES).get(name, f"Use your permission {name}") for name in scope],
         ).with_headers(*cookies)
 
     async def _sign_in_page(self, errand: Errand, call: RequestContext, *, email: str = "", problem: str = "") -> Reply:

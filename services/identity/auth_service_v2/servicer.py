@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 from nexus.identity.auth_service_v2.v1 import oidc_pb2 as pb
 from nexus.identity.token_mgr.v1.token_mgr_pb2 import GetJwksRequest, IntrospectTokenRequest
 from nexus.identity.token_mgr.v1.token_mgr_pb2_grpc import TokenServiceStub
-from nexus.identity.user_auth.v1.faults import UserNotFound
+from nexus.identity.user_auth.v1.faults import UserDisabled, UserNotFound
 from nexus.identity.user_auth.v1.user_auth_pb2 import ResolveUserRequest
 from nexus.identity.user_auth.v1.user_auth_pb2_grpc import UserServiceStub
 from services.chassis.context import RequestContext
@@ -191,7 +191,7 @@ class OidcService:
             return bearer_refusal(403, "insufficient_scope", "the access token lacks the scope openid")
         try:
             user = (await self._users.ResolveUser(ResolveUserRequest(user_id=found.user_id))).user
-        except UserNotFound:
+        except (UserNotFound, UserDisabled):
             return bearer_refusal(401, "invalid_token", "the user is gone")
         claims: dict[str, Any] = {"sub": user.user_id}
         if "email" in scope:

@@ -1,8 +1,11 @@
 from datetime import timedelta
+from ipaddress import IPv4Network, IPv6Network, ip_network
 
-from pydantic import BaseModel
+from pydantic import BaseModel, field_validator
 
 from services.chassis.spec import ServiceSpec
+
+Network = IPv4Network | IPv6Network
 
 
 class Config(BaseModel):
@@ -15,6 +18,23 @@ class Config(BaseModel):
     device_code_lifetime: timedelta = timedelta(minutes=10)
     device_poll_interval: timedelta = timedelta(seconds=5)
     """How long a device waits between two questions at least (RFC 8628, section 3.5)."""
+    upstream_networks: str = ""
+    """Where upstream providers may be beside the public internet, by comma: "10.20.0.0/16" for a company's own."""
+
+    @field_validator("upstream_networks")
+    @classmethod
+    def _are_networks(cls, listed: str) -> str:
+        _networks(listed)
+        return listed
+
+    @property
+    def networks(self) -> tuple[Network, ...]:
+        """The `upstream_networks`."""
+        return _networks(self.upstream_networks)
+
+
+def _networks(listed: str) -> tuple[Network, ...]:
+    return tuple(ip_network(each.strip()) for each in listed.split(",") if each.strip())
 
 
 SERVICE = ServiceSpec(

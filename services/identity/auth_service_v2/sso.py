@@ -15,6 +15,7 @@ from services.chassis.ids import new_secret
 from services.chassis.issuers import tenant_issuer
 from services.chassis.service import Service
 from services.identity.auth_service_v2.administration import PROVIDER_SECRET
+from services.identity.auth_service_v2.outward import OutwardTransport, reachable, trust_problem
 
 _TIMEOUT_SECONDS = 5.0
 _ALGORITHMS = ("RS256", "ES256", "PS256", "RS384", "ES384", "PS384", "RS512", "ES512", "PS512", "EdDSA")
@@ -50,12 +51,17 @@ class Upstream:
     def __init__(self, service: Service) -> None:
         self._settings = service.settings
         self._sealer = service.sealer
+        self._networks = reachable(service)
 
     async def start(self, provider: Mapping[str, Any], tenant_id: str) -> Trip:
         """Raises UpstreamFailed."""
         async with self._client(provider, tenant_id) as client:
             metadata = await self._metadata(client, provider["issuer"])
-            return Trip(client, metadata["authorization_endpoint"], nonce=new_secret(), verifier=new_secret())
+            endpoint = metadata.get("authorization_endpoint")
+            # The browser goes there, from wherever it is.
+            if not isinstance(endpoint, str) or trust_problem(endpoint, self._networks, query=True):
+                raise UpstreamFailed("The provider sends you where you should not go.")
+            return Trip(client, endpoint, nonce=new_secret(), verifier=new_secret())
 
     async def finish(
         self,
@@ -108,6 +114,7 @@ class Upstream:
             redirect_uri=f"{base}/sso/{provider['provider_id']}/callback",
             code_challenge_method="S256",
             timeout=_TIMEOUT_SECONDS,
+            transport=OutwardTransport(self._networks),
         )
 
     async def _metadata(self, client: AsyncOAuth2Client, issuer: str) -> dict[str, Any]:

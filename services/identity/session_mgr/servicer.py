@@ -9,7 +9,7 @@ import asyncpg
 
 from nexus.identity.session_mgr.v1 import session_mgr_pb2 as pb
 from nexus.identity.session_mgr.v1.faults import SessionNotFound
-from nexus.identity.token_mgr.v1.token_mgr_pb2 import RevokeFamiliesRequest
+from nexus.identity.token_mgr.v1.token_mgr_pb2 import RevokeFamiliesRequest, RevokeUserGrantsRequest
 from nexus.identity.token_mgr.v1.token_mgr_pb2_grpc import TokenServiceStub
 from services.chassis.clock import now, timestamp
 from services.chassis.context import RequestContext
@@ -129,7 +129,10 @@ class SessionService:
         self, request: pb.EndUserSessionsRequest, call: RequestContext
     ) -> pb.EndUserSessionsResponse:
         if not request.session_id:
-            return pb.EndUserSessionsResponse(ended_sessions=await self._end_all(call, request.user_id))
+            ended = await self._end_all(call, request.user_id)
+            # After the sessions, for no grant comes of an ended one.
+            await self._tokens.RevokeUserGrants(RevokeUserGrantsRequest(user_id=request.user_id))
+            return pb.EndUserSessionsResponse(ended_sessions=ended)
         async with self._database.transaction():
             ended = await self._end(call, request.user_id, [request.session_id])
         return pb.EndUserSessionsResponse(ended_sessions=ended)

@@ -1,7 +1,7 @@
 """TokenService: proto to rules and back."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -157,6 +157,12 @@ class TokenService:
     ) -> pb.RevokeFamiliesResponse:
         return pb.RevokeFamiliesResponse(revoked_families=await self._revoke(list(request.session_ids)))
 
+    async def RevokeUserGrants(
+        self, request: pb.RevokeUserGrantsRequest, call: RequestContext
+    ) -> pb.RevokeUserGrantsResponse:
+        revoked = await self._store.revoke_user(request.user_id)
+        return pb.RevokeUserGrantsResponse(revoked_families=await self._tell(revoked))
+
     async def IssueGrant(self, request: pb.IssueGrantRequest, call: RequestContext) -> pb.IssueGrantResponse:
         parent = request.parent_session_id or None
         expires = moment(request.expire_time)
@@ -171,8 +177,9 @@ class TokenService:
             auth_time=moment(request.auth_time) if request.HasField("auth_time") else None,
         )
         async with self._database.transaction():
-            if parent is not None and await self._store.family(parent, keep=True) is None:
-                raise SessionEnded()
+            for session_id in {request.parent_session_id, request.consent_session_id} - {""}:
+                if await self._store.family(session_id, keep=True) is None:
+                    raise SessionEnded()
             await self._store.insert_grant(
                 grant.family_id,
                 grant.user_id,
@@ -220,10 +227,10 @@ class TokenService:
         grant = Grant(
             subject["sid"],
             None if subject["sub"] == client_id else subject["sub"],
-            permissions if asked else carried,
+            permissions,
             datetime.fromtimestamp(subject["exp"], UTC),
             client_id or request.actor,
-            " ".join(asked) or scope,
+            " ".join(asked),
             list(request.audiences),
             acting(request.actor, subject.get("act")),
         )
@@ -262,11 +269,12 @@ class TokenService:
         return {"keys": await self._keys.public(_ACCESS_ALGORITHMS)}
 
     async def _revoke(self, family_ids: list[str]) -> int:
-        """Revoke families and the grants that came from them; tell every process of the grants.
+        """Revoke families and the grants that came from them."""
+        return await self._tell(await self._store.revoke(family_ids))
 
-        Of sessions session-mgr tells them.
-        """
-        revoked = await self._store.revoke(family_ids)
+    async def _tell(self, revoked: Sequence[Mapping[str, Any]]) -> int:
+        """Tell every process which grants have been revoked; of sessions session-mgr tells them. Returns how many
+        families it was."""
         grants = [family["session_id"] for family in revoked if family["client_id"]]
         await self._signals.end_sessions(
             grants, time.time() + self._settings.access_token_seconds + _REMEMBER_LONGER_SECONDS

@@ -105,6 +105,17 @@ class TokenStore:
             session_ids,
         )
 
+    async def revoke_user(self, user_id: str) -> list[asyncpg.Record]:
+        """Revoke all families of a user; returns those that it revoked."""
+        return await self._database.fetch(
+            """
+            UPDATE token_families SET revoke_time = now()
+            WHERE tenant_id = nexus.tenant_id() AND user_id = $1 AND revoke_time IS NULL
+            RETURNING session_id::text, client_id
+            """,
+            user_id,
+        )
+
     async def forget_expired(self) -> None:
         async with self._database.transaction(platform_wide=True):
             await self._database.execute("DELETE FROM token_families WHERE expire_time < now()")

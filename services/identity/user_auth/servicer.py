@@ -231,13 +231,19 @@ class UserService:
     async def ProvisionUser(self, request: pb.ProvisionUserRequest, call: RequestContext) -> pb.ProvisionUserResponse:
         await self._require_strong(request.password, request.email, request.display_name)
         password_hash = await passwords.hash_password(request.password)
-        new = new_id()
+        new, email_key = new_id(), _email_key(request.email)
+        known = await self._store.by_email(email_key)
+        same_password = known is not None and await passwords.matches(known["password_hash"], request.password)
         async with self._database.transaction():
             user = await self._store.upsert_verified(
-                new, request.email, _email_key(request.email), request.display_name, password_hash, list(request.roles)
+                new, request.email, email_key, request.display_name, password_hash, list(request.roles)
             )
             if user["user_id"] == new:
                 await self._events.publish(events_pb2.UserCreated(user_id=new), aggregate=new)
+            elif not same_password:
+                # Nobody stays signed in with the old one.
+                await self._store.set_password(user["user_id"], password_hash, verified=True)
+                await self._end_sessions(user)
         return pb.ProvisionUserResponse(user=_user(user))
 
     async def ListRoles(self, request: pb.ListRolesRequest, call: RequestContext) -> pb.ListRolesResponse:

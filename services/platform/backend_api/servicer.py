@@ -12,8 +12,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from redis.exceptions import RedisError
 
 from edge import openapi, reference
-from nexus.identity.user_auth.v1.faults import UserNotFound
-from nexus.identity.user_auth.v1.user_auth_pb2 import USER_STATE_DISABLED, ResolveUserRequest
+from nexus.identity.user_auth.v1.faults import UserDisabled, UserNotFound
+from nexus.identity.user_auth.v1.user_auth_pb2 import ResolveUserRequest
 from nexus.identity.user_auth.v1.user_auth_pb2_grpc import UserServiceStub
 from nexus.modules.puabo_os.v1.modules_pb2 import ResolveEntitlementsRequest
 from nexus.modules.puabo_os.v1.modules_pb2_grpc import ModuleServiceStub
@@ -89,6 +89,7 @@ class PlatformService:
                 rate_class=method.rate_class,
                 recent_proof_seconds=method.policy.recent_proof.seconds,
                 two_factors=method.policy.two_factors,
+                scope=method.policy.scope,
             )
             for method in contract.methods().values()
             for route in method.routes
@@ -199,10 +200,8 @@ class ApiKeyService:
         with acting_for(row["tenant_id"]):
             try:
                 user = await self._users.ResolveUser(ResolveUserRequest(user_id=row["user_id"]))
-            except UserNotFound:
+            except (UserNotFound, UserDisabled):
                 raise ApiKeyInvalid() from None
-            if user.user.state == USER_STATE_DISABLED:
-                raise ApiKeyInvalid()
             held = api_keys.effective(row["scopes"], user.permissions)
             entitled = await self._modules.ResolveEntitlements(ResolveEntitlementsRequest(held_permissions=held))
             await self._store.note_use(row["key_id"])
@@ -211,6 +210,7 @@ class ApiKeyService:
             tenant_id=row["tenant_id"],
             user_id=row["user_id"],
             permissions=entitled.permissions,
+            scopes=row["scopes"],
             expire_time=timestamp(row["expire_time"]) if row["expire_time"] else None,
             calls_per_minute=getattr(self._config, f"api_key_rate_{row['rate']}"),
         )

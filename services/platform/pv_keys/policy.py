@@ -28,6 +28,13 @@ def require_sound(policy: SigningPolicy) -> None:
             raise PolicyInvalid(why="a limit limits neither signatures nor an amount")
 
 
+def require_replaceable(policy: SigningPolicy) -> None:
+    """Raises PolicyForbids if the policy of a root cannot be left out for what is derived from it: a manager could do
+    without the approvers."""
+    if not is_approved(policy, ()):
+        raise PolicyForbids(why="what is derived begins with the root's policy, which asks for approvals")
+
+
 def check(policy: SigningPolicy, payload: Payload) -> None:
     """Raises PolicyForbids for a payload that no number of approvals makes right."""
     restricts = bool(policy.destinations) or any(limit.asset for limit in policy.limits)

@@ -5,6 +5,7 @@ import asyncpg
 from nexus.platform.pv_keys.v1 import pv_keys_pb2 as pb
 from nexus.platform.pv_keys.v1.faults import (
     KeyKindUnsuitable,
+    PrivateKeyExists,
     PrivateKeyLocked,
     PrivateKeyNotFound,
     ProposalNotFound,
@@ -56,10 +57,13 @@ class PrivateKeyService:
             raise KeyKindUnsuitable(key_id=request.key_id, why="it is not the root of a hierarchy")
         row = await self._store.derived(request.key_id, request.path)
         if row is None:
-            curve = Curve(root["curve"])
+            curve, rules = Curve(root["curve"]), policy_of(root)
+            if request.HasField("policy"):
+                policy.require_replaceable(rules)
+                rules = request.policy
             secret = curves.derive(curve, await self._secret(root), request.path)
             row = await self._keep(
-                call, "derived", request.label, curve, secret, request.policy, root_id=request.key_id, path=request.path
+                call, "derived", request.label, curve, secret, rules, root_id=request.key_id, path=request.path
             )
         return pb.DeriveKeyResponse(key=_key(row))
 
@@ -200,7 +204,10 @@ class PrivateKeyService:
         root_id: str | None = None,
         path: str = "",
     ) -> asyncpg.Record:
-        """Seal and store a new key; the one that another call has derived meanwhile, if it has."""
+        """Seal and store a new key; the one that another call has derived meanwhile, if it has.
+
+        Raises PrivateKeyExists.
+        """
         policy.require_sound(rules)
         key_id = new_id()
         sealed = await self._fields.seal(secret, subject=_subject(key_id), field=_FIELD)
@@ -219,13 +226,14 @@ class PrivateKeyService:
                 root_key_id=root_id,
                 path=path,
             )
-            if row is None:
-                assert root_id is not None, "only a derived key can have been made before"
-                row = await self._store.derived(root_id, path)
-            else:
+            if row is not None:
                 await self._note(row, action, call)
-        assert row is not None
-        return row
+                return row
+            if root_id is not None and (derived := await self._store.derived(root_id, path)) is not None:
+                return derived
+            same = await self._store.same(curve, public, hd_root=hd_root)
+            assert same is not None, "nothing else keeps a key out, and none is ever deleted"
+            raise PrivateKeyExists(key_id=same["key_id"])
 
     async def _secret(self, key: asyncpg.Record) -> bytes:
         return await self._fields.open(key["secret_sealed"], subject=_subject(key["key_id"]), field=_FIELD)

@@ -39,13 +39,13 @@ class PrivateKeyStore:
         root_key_id: str | None = None,
         path: str = "",
     ) -> asyncpg.Record | None:
-        """None if the path has been derived from the root before."""
+        """None if there is such a key, or one of the same path under the same root."""
         return await self._database.fetchrow(
             f"""
             INSERT INTO private_keys (key_id, label, curve, secret_sealed, public_key, ethereum_account, policy,
                                       hd_root, root_key_id, path)
             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
-            ON CONFLICT (tenant_id, root_key_id, path) DO NOTHING RETURNING {_KEY}
+            ON CONFLICT DO NOTHING RETURNING {_KEY}
             """,
             key_id,
             label,
@@ -74,6 +74,18 @@ class PrivateKeyStore:
             """,
             root_key_id,
             path,
+        )
+
+    async def same(self, curve: str, public_key: bytes, *, hd_root: bool) -> asyncpg.Record | None:
+        """The key with this public part."""
+        return await self._database.fetchrow(
+            f"""
+            SELECT {_KEY} FROM private_keys
+            WHERE tenant_id = nexus.tenant_id() AND curve = $1 AND public_key = $2 AND hd_root = $3
+            """,
+            curve,
+            public_key,
+            hd_root,
         )
 
     async def page(self, before: str | None, limit: int) -> list[asyncpg.Record]:

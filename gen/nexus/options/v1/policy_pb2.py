@@ -27,21 +27,21 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.rpc import code_pb2 as google_dot_rpc_dot_code__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dnexus/options/v1/policy.proto\x12\x10nexus.options.v1\x1a google/protobuf/descriptor.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x15google/rpc/code.proto\"\xc7\x03\n\x0cMethodPolicy\x12\x10\n\x06public\x18\x01 \x01(\x08H\x00\x12\x13\n\tsigned_in\x18\x02 \x01(\x08H\x00\x12\x16\n\x0cservice_only\x18\x03 \x01(\x08H\x00\x12\x14\n\npermission\x18\x04 \x01(\tH\x00\x12\x32\n\x0bidempotency\x18\x05 \x01(\x0e\x32\x1d.nexus.options.v1.Idempotency\x12/\n\nrate_class\x18\x06 \x01(\x0e\x32\x1b.nexus.options.v1.RateClass\x12\x31\n\x0e\x63\x61\x63he_lifetime\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07tenancy\x18\x08 \x01(\x0e\x32\x19.nexus.options.v1.Tenancy\x12*\n\x07timeout\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tmesh_wide\x18\n \x01(\x08\x12\x0f\n\x07resumes\x18\x0b \x01(\x08\x12/\n\x0crecent_proof\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0btwo_factors\x18\r \x01(\x08\x42\x08\n\x06\x61\x63\x63\x65ss\"?\n\x0cReasonPolicy\x12\x1e\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x10.google.rpc.Code\x12\x0f\n\x07message\x18\x02 \x01(\t*\x94\x01\n\x0bIdempotency\x12\x1b\n\x17IDEMPOTENCY_UNSPECIFIED\x10\x00\x12\x1f\n\x1bIDEMPOTENCY_NO_SIDE_EFFECTS\x10\x01\x12\x1a\n\x16IDEMPOTENCY_IDEMPOTENT\x10\x02\x12\x15\n\x11IDEMPOTENCY_KEYED\x10\x03\x12\x14\n\x10IDEMPOTENCY_NONE\x10\x04*\x85\x01\n\tRateClass\x12\x1a\n\x16RATE_CLASS_UNSPECIFIED\x10\x00\x12\x13\n\x0fRATE_CLASS_READ\x10\x01\x12\x14\n\x10RATE_CLASS_WRITE\x10\x02\x12\x1a\n\x16RATE_CLASS_CREDENTIALS\x10\x03\x12\x15\n\x11RATE_CLASS_COSTLY\x10\x04*L\n\x07Tenancy\x12\x17\n\x13TENANCY_UNSPECIFIED\x10\x00\x12\x12\n\x0eTENANCY_TENANT\x10\x01\x12\x14\n\x10TENANCY_PLATFORM\x10\x02:P\n\x06method\x12\x1e.google.protobuf.MethodOptions\x18\xb8\x8e\x03 \x01(\x0b\x32\x1e.nexus.options.v1.MethodPolicy:S\n\x06reason\x12!.google.protobuf.EnumValueOptions\x18\xb8\x8e\x03 \x01(\x0b\x32\x1e.nexus.options.v1.ReasonPolicy:/\n\x06secret\x12\x1d.google.protobuf.FieldOptions\x18\xb8\x8e\x03 \x01(\x08:1\n\x08personal\x12\x1d.google.protobuf.FieldOptions\x18\xb9\x8e\x03 \x01(\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dnexus/options/v1/policy.proto\x12\x10nexus.options.v1\x1a google/protobuf/descriptor.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x15google/rpc/code.proto\"\xd6\x03\n\x0cMethodPolicy\x12\x10\n\x06public\x18\x01 \x01(\x08H\x00\x12\x13\n\tsigned_in\x18\x02 \x01(\x08H\x00\x12\x16\n\x0cservice_only\x18\x03 \x01(\x08H\x00\x12\x14\n\npermission\x18\x04 \x01(\tH\x00\x12\x32\n\x0bidempotency\x18\x05 \x01(\x0e\x32\x1d.nexus.options.v1.Idempotency\x12/\n\nrate_class\x18\x06 \x01(\x0e\x32\x1b.nexus.options.v1.RateClass\x12\x31\n\x0e\x63\x61\x63he_lifetime\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07tenancy\x18\x08 \x01(\x0e\x32\x19.nexus.options.v1.Tenancy\x12*\n\x07timeout\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tmesh_wide\x18\n \x01(\x08\x12\x0f\n\x07resumes\x18\x0b \x01(\x08\x12/\n\x0crecent_proof\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0btwo_factors\x18\r \x01(\x08\x12\r\n\x05scope\x18\x0e \x01(\tB\x08\n\x06\x61\x63\x63\x65ss\"?\n\x0cReasonPolicy\x12\x1e\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x10.google.rpc.Code\x12\x0f\n\x07message\x18\x02 \x01(\t*\x94\x01\n\x0bIdempotency\x12\x1b\n\x17IDEMPOTENCY_UNSPECIFIED\x10\x00\x12\x1f\n\x1bIDEMPOTENCY_NO_SIDE_EFFECTS\x10\x01\x12\x1a\n\x16IDEMPOTENCY_IDEMPOTENT\x10\x02\x12\x15\n\x11IDEMPOTENCY_KEYED\x10\x03\x12\x14\n\x10IDEMPOTENCY_NONE\x10\x04*\x85\x01\n\tRateClass\x12\x1a\n\x16RATE_CLASS_UNSPECIFIED\x10\x00\x12\x13\n\x0fRATE_CLASS_READ\x10\x01\x12\x14\n\x10RATE_CLASS_WRITE\x10\x02\x12\x1a\n\x16RATE_CLASS_CREDENTIALS\x10\x03\x12\x15\n\x11RATE_CLASS_COSTLY\x10\x04*L\n\x07Tenancy\x12\x17\n\x13TENANCY_UNSPECIFIED\x10\x00\x12\x12\n\x0eTENANCY_TENANT\x10\x01\x12\x14\n\x10TENANCY_PLATFORM\x10\x02:P\n\x06method\x12\x1e.google.protobuf.MethodOptions\x18\xb8\x8e\x03 \x01(\x0b\x32\x1e.nexus.options.v1.MethodPolicy:S\n\x06reason\x12!.google.protobuf.EnumValueOptions\x18\xb8\x8e\x03 \x01(\x0b\x32\x1e.nexus.options.v1.ReasonPolicy:/\n\x06secret\x12\x1d.google.protobuf.FieldOptions\x18\xb8\x8e\x03 \x01(\x08:1\n\x08personal\x12\x1d.google.protobuf.FieldOptions\x18\xb9\x8e\x03 \x01(\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'nexus.options.v1.policy_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_IDEMPOTENCY']._serialized_start=664
-  _globals['_IDEMPOTENCY']._serialized_end=812
-  _globals['_RATECLASS']._serialized_start=815
-  _globals['_RATECLASS']._serialized_end=948
-  _globals['_TENANCY']._serialized_start=950
-  _globals['_TENANCY']._serialized_end=1026
+  _globals['_IDEMPOTENCY']._serialized_start=679
+  _globals['_IDEMPOTENCY']._serialized_end=827
+  _globals['_RATECLASS']._serialized_start=830
+  _globals['_RATECLASS']._serialized_end=963
+  _globals['_TENANCY']._serialized_start=965
+  _globals['_TENANCY']._serialized_end=1041
   _globals['_METHODPOLICY']._serialized_start=141
-  _globals['_METHODPOLICY']._serialized_end=596
-  _globals['_REASONPOLICY']._serialized_start=598
-  _globals['_REASONPOLICY']._serialized_end=661
+  _globals['_METHODPOLICY']._serialized_end=611
+  _globals['_REASONPOLICY']._serialized_start=613
+  _globals['_REASONPOLICY']._serialized_end=676
 # @@protoc_insertion_point(module_scope)

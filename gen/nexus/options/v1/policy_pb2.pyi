@@ -130,6 +130,7 @@ class MethodPolicy(_message.Message):
     RESUMES_FIELD_NUMBER: _builtins.int
     RECENT_PROOF_FIELD_NUMBER: _builtins.int
     TWO_FACTORS_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
     public: _builtins.bool
     """Anyone, signed in or not."""
     signed_in: _builtins.bool
@@ -156,6 +157,13 @@ class MethodPolicy(_message.Message):
     last refresh: one without any is asked for the factor they have, so that nobody is kept from enrolling the first.
     Only together with `recent_proof`.
     """
+    scope: _builtins.str
+    """Only for `signed_in`: the scope by which an OAuth client or an API key may call it for the user, named
+    "my.<what>". Without one only the user's own sign-in may: no client that a user let in to see their name, and no
+    key, ends their sessions or spends their money.
+
+    Asked of callers from outside, as a recent proof is.
+    """
     @_builtins.property
     def cache_lifetime(self) -> _duration_pb2.Duration:
         """How long the edge may serve a public answer from its cache. Only for methods that are public and
@@ -173,7 +181,7 @@ class MethodPolicy(_message.Message):
 
         Asked of people who call from outside. A service that calls on a user's behalf has a contract of its own to ask by.
         An API key, or a client that acts for itself, proves nothing anew: it may call what it was given the permission for
-        (which takes a recent proof), and never a method that is about the user's own account (`signed_in`).
+        (which takes a recent proof).
         """
 
     def __init__(
@@ -192,10 +200,11 @@ class MethodPolicy(_message.Message):
         resumes: _builtins.bool = ...,
         recent_proof: _duration_pb2.Duration | None = ...,
         two_factors: _builtins.bool = ...,
+        scope: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "cache_lifetime", b"cache_lifetime", "permission", b"permission", "public", b"public", "recent_proof", b"recent_proof", "service_only", b"service_only", "signed_in", b"signed_in", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "cache_lifetime", b"cache_lifetime", "idempotency", b"idempotency", "mesh_wide", b"mesh_wide", "permission", b"permission", "public", b"public", "rate_class", b"rate_class", "recent_proof", b"recent_proof", "resumes", b"resumes", "service_only", b"service_only", "signed_in", b"signed_in", "tenancy", b"tenancy", "timeout", b"timeout", "two_factors", b"two_factors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "cache_lifetime", b"cache_lifetime", "idempotency", b"idempotency", "mesh_wide", b"mesh_wide", "permission", b"permission", "public", b"public", "rate_class", b"rate_class", "recent_proof", b"recent_proof", "resumes", b"resumes", "scope", b"scope", "service_only", b"service_only", "signed_in", b"signed_in", "tenancy", b"tenancy", "timeout", b"timeout", "two_factors", b"two_factors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_access: _TypeAlias = _typing.Literal["public", "signed_in", "service_only", "permission"]  # noqa: Y015
     _WhichOneofArgType_access: _TypeAlias = _typing.Literal["access", b"access"]  # noqa: Y015

@@ -195,3 +195,19 @@ class CredentialsAmbiguous(Fault):
     reason = "CREDENTIALS_AMBIGUOUS"
     code = StatusCode.INVALID_ARGUMENT
     template = "Send an access token or an API key, not both."
+
+class ScopeMissing(Fault):
+    """The OAuth client or the API key was not given the scope that the method asks for."""
+
+    domain = "nexus"
+    reason = "SCOPE_MISSING"
+    code = StatusCode.PERMISSION_DENIED
+    template = "This needs the scope {scope}."
+
+class OwnSignInRequired(Fault):
+    """The method is for the user's own sign-in: no OAuth client and no API key may call it on their behalf."""
+
+    domain = "nexus"
+    reason = "OWN_SIGN_IN_REQUIRED"
+    code = StatusCode.PERMISSION_DENIED
+    template = "Only users who signed in themselves may do this; no client and no API key does it for them."

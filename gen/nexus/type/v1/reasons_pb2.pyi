@@ -73,6 +73,10 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """
     REASON_CREDENTIALS_AMBIGUOUS: _Reason.ValueType  # 24
     """The call carries an access token and an API key, and they may stand for two users."""
+    REASON_SCOPE_MISSING: _Reason.ValueType  # 25
+    """The OAuth client or the API key was not given the scope that the method asks for."""
+    REASON_OWN_SIGN_IN_REQUIRED: _Reason.ValueType  # 26
+    """The method is for the user's own sign-in: no OAuth client and no API key may call it on their behalf."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """The platform's own error reasons; their `ErrorInfo.domain` is "nexus"."""
@@ -128,4 +132,8 @@ token passes; `max_age` is how old it may be, in seconds, and `assurance` "aal1"
 """
 REASON_CREDENTIALS_AMBIGUOUS: Reason.ValueType  # 24
 """The call carries an access token and an API key, and they may stand for two users."""
+REASON_SCOPE_MISSING: Reason.ValueType  # 25
+"""The OAuth client or the API key was not given the scope that the method asks for."""
+REASON_OWN_SIGN_IN_REQUIRED: Reason.ValueType  # 26
+"""The method is for the user's own sign-in: no OAuth client and no API key may call it on their behalf."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

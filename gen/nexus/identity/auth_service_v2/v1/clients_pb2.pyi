@@ -94,7 +94,9 @@ class ClientSettings(_message.Message):
 
     @_builtins.property
     def audiences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """For whom its access tokens are meant; the platform when empty."""
+        """For whom its access tokens are meant, those it exchanges others for included; the platform when empty, and only
+        then, unless it is named.
+        """
 
     def __init__(
         self,

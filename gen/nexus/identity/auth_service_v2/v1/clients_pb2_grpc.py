@@ -140,7 +140,7 @@ class ClientServiceServicer:
     def RotateClientSecret(self, request, context):
         """Gives a client a new secret. The old one stops working at once.
 
-        Errors: CLIENT_NOT_FOUND, CLIENT_METADATA_INVALID for a client that has no secret.
+        Errors: CLIENT_NOT_FOUND, SCOPE_NOT_HELD, CLIENT_METADATA_INVALID for a client that has no secret.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

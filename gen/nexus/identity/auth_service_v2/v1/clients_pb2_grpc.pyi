@@ -55,7 +55,7 @@ class ClientServiceStub:
     RotateClientSecret: _grpc.UnaryUnaryMultiCallable[_clients_pb2.RotateClientSecretRequest, _clients_pb2.RotateClientSecretResponse]
     """Gives a client a new secret. The old one stops working at once.
 
-    Errors: CLIENT_NOT_FOUND, CLIENT_METADATA_INVALID for a client that has no secret.
+    Errors: CLIENT_NOT_FOUND, SCOPE_NOT_HELD, CLIENT_METADATA_INVALID for a client that has no secret.
     """
     DeleteClient: _grpc.UnaryUnaryMultiCallable[_clients_pb2.DeleteClientRequest, _clients_pb2.DeleteClientResponse]
     """Deletes a client with all consent given to it. Its refresh tokens stop working at once, its access tokens when
@@ -113,7 +113,7 @@ class ClientServiceAsyncStub(ClientServiceStub):
     RotateClientSecret: _aio.UnaryUnaryMultiCallable[_clients_pb2.RotateClientSecretRequest, _clients_pb2.RotateClientSecretResponse]  # type: ignore[assignment]
     """Gives a client a new secret. The old one stops working at once.
 
-    Errors: CLIENT_NOT_FOUND, CLIENT_METADATA_INVALID for a client that has no secret.
+    Errors: CLIENT_NOT_FOUND, SCOPE_NOT_HELD, CLIENT_METADATA_INVALID for a client that has no secret.
     """
     DeleteClient: _aio.UnaryUnaryMultiCallable[_clients_pb2.DeleteClientRequest, _clients_pb2.DeleteClientResponse]  # type: ignore[assignment]
     """Deletes a client with all consent given to it. Its refresh tokens stop working at once, its access tokens when
@@ -198,7 +198,7 @@ class ClientServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_clients_pb2.RotateClientSecretResponse, _abc.Awaitable[_clients_pb2.RotateClientSecretResponse]]:
         """Gives a client a new secret. The old one stops working at once.
 
-        Errors: CLIENT_NOT_FOUND, CLIENT_METADATA_INVALID for a client that has no secret.
+        Errors: CLIENT_NOT_FOUND, SCOPE_NOT_HELD, CLIENT_METADATA_INVALID for a client that has no secret.
         """
 
     @_abc_1.abstractmethod

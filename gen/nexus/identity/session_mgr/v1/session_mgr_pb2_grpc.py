@@ -165,7 +165,7 @@ class SessionServiceServicer:
 
     def EndUserSessions(self, request, context):
         """Ends all sessions of a user, or one, for a service that must lock them out: a changed password, a stolen
-        token.
+        token. With all of them end the grants of clients, those too that outlive a session.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

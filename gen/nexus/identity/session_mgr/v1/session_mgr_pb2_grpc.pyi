@@ -67,7 +67,7 @@ class SessionServiceStub:
     """Lists a user's live sessions, for a service that answers for them. There are at most five."""
     EndUserSessions: _grpc.UnaryUnaryMultiCallable[_session_mgr_pb2.EndUserSessionsRequest, _session_mgr_pb2.EndUserSessionsResponse]
     """Ends all sessions of a user, or one, for a service that must lock them out: a changed password, a stolen
-    token.
+    token. With all of them end the grants of clients, those too that outlive a session.
     """
 
 @_typing.type_check_only
@@ -109,7 +109,7 @@ class SessionServiceAsyncStub(SessionServiceStub):
     """Lists a user's live sessions, for a service that answers for them. There are at most five."""
     EndUserSessions: _aio.UnaryUnaryMultiCallable[_session_mgr_pb2.EndUserSessionsRequest, _session_mgr_pb2.EndUserSessionsResponse]  # type: ignore[assignment]
     """Ends all sessions of a user, or one, for a service that must lock them out: a changed password, a stolen
-    token.
+    token. With all of them end the grants of clients, those too that outlive a session.
     """
 
 class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -208,7 +208,7 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_session_mgr_pb2.EndUserSessionsResponse, _abc.Awaitable[_session_mgr_pb2.EndUserSessionsResponse]]:
         """Ends all sessions of a user, or one, for a service that must lock them out: a changed password, a stolen
-        token.
+        token. With all of them end the grants of clients, those too that outlive a session.
         """
 
 def add_SessionServiceServicer_to_server(servicer: SessionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

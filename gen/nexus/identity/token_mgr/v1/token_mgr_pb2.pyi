@@ -354,6 +354,7 @@ class IssueGrantRequest(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     REFRESHABLE_FIELD_NUMBER: _builtins.int
     AUTH_TIME_FIELD_NUMBER: _builtins.int
+    CONSENT_SESSION_ID_FIELD_NUMBER: _builtins.int
     grant_id: _builtins.str
     """UUID of the new grant, chosen by the caller, so that it is issued once."""
     client_id: _builtins.str
@@ -365,6 +366,10 @@ class IssueGrantRequest(_message.Message):
     """Names separated by spaces (RFC 6749, section 3.3)."""
     refreshable: _builtins.bool
     """Whether there is a refresh token."""
+    consent_session_id: _builtins.str
+    """The session in which the user allowed it, which must not have ended yet, even if the grant outlives it: who is
+    locked out leaves no code behind that becomes a grant afterwards.
+    """
     @_builtins.property
     def permissions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """As in IssueTokens."""
@@ -394,10 +399,11 @@ class IssueGrantRequest(_message.Message):
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         refreshable: _builtins.bool = ...,
         auth_time: _timestamp_pb2.Timestamp | None = ...,
+        consent_session_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["auth_time", b"auth_time", "expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audiences", b"audiences", "auth_time", b"auth_time", "client_id", b"client_id", "expire_time", b"expire_time", "grant_id", b"grant_id", "parent_session_id", b"parent_session_id", "permissions", b"permissions", "refreshable", b"refreshable", "scope", b"scope", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audiences", b"audiences", "auth_time", b"auth_time", "client_id", b"client_id", "consent_session_id", b"consent_session_id", "expire_time", b"expire_time", "grant_id", b"grant_id", "parent_session_id", b"parent_session_id", "permissions", b"permissions", "refreshable", b"refreshable", "scope", b"scope", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -518,7 +524,7 @@ class ExchangeTokenRequest(_message.Message):
     actor: _builtins.str
     """Who acts: a client's id or a service's."""
     scope: _builtins.str
-    """Names separated by spaces: permissions that the subject token carries; all of its scope when empty."""
+    """Names separated by spaces, of permissions and scopes that the subject token carries. There is no word for all."""
     @_builtins.property
     def audiences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """As in IssueGrant."""
@@ -784,6 +790,45 @@ class RevokeFamiliesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RevokeFamiliesResponse: _TypeAlias = RevokeFamiliesResponse  # noqa: Y015
+
+@_typing.final
+class RevokeUserGrantsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeUserGrantsRequest: _TypeAlias = RevokeUserGrantsRequest  # noqa: Y015
+
+@_typing.final
+class RevokeUserGrantsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVOKED_FAMILIES_FIELD_NUMBER: _builtins.int
+    revoked_families: _builtins.int
+    """How many families ended now."""
+    def __init__(
+        self,
+        *,
+        revoked_families: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revoked_families", b"revoked_families"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeUserGrantsResponse: _TypeAlias = RevokeUserGrantsResponse  # noqa: Y015
 
 @_typing.final
 class RotateKeysRequest(_message.Message):

@@ -86,6 +86,11 @@ class TokenServiceStub:
                 request_serializer=nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.RevokeFamiliesRequest.SerializeToString,
                 response_deserializer=nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.RevokeFamiliesResponse.FromString,
                 _registered_method=True)
+        self.RevokeUserGrants = channel.unary_unary(
+                '/nexus.identity.token_mgr.v1.TokenService/RevokeUserGrants',
+                request_serializer=nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.RevokeUserGrantsRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.RevokeUserGrantsResponse.FromString,
+                _registered_method=True)
         self.RotateKeys = channel.unary_unary(
                 '/nexus.identity.token_mgr.v1.TokenService/RotateKeys',
                 request_serializer=nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.RotateKeysRequest.SerializeToString,
@@ -189,6 +194,14 @@ class TokenServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RevokeUserGrants(self, request, context):
+        """Revokes everything that was ever issued for a user, the grants of clients that act while the user is away
+        included: for a service that locks the user out.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RotateKeys(self, request, context):
         """Makes the next signing key the current one and publishes a new next key. Tokens signed before verify
         until they expire, unless former keys are withdrawn: for a key that may be known to others. It happens by itself
@@ -260,6 +273,11 @@ def add_TokenServiceServicer_to_server(servicer, server):
                     servicer.RevokeFamilies,
                     request_deserializer=nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.RevokeFamiliesRequest.FromString,
                     response_serializer=nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.RevokeFamiliesResponse.SerializeToString,
+            ),
+            'RevokeUserGrants': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeUserGrants,
+                    request_deserializer=nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.RevokeUserGrantsRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.RevokeUserGrantsResponse.SerializeToString,
             ),
             'RotateKeys': grpc.unary_unary_rpc_method_handler(
                     servicer.RotateKeys,
@@ -544,6 +562,33 @@ class TokenService:
             '/nexus.identity.token_mgr.v1.TokenService/RevokeFamilies',
             nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.RevokeFamiliesRequest.SerializeToString,
             nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.RevokeFamiliesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeUserGrants(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.token_mgr.v1.TokenService/RevokeUserGrants',
+            nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.RevokeUserGrantsRequest.SerializeToString,
+            nexus_dot_identity_dot_token__mgr_dot_v1_dot_token__mgr__pb2.RevokeUserGrantsResponse.FromString,
             options,
             channel_credentials,
             insecure,

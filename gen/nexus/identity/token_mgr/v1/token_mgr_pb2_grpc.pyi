@@ -78,6 +78,10 @@ class TokenServiceStub:
     """Revokes the refresh tokens of sessions or grants, and the access tokens of all grants that came from them.
     Unknown ones are passed over.
     """
+    RevokeUserGrants: _grpc.UnaryUnaryMultiCallable[_token_mgr_pb2.RevokeUserGrantsRequest, _token_mgr_pb2.RevokeUserGrantsResponse]
+    """Revokes everything that was ever issued for a user, the grants of clients that act while the user is away
+    included: for a service that locks the user out.
+    """
     RotateKeys: _grpc.UnaryUnaryMultiCallable[_token_mgr_pb2.RotateKeysRequest, _token_mgr_pb2.RotateKeysResponse]
     """Makes the next signing key the current one and publishes a new next key. Tokens signed before verify
     until they expire, unless former keys are withdrawn: for a key that may be known to others. It happens by itself
@@ -139,6 +143,10 @@ class TokenServiceAsyncStub(TokenServiceStub):
     RevokeFamilies: _aio.UnaryUnaryMultiCallable[_token_mgr_pb2.RevokeFamiliesRequest, _token_mgr_pb2.RevokeFamiliesResponse]  # type: ignore[assignment]
     """Revokes the refresh tokens of sessions or grants, and the access tokens of all grants that came from them.
     Unknown ones are passed over.
+    """
+    RevokeUserGrants: _aio.UnaryUnaryMultiCallable[_token_mgr_pb2.RevokeUserGrantsRequest, _token_mgr_pb2.RevokeUserGrantsResponse]  # type: ignore[assignment]
+    """Revokes everything that was ever issued for a user, the grants of clients that act while the user is away
+    included: for a service that locks the user out.
     """
     RotateKeys: _aio.UnaryUnaryMultiCallable[_token_mgr_pb2.RotateKeysRequest, _token_mgr_pb2.RotateKeysResponse]  # type: ignore[assignment]
     """Makes the next signing key the current one and publishes a new next key. Tokens signed before verify
@@ -258,6 +266,16 @@ class TokenServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_token_mgr_pb2.RevokeFamiliesResponse, _abc.Awaitable[_token_mgr_pb2.RevokeFamiliesResponse]]:
         """Revokes the refresh tokens of sessions or grants, and the access tokens of all grants that came from them.
         Unknown ones are passed over.
+        """
+
+    @_abc_1.abstractmethod
+    def RevokeUserGrants(
+        self,
+        request: _token_mgr_pb2.RevokeUserGrantsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_token_mgr_pb2.RevokeUserGrantsResponse, _abc.Awaitable[_token_mgr_pb2.RevokeUserGrantsResponse]]:
+        """Revokes everything that was ever issued for a user, the grants of clients that act while the user is away
+        included: for a service that locks the user out.
         """
 
     @_abc_1.abstractmethod

@@ -262,8 +262,8 @@ class UserServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ProvisionUser(self, request, context):
-        """Creates a user with a verified address and roles, or gives an existing one these roles and this password:
-        the first owner of a tenant, or a user brought over from elsewhere.
+        """Creates a user with a verified address and roles, or gives an existing one these roles and this password, which
+        ends their sessions if it is another: the first owner of a tenant, or a user brought over from elsewhere.
 
         Errors: PASSWORD_WEAK.
         """

@@ -65,8 +65,8 @@ class UserServiceStub:
     and USER_DISABLED, if the password is right.
     """
     ProvisionUser: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.ProvisionUserRequest, _user_auth_pb2.ProvisionUserResponse]
-    """Creates a user with a verified address and roles, or gives an existing one these roles and this password:
-    the first owner of a tenant, or a user brought over from elsewhere.
+    """Creates a user with a verified address and roles, or gives an existing one these roles and this password, which
+    ends their sessions if it is another: the first owner of a tenant, or a user brought over from elsewhere.
 
     Errors: PASSWORD_WEAK.
     """
@@ -227,8 +227,8 @@ class UserServiceAsyncStub(UserServiceStub):
     and USER_DISABLED, if the password is right.
     """
     ProvisionUser: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.ProvisionUserRequest, _user_auth_pb2.ProvisionUserResponse]  # type: ignore[assignment]
-    """Creates a user with a verified address and roles, or gives an existing one these roles and this password:
-    the first owner of a tenant, or a user brought over from elsewhere.
+    """Creates a user with a verified address and roles, or gives an existing one these roles and this password, which
+    ends their sessions if it is another: the first owner of a tenant, or a user brought over from elsewhere.
 
     Errors: PASSWORD_WEAK.
     """
@@ -428,8 +428,8 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _user_auth_pb2.ProvisionUserRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_user_auth_pb2.ProvisionUserResponse, _abc.Awaitable[_user_auth_pb2.ProvisionUserResponse]]:
-        """Creates a user with a verified address and roles, or gives an existing one these roles and this password:
-        the first owner of a tenant, or a user brought over from elsewhere.
+        """Creates a user with a verified address and roles, or gives an existing one these roles and this password, which
+        ends their sessions if it is another: the first owner of a tenant, or a user brought over from elsewhere.
 
         Errors: PASSWORD_WEAK.
         """

@@ -76,7 +76,7 @@ class ApiKey(_message.Message):
     rate: Global___ApiKeyRate.ValueType
     @_builtins.property
     def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names of permissions, or "*" for all that the user has."""
+        """Names of permissions and of scopes that contracts name, or "*" for all that the user has."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
@@ -127,7 +127,7 @@ class CreateApiKeyRequest(_message.Message):
     rate: Global___ApiKeyRate.ValueType
     @_builtins.property
     def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names of permissions that the caller has, or "*" for all of them."""
+        """Names of permissions that the caller has, and of scopes that contracts name ("my.orders"), or "*" for all of them."""
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
@@ -291,6 +291,7 @@ class VerifyApiKeyResponse(_message.Message):
     PERMISSIONS_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     CALLS_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    SCOPES_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
     tenant_id: _builtins.str
     user_id: _builtins.str
@@ -304,6 +305,10 @@ class VerifyApiKeyResponse(_message.Message):
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """Unset for a key without an end."""
 
+    @_builtins.property
+    def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Its scopes as they were given."""
+
     def __init__(
         self,
         *,
@@ -313,10 +318,11 @@ class VerifyApiKeyResponse(_message.Message):
         permissions: _abc.Iterable[_builtins.str] | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         calls_per_minute: _builtins.int = ...,
+        scopes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls_per_minute", b"calls_per_minute", "expire_time", b"expire_time", "key_id", b"key_id", "permissions", b"permissions", "tenant_id", b"tenant_id", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls_per_minute", b"calls_per_minute", "expire_time", b"expire_time", "key_id", b"key_id", "permissions", b"permissions", "scopes", b"scopes", "tenant_id", b"tenant_id", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -179,6 +179,7 @@ class Route(_message.Message):
     RATE_CLASS_FIELD_NUMBER: _builtins.int
     RECENT_PROOF_SECONDS_FIELD_NUMBER: _builtins.int
     TWO_FACTORS_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
     http_method: _builtins.str
     """"POST"."""
     path: _builtins.str
@@ -194,6 +195,8 @@ class Route(_message.Message):
     """How old the proof of who the caller is may be, in seconds; 0 where none is asked for."""
     two_factors: _builtins.bool
     """Whether that must be by two factors, of users who have two."""
+    scope: _builtins.str
+    """The scope by which clients and API keys may call what is `signed_in`; without one only the user's own sign-in may."""
     def __init__(
         self,
         *,
@@ -205,10 +208,11 @@ class Route(_message.Message):
         rate_class: _builtins.str = ...,
         recent_proof_seconds: _builtins.int = ...,
         two_factors: _builtins.bool = ...,
+        scope: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "grpc_method", b"grpc_method", "http_method", b"http_method", "path", b"path", "rate_class", b"rate_class", "recent_proof_seconds", b"recent_proof_seconds", "service_id", b"service_id", "two_factors", b"two_factors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "grpc_method", b"grpc_method", "http_method", b"http_method", "path", b"path", "rate_class", b"rate_class", "recent_proof_seconds", b"recent_proof_seconds", "scope", b"scope", "service_id", b"service_id", "two_factors", b"two_factors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

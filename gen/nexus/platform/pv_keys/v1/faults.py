@@ -107,3 +107,11 @@ class ProposalNotFound(Fault):
     reason = "PROPOSAL_NOT_FOUND"
     code = StatusCode.NOT_FOUND
     template = "The proposal {proposal_id} does not wait for approval."
+
+class PrivateKeyExists(Fault):
+    """The tenant has this private key already."""
+
+    domain = "pv-keys"
+    reason = "PRIVATE_KEY_EXISTS"
+    code = StatusCode.ALREADY_EXISTS
+    template = "This private key is here already, as {key_id}."

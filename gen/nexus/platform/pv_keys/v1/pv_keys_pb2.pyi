@@ -567,10 +567,12 @@ class DeriveKeyRequest(_message.Message):
     key_id: _builtins.str
     """The root."""
     path: _builtins.str
-    """"m/44'/60'/0'/0/0" (BIP-32)."""
+    """"m/44'/60'/0'/0/0" (BIP-32), each step without leading zeros."""
     label: _builtins.str
     @_builtins.property
-    def policy(self) -> Global___SigningPolicy: ...
+    def policy(self) -> Global___SigningPolicy:
+        """The root's when unset."""
+
     def __init__(
         self,
         *,

@@ -128,9 +128,10 @@ class PrivateKeyServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ImportKey(self, request, context):
-        """Takes in a private key, or the root of a hierarchy as its BIP-39 mnemonic. It cannot be taken out again.
+        """Takes in a private key, or the root of a hierarchy as its BIP-39 mnemonic. It cannot be taken out again, and is
+        not taken in twice: a second one would sign past the policy of the first.
 
-        Errors: PRIVATE_KEY_INVALID, POLICY_INVALID.
+        Errors: PRIVATE_KEY_INVALID, PRIVATE_KEY_EXISTS, POLICY_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -138,9 +139,11 @@ class PrivateKeyServiceServicer:
 
     def DeriveKey(self, request, context):
         """Derives a key from the root of a hierarchy. A path that was derived before answers with the same key, whose
-        policy stays as it is. Ed25519 derives hardened steps only (SLIP-10).
+        policy stays as it is. A new one begins with the root's policy, or with another where the root's asks for no
+        approvals. Ed25519 derives hardened steps only (SLIP-10).
 
-        Errors: PRIVATE_KEY_NOT_FOUND, PRIVATE_KEY_LOCKED, KEY_KIND_UNSUITABLE, DERIVATION_INVALID, POLICY_INVALID.
+        Errors: PRIVATE_KEY_NOT_FOUND, PRIVATE_KEY_LOCKED, PRIVATE_KEY_EXISTS, KEY_KIND_UNSUITABLE, DERIVATION_INVALID,
+        POLICY_INVALID, POLICY_FORBIDS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -41,15 +41,18 @@ class PrivateKeyServiceStub:
     Errors: POLICY_INVALID.
     """
     ImportKey: _grpc.UnaryUnaryMultiCallable[_pv_keys_pb2.ImportKeyRequest, _pv_keys_pb2.ImportKeyResponse]
-    """Takes in a private key, or the root of a hierarchy as its BIP-39 mnemonic. It cannot be taken out again.
+    """Takes in a private key, or the root of a hierarchy as its BIP-39 mnemonic. It cannot be taken out again, and is
+    not taken in twice: a second one would sign past the policy of the first.
 
-    Errors: PRIVATE_KEY_INVALID, POLICY_INVALID.
+    Errors: PRIVATE_KEY_INVALID, PRIVATE_KEY_EXISTS, POLICY_INVALID.
     """
     DeriveKey: _grpc.UnaryUnaryMultiCallable[_pv_keys_pb2.DeriveKeyRequest, _pv_keys_pb2.DeriveKeyResponse]
     """Derives a key from the root of a hierarchy. A path that was derived before answers with the same key, whose
-    policy stays as it is. Ed25519 derives hardened steps only (SLIP-10).
+    policy stays as it is. A new one begins with the root's policy, or with another where the root's asks for no
+    approvals. Ed25519 derives hardened steps only (SLIP-10).
 
-    Errors: PRIVATE_KEY_NOT_FOUND, PRIVATE_KEY_LOCKED, KEY_KIND_UNSUITABLE, DERIVATION_INVALID, POLICY_INVALID.
+    Errors: PRIVATE_KEY_NOT_FOUND, PRIVATE_KEY_LOCKED, PRIVATE_KEY_EXISTS, KEY_KIND_UNSUITABLE, DERIVATION_INVALID,
+    POLICY_INVALID, POLICY_FORBIDS.
     """
     GetPrivateKey: _grpc.UnaryUnaryMultiCallable[_pv_keys_pb2.GetPrivateKeyRequest, _pv_keys_pb2.GetPrivateKeyResponse]
     """Returns a key with its public part and its policy.
@@ -133,15 +136,18 @@ class PrivateKeyServiceAsyncStub(PrivateKeyServiceStub):
     Errors: POLICY_INVALID.
     """
     ImportKey: _aio.UnaryUnaryMultiCallable[_pv_keys_pb2.ImportKeyRequest, _pv_keys_pb2.ImportKeyResponse]  # type: ignore[assignment]
-    """Takes in a private key, or the root of a hierarchy as its BIP-39 mnemonic. It cannot be taken out again.
+    """Takes in a private key, or the root of a hierarchy as its BIP-39 mnemonic. It cannot be taken out again, and is
+    not taken in twice: a second one would sign past the policy of the first.
 
-    Errors: PRIVATE_KEY_INVALID, POLICY_INVALID.
+    Errors: PRIVATE_KEY_INVALID, PRIVATE_KEY_EXISTS, POLICY_INVALID.
     """
     DeriveKey: _aio.UnaryUnaryMultiCallable[_pv_keys_pb2.DeriveKeyRequest, _pv_keys_pb2.DeriveKeyResponse]  # type: ignore[assignment]
     """Derives a key from the root of a hierarchy. A path that was derived before answers with the same key, whose
-    policy stays as it is. Ed25519 derives hardened steps only (SLIP-10).
+    policy stays as it is. A new one begins with the root's policy, or with another where the root's asks for no
+    approvals. Ed25519 derives hardened steps only (SLIP-10).
 
-    Errors: PRIVATE_KEY_NOT_FOUND, PRIVATE_KEY_LOCKED, KEY_KIND_UNSUITABLE, DERIVATION_INVALID, POLICY_INVALID.
+    Errors: PRIVATE_KEY_NOT_FOUND, PRIVATE_KEY_LOCKED, PRIVATE_KEY_EXISTS, KEY_KIND_UNSUITABLE, DERIVATION_INVALID,
+    POLICY_INVALID, POLICY_FORBIDS.
     """
     GetPrivateKey: _aio.UnaryUnaryMultiCallable[_pv_keys_pb2.GetPrivateKeyRequest, _pv_keys_pb2.GetPrivateKeyResponse]  # type: ignore[assignment]
     """Returns a key with its public part and its policy.
@@ -234,9 +240,10 @@ class PrivateKeyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _pv_keys_pb2.ImportKeyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_pv_keys_pb2.ImportKeyResponse, _abc.Awaitable[_pv_keys_pb2.ImportKeyResponse]]:
-        """Takes in a private key, or the root of a hierarchy as its BIP-39 mnemonic. It cannot be taken out again.
+        """Takes in a private key, or the root of a hierarchy as its BIP-39 mnemonic. It cannot be taken out again, and is
+        not taken in twice: a second one would sign past the policy of the first.
 
-        Errors: PRIVATE_KEY_INVALID, POLICY_INVALID.
+        Errors: PRIVATE_KEY_INVALID, PRIVATE_KEY_EXISTS, POLICY_INVALID.
         """
 
     @_abc_1.abstractmethod
@@ -246,9 +253,11 @@ class PrivateKeyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_pv_keys_pb2.DeriveKeyResponse, _abc.Awaitable[_pv_keys_pb2.DeriveKeyResponse]]:
         """Derives a key from the root of a hierarchy. A path that was derived before answers with the same key, whose
-        policy stays as it is. Ed25519 derives hardened steps only (SLIP-10).
+        policy stays as it is. A new one begins with the root's policy, or with another where the root's asks for no
+        approvals. Ed25519 derives hardened steps only (SLIP-10).
 
-        Errors: PRIVATE_KEY_NOT_FOUND, PRIVATE_KEY_LOCKED, KEY_KIND_UNSUITABLE, DERIVATION_INVALID, POLICY_INVALID.
+        Errors: PRIVATE_KEY_NOT_FOUND, PRIVATE_KEY_LOCKED, PRIVATE_KEY_EXISTS, KEY_KIND_UNSUITABLE, DERIVATION_INVALID,
+        POLICY_INVALID, POLICY_FORBIDS.
         """
 
     @_abc_1.abstractmethod

@@ -49,6 +49,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The policy cannot be fulfilled: more approvals than approvers."""
     REASON_PROPOSAL_NOT_FOUND: _Reason.ValueType  # 13
     """No such policy waits for approval: it is in force, or another has taken its place."""
+    REASON_PRIVATE_KEY_EXISTS: _Reason.ValueType  # 14
+    """The tenant has this private key already."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why pv-keys refuses a call."""
@@ -80,4 +82,6 @@ REASON_POLICY_INVALID: Reason.ValueType  # 12
 """The policy cannot be fulfilled: more approvals than approvers."""
 REASON_PROPOSAL_NOT_FOUND: Reason.ValueType  # 13
 """No such policy waits for approval: it is in force, or another has taken its place."""
+REASON_PRIVATE_KEY_EXISTS: Reason.ValueType  # 14
+"""The tenant has this private key already."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
