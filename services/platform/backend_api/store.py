@@ -76,6 +76,13 @@ class ApiKeyStore:
             f"UPDATE api_keys SET revoke_time = coalesce(revoke_time, now()) WHERE key_id = $1 RETURNING {_KEY}", key_id
         )
 
+    async def erase_user(self, user_id: str) -> list[str]:
+        """Every key of the user, revoked or not; returns their ids."""
+        rows = await self._database.fetch(
+            "DELETE FROM api_keys WHERE tenant_id = nexus.tenant_id() AND user_id = $1 RETURNING key_id::text", user_id
+        )
+        return [row["key_id"] for row in rows]
+
     async def by_prefix(self, prefix: str) -> asyncpg.Record | None:
         """The key that begins so, of whichever tenant."""
         async with self._database.transaction(platform_wide=True):
