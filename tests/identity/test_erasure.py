@@ -244,10 +244,37 @@ async def test_an_export_says_who_the_user_is_and_where_they_are_signed_in(
     assert [identity["subject"] for identity in mine["identities"]] == [subject]
     assert len(mine["sessions"]) == 2
     assert "password" not in str(mine).lower()
+    assert (mine["factors"]["totp"], mine["consents"], mine["apiKeys"], mine["settings"]) == (False, [], [], [])
     theirs = body(await http.get(f"/api/v1/users/{ann.user_id}:export", headers=owner.headers))["export"]
     assert theirs["user"] == mine["user"]
     refused = await http.get(f"/api/v1/users/{owner.user_id}:export", headers=ann.headers)
     assert reason(refused) == "PERMISSION_MISSING"
+
+
+async def test_an_export_says_what_the_user_has_set_up_allowed_and_made(
+    tenant: Tenant, other_tenant: Tenant, http: httpx.AsyncClient
+) -> None:
+    ann, owner, stranger = (
+        await tenant.sign_in("owner"),
+        await tenant.sign_in("owner"),
+        await other_tenant.sign_in("owner"),
+    )
+    key, _ = await leave_traces(tenant, http, ann)
+    await leave_traces(tenant, http, owner)
+    body(await http.delete(f"/api/v1/sessions/{ann.session_id}", headers=ann.headers))
+    path = f"/api/v1/users/{ann.user_id}:export"
+    theirs = body(await http.get(path, headers=owner.headers))["export"]
+    assert theirs["factors"]["totp"] is True
+    assert [passkey["name"] for passkey in theirs["factors"]["passkeys"]] == ["Laptop"]
+    assert theirs["factors"]["recoveryCodesLeft"] == 10
+    assert [(consent["clientName"], set(consent["scopes"])) for consent in theirs["consents"]] == [
+        ("Test client", {"openid", "offline_access", "email"})
+    ]
+    assert [(key["title"], key["userId"]) for key in theirs["apiKeys"]] == [("Nightly", ann.user_id)]
+    assert [(setting["key"], setting["value"]) for setting in theirs["settings"]] == [("ui.theme", {"text": "dark"})]
+    assert ann.session_id in [session["sessionId"] for session in theirs["sessions"] if session.get("endTime")]
+    assert key[21:] not in str(theirs)
+    assert reason(await http.get(path, headers=stranger.headers)) == "USER_NOT_FOUND"
 
 
 async def test_users_are_listed_in_pages_and_found_by_address_state_and_role(

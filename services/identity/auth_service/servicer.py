@@ -248,6 +248,25 @@ class AuthService:
         )
         return pb.SignInRecognizedResponse(tokens=tokens, session=session)
 
+    async def ListUserFactors(
+        self, request: pb.ListUserFactorsRequest, call: RequestContext
+    ) -> pb.ListUserFactorsResponse:
+        factors = await self._factors.of(request.user_id)
+        return pb.ListUserFactorsResponse(
+            factors=user_auth_pb2.SecondFactors(
+                totp=factors.totp,
+                passkeys=[
+                    user_auth_pb2.SecurityKey(
+                        name=row["name"],
+                        create_time=timestamp(row["create_time"]),
+                        last_used_time=timestamp(row["last_used_time"]) if row["last_used_time"] else None,
+                    )
+                    for row in factors.passkeys
+                ],
+                recovery_codes_left=factors.recovery_codes_left,
+            )
+        )
+
     async def _ask(self, call: RequestContext, challenge: Challenge, factors: Factors) -> pb.MfaChallenge:
         """The challenge as the user sees it: any of their factors answers it, or the password if they have none."""
         asked = pb.MfaChallenge(challenge_id=await self._challenges.put(call.tenant_id, challenge))

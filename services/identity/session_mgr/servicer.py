@@ -122,7 +122,8 @@ class SessionService:
     async def ListUserSessions(
         self, request: pb.ListUserSessionsRequest, call: RequestContext
     ) -> pb.ListUserSessionsResponse:
-        rows = await self._store.live_of(request.user_id)
+        read = self._store.all_of if request.include_ended else self._store.live_of
+        rows = await read(request.user_id)
         return pb.ListUserSessionsResponse(sessions=[_session(row) for row in rows])
 
     async def EndUserSessions(
@@ -176,4 +177,5 @@ def _session(row: asyncpg.Record, current_id: str | None = None) -> pb.Session:
         assurance=row["assurance"],
         methods=row["methods"],
         auth_time=timestamp(row["auth_time"]),
+        end_time=timestamp(row["end_time"]) if row["end_time"] else None,
     )

@@ -8,9 +8,10 @@ from services.chassis.database import Database
 
 _SESSION = (
     "session_id::text, user_id::text, token_hash, user_agent, ip_address, create_time, last_used_time, expire_time, "
-    "assurance, methods, auth_time"
+    "assurance, methods, auth_time, end_time"
 )
 KEEP_ENDED = "30 days"
+_LIST_ENDED = 1_000
 
 
 class SessionStore:
@@ -63,6 +64,16 @@ class SessionStore:
             """,
             user_id,
             self._idle,
+        )
+
+    async def all_of(self, user_id: str) -> list[asyncpg.Record]:
+        """Those that have ended too, the latest first."""
+        return await self._database.fetch(
+            f"""
+            SELECT {_SESSION} FROM sessions WHERE tenant_id = nexus.tenant_id() AND user_id = $1
+            ORDER BY session_id DESC LIMIT {_LIST_ENDED}
+            """,
+            user_id,
         )
 
     async def touch(self, *, session_id: str | None = None, token_hash: bytes | None = None) -> asyncpg.Record | None:

@@ -6,7 +6,7 @@ from typing import Any
 import asyncpg
 import email_validator
 
-from nexus.identity.session_mgr.v1.session_mgr_pb2 import EndUserSessionsRequest, ListUserSessionsRequest
+from nexus.identity.session_mgr.v1.session_mgr_pb2 import EndUserSessionsRequest
 from nexus.identity.session_mgr.v1.session_mgr_pb2_grpc import SessionServiceStub
 from nexus.identity.user_auth.v1 import events_pb2
 from nexus.identity.user_auth.v1 import user_auth_pb2 as pb
@@ -20,7 +20,7 @@ from nexus.identity.user_auth.v1.faults import (
     UserDisabled,
     UserNotFound,
 )
-from services.chassis.clock import now, timestamp
+from services.chassis.clock import timestamp
 from services.chassis.context import RequestContext
 from services.chassis.ids import hash_secret, new_id
 from services.chassis.lockout import Lockout
@@ -28,6 +28,7 @@ from services.chassis.paging import Pager
 from services.chassis.service import Service
 from services.identity.user_auth import passwords
 from services.identity.user_auth.access import Access
+from services.identity.user_auth.exporting import Exporter
 from services.identity.user_auth.mailing import RECOVER, SEND_SECONDS, VERIFY, CodeMailer
 from services.identity.user_auth.passwords import Policy
 from services.identity.user_auth.roles import BUILT_IN, Rule, known_permissions
@@ -50,6 +51,7 @@ class UserService:
         self._roles = RoleStore(service.database)
         self._identities = IdentityStore(service.database)
         self._access = Access(service.database, self._store, self._roles)
+        self._exporter = Exporter(service.clients)
         self._codes = CodeMailer(service.database, self._store, service.mailer, self._config)
         self._lockout = Lockout(service.database, self._config.lockout)
         service.every(SEND_SECONDS, self._codes.send_requested)
@@ -365,13 +367,7 @@ class UserService:
     async def _export(self, user_id: str) -> pb.UserExport:
         user = await self._require(user_id)
         identities = await self._identities.of(user_id)
-        sessions = await self._sessions.ListUserSessions(ListUserSessionsRequest(user_id=user_id))
-        return pb.UserExport(
-            user=_user(user),
-            identities=[_identity(row) for row in identities],
-            sessions=sessions.sessions,
-            export_time=timestamp(now()),
-        )
+        return await self._exporter.export(_user(user), [_identity(row) for row in identities])
 
     async def _end_sessions(self, user: Mapping[str, Any]) -> int:
         ended = await self._sessions.EndUserSessions(EndUserSessionsRequest(user_id=user["user_id"]))

@@ -25,4 +25,9 @@ class Config(BaseModel):
         return LockoutPolicy(free=self.lockout_free, first=self.lockout_first, longest=self.lockout_longest)
 
 
-SERVICE = ServiceSpec(id="user-auth", port=3003, calls=["session-mgr"], config=Config)
+SERVICE = ServiceSpec(
+    id="user-auth",
+    port=3003,
+    calls=["session-mgr", "auth-service", "auth-service-v2", "backend-api", "puabo-os"],
+    config=Config,
+)

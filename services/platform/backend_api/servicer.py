@@ -172,6 +172,17 @@ class ApiKeyService:
         more = self._pager.token(request, call, page[-1]["key_id"]) if len(rows) > size else ""
         return api_keys_pb2.ListApiKeysResponse(api_keys=map(_api_key, page), next_page_token=more)
 
+    async def ListUserApiKeys(
+        self, request: api_keys_pb2.ListUserApiKeysRequest, call: RequestContext
+    ) -> api_keys_pb2.ListUserApiKeysResponse:
+        size = self._pager.size(request)
+        rows = await self._store.page(
+            True, before=self._pager.cursor(request, call) or None, limit=size + 1, user_id=request.user_id
+        )
+        page = rows[:size]
+        more = self._pager.token(request, call, page[-1]["key_id"]) if len(rows) > size else ""
+        return api_keys_pb2.ListUserApiKeysResponse(api_keys=map(_api_key, page), next_page_token=more)
+
     async def RevokeApiKey(
         self, request: api_keys_pb2.RevokeApiKeyRequest, call: RequestContext
     ) -> api_keys_pb2.RevokeApiKeyResponse:

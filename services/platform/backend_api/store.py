@@ -58,17 +58,21 @@ class ApiKeyStore:
         assert row is not None
         return row
 
-    async def page(self, include_ended: bool, before: str | None, limit: int) -> list[asyncpg.Record]:
-        """The latest first, those made before the key `before`."""
+    async def page(
+        self, include_ended: bool, before: str | None, limit: int, user_id: str | None = None
+    ) -> list[asyncpg.Record]:
+        """The latest first, those made before the key `before`; of one user or of all."""
         return await self._database.fetch(
             f"""
             SELECT {_KEY} FROM api_keys
             WHERE tenant_id = nexus.tenant_id() AND ($1 OR ({_WORKS})) AND ($2::uuid IS NULL OR key_id < $2)
+              AND ($4::uuid IS NULL OR user_id = $4)
             ORDER BY key_id DESC LIMIT $3
             """,
             include_ended,
             before,
             limit,
+            user_id,
         )
 
     async def revoke(self, key_id: str) -> asyncpg.Record | None:

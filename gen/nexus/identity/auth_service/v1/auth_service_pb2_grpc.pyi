@@ -115,6 +115,8 @@ class AuthServiceStub:
 
     Errors: CREDENTIALS_INVALID when the user may not sign in any more, CALLER_NOT_ALLOWED.
     """
+    ListUserFactors: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.ListUserFactorsRequest, _auth_service_pb2.ListUserFactorsResponse]
+    """Says what a user can prove themselves with, for a service that answers for them."""
 
 @_typing.type_check_only
 class AuthServiceAsyncStub(AuthServiceStub):
@@ -203,6 +205,8 @@ class AuthServiceAsyncStub(AuthServiceStub):
 
     Errors: CREDENTIALS_INVALID when the user may not sign in any more, CALLER_NOT_ALLOWED.
     """
+    ListUserFactors: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.ListUserFactorsRequest, _auth_service_pb2.ListUserFactorsResponse]  # type: ignore[assignment]
+    """Says what a user can prove themselves with, for a service that answers for them."""
 
 class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
     """Signing in and out."""
@@ -396,5 +400,13 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: CREDENTIALS_INVALID when the user may not sign in any more, CALLER_NOT_ALLOWED.
         """
+
+    @_abc_1.abstractmethod
+    def ListUserFactors(
+        self,
+        request: _auth_service_pb2.ListUserFactorsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_service_pb2.ListUserFactorsResponse, _abc.Awaitable[_auth_service_pb2.ListUserFactorsResponse]]:
+        """Says what a user can prove themselves with, for a service that answers for them."""
 
 def add_AuthServiceServicer_to_server(servicer: AuthServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

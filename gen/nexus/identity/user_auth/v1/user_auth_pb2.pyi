@@ -10,7 +10,10 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from nexus.identity.auth_service_v2.v1 import clients_pb2 as _clients_pb2
 from nexus.identity.session_mgr.v1 import session_mgr_pb2 as _session_mgr_pb2
+from nexus.modules.puabo_os.v1 import settings_pb2 as _settings_pb2
+from nexus.platform.backend_api.v1 import api_keys_pb2 as _api_keys_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -387,6 +390,65 @@ class EnableUserResponse(_message.Message):
 Global___EnableUserResponse: _TypeAlias = EnableUserResponse  # noqa: Y015
 
 @_typing.final
+class SecondFactors(_message.Message):
+    """What a user can prove themselves with, beside the password, without what is secret about it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOTP_FIELD_NUMBER: _builtins.int
+    PASSKEYS_FIELD_NUMBER: _builtins.int
+    RECOVERY_CODES_LEFT_FIELD_NUMBER: _builtins.int
+    totp: _builtins.bool
+    """Whether there is an authenticator app."""
+    recovery_codes_left: _builtins.int
+    @_builtins.property
+    def passkeys(self) -> _containers.RepeatedCompositeFieldContainer[Global___SecurityKey]: ...
+    def __init__(
+        self,
+        *,
+        totp: _builtins.bool = ...,
+        passkeys: _abc.Iterable[Global___SecurityKey] | None = ...,
+        recovery_codes_left: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["passkeys", b"passkeys", "recovery_codes_left", b"recovery_codes_left", "totp", b"totp"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SecondFactors: _TypeAlias = SecondFactors  # noqa: Y015
+
+@_typing.final
+class SecurityKey(_message.Message):
+    """A passkey as its user knows it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    LAST_USED_TIME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """What the user calls it."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def last_used_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        last_used_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "last_used_time", b"last_used_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "last_used_time", b"last_used_time", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SecurityKey: _TypeAlias = SecurityKey  # noqa: Y015
+
+@_typing.final
 class UserExport(_message.Message):
     """Everything kept about a user."""
 
@@ -396,16 +458,34 @@ class UserExport(_message.Message):
     IDENTITIES_FIELD_NUMBER: _builtins.int
     SESSIONS_FIELD_NUMBER: _builtins.int
     EXPORT_TIME_FIELD_NUMBER: _builtins.int
+    FACTORS_FIELD_NUMBER: _builtins.int
+    CONSENTS_FIELD_NUMBER: _builtins.int
+    API_KEYS_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def user(self) -> Global___User: ...
     @_builtins.property
     def identities(self) -> _containers.RepeatedCompositeFieldContainer[Global___LinkedIdentity]: ...
     @_builtins.property
     def sessions(self) -> _containers.RepeatedCompositeFieldContainer[_session_mgr_pb2.Session]:
-        """Where the user is signed in."""
+        """Where the user is signed in, and was within the last 30 days."""
 
     @_builtins.property
     def export_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def factors(self) -> Global___SecondFactors: ...
+    @_builtins.property
+    def consents(self) -> _containers.RepeatedCompositeFieldContainer[_clients_pb2.Consent]:
+        """What the user lets OAuth clients do."""
+
+    @_builtins.property
+    def api_keys(self) -> _containers.RepeatedCompositeFieldContainer[_api_keys_pb2.ApiKey]:
+        """Those that act for the user, revoked ones too."""
+
+    @_builtins.property
+    def settings(self) -> _containers.RepeatedCompositeFieldContainer[_settings_pb2.Setting]:
+        """What the user has set for themselves."""
+
     def __init__(
         self,
         *,
@@ -413,10 +493,14 @@ class UserExport(_message.Message):
         identities: _abc.Iterable[Global___LinkedIdentity] | None = ...,
         sessions: _abc.Iterable[_session_mgr_pb2.Session] | None = ...,
         export_time: _timestamp_pb2.Timestamp | None = ...,
+        factors: Global___SecondFactors | None = ...,
+        consents: _abc.Iterable[_clients_pb2.Consent] | None = ...,
+        api_keys: _abc.Iterable[_api_keys_pb2.ApiKey] | None = ...,
+        settings: _abc.Iterable[_settings_pb2.Setting] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["export_time", b"export_time", "user", b"user"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["export_time", b"export_time", "factors", b"factors", "user", b"user"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["export_time", b"export_time", "identities", b"identities", "sessions", b"sessions", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_keys", b"api_keys", "consents", b"consents", "export_time", b"export_time", "factors", b"factors", "identities", b"identities", "sessions", b"sessions", "settings", b"settings", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

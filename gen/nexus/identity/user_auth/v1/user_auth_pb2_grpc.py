@@ -317,7 +317,9 @@ class UserServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ExportUser(self, request, context):
-        """Returns everything that user-auth and session-mgr keep about a user (GDPR, article 15).
+        """Returns what the platform keeps about a user as somebody who signs in and calls (GDPR, article 15): all of it, or
+        DEPENDENCY_UNAVAILABLE. Secrets are left out. Orders, payments and what else the user made are read where they
+        were made.
 
         Errors: USER_NOT_FOUND.
         """
@@ -326,7 +328,7 @@ class UserServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ExportMe(self, request, context):
-        """Returns everything that user-auth and session-mgr keep about the caller (GDPR, article 15).
+        """Returns what ExportUser does, about the caller (GDPR, article 15).
 
         Errors: USER_NOT_FOUND.
         """

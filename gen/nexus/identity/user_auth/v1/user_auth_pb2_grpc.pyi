@@ -96,12 +96,14 @@ class UserServiceStub:
     Errors: USER_NOT_FOUND.
     """
     ExportUser: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.ExportUserRequest, _user_auth_pb2.ExportUserResponse]
-    """Returns everything that user-auth and session-mgr keep about a user (GDPR, article 15).
+    """Returns what the platform keeps about a user as somebody who signs in and calls (GDPR, article 15): all of it, or
+    DEPENDENCY_UNAVAILABLE. Secrets are left out. Orders, payments and what else the user made are read where they
+    were made.
 
     Errors: USER_NOT_FOUND.
     """
     ExportMe: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.ExportMeRequest, _user_auth_pb2.ExportMeResponse]
-    """Returns everything that user-auth and session-mgr keep about the caller (GDPR, article 15).
+    """Returns what ExportUser does, about the caller (GDPR, article 15).
 
     Errors: USER_NOT_FOUND.
     """
@@ -258,12 +260,14 @@ class UserServiceAsyncStub(UserServiceStub):
     Errors: USER_NOT_FOUND.
     """
     ExportUser: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.ExportUserRequest, _user_auth_pb2.ExportUserResponse]  # type: ignore[assignment]
-    """Returns everything that user-auth and session-mgr keep about a user (GDPR, article 15).
+    """Returns what the platform keeps about a user as somebody who signs in and calls (GDPR, article 15): all of it, or
+    DEPENDENCY_UNAVAILABLE. Secrets are left out. Orders, payments and what else the user made are read where they
+    were made.
 
     Errors: USER_NOT_FOUND.
     """
     ExportMe: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.ExportMeRequest, _user_auth_pb2.ExportMeResponse]  # type: ignore[assignment]
-    """Returns everything that user-auth and session-mgr keep about the caller (GDPR, article 15).
+    """Returns what ExportUser does, about the caller (GDPR, article 15).
 
     Errors: USER_NOT_FOUND.
     """
@@ -495,7 +499,9 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _user_auth_pb2.ExportUserRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_user_auth_pb2.ExportUserResponse, _abc.Awaitable[_user_auth_pb2.ExportUserResponse]]:
-        """Returns everything that user-auth and session-mgr keep about a user (GDPR, article 15).
+        """Returns what the platform keeps about a user as somebody who signs in and calls (GDPR, article 15): all of it, or
+        DEPENDENCY_UNAVAILABLE. Secrets are left out. Orders, payments and what else the user made are read where they
+        were made.
 
         Errors: USER_NOT_FOUND.
         """
@@ -506,7 +512,7 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _user_auth_pb2.ExportMeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_user_auth_pb2.ExportMeResponse, _abc.Awaitable[_user_auth_pb2.ExportMeResponse]]:
-        """Returns everything that user-auth and session-mgr keep about the caller (GDPR, article 15).
+        """Returns what ExportUser does, about the caller (GDPR, article 15).
 
         Errors: USER_NOT_FOUND.
         """

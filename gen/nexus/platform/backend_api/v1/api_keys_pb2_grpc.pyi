@@ -45,6 +45,8 @@ class ApiKeyServiceStub:
 
     Errors: PAGE_TOKEN_INVALID.
     """
+    ListUserApiKeys: _grpc.UnaryUnaryMultiCallable[_api_keys_pb2.ListUserApiKeysRequest, _api_keys_pb2.ListUserApiKeysResponse]
+    """Lists the keys that act for a user, revoked ones too, for a service that answers for them."""
     RevokeApiKey: _grpc.UnaryUnaryMultiCallable[_api_keys_pb2.RevokeApiKeyRequest, _api_keys_pb2.RevokeApiKeyResponse]
     """Revokes a key: within a second it is refused everywhere. Revoking it again changes nothing.
 
@@ -73,6 +75,8 @@ class ApiKeyServiceAsyncStub(ApiKeyServiceStub):
 
     Errors: PAGE_TOKEN_INVALID.
     """
+    ListUserApiKeys: _aio.UnaryUnaryMultiCallable[_api_keys_pb2.ListUserApiKeysRequest, _api_keys_pb2.ListUserApiKeysResponse]  # type: ignore[assignment]
+    """Lists the keys that act for a user, revoked ones too, for a service that answers for them."""
     RevokeApiKey: _aio.UnaryUnaryMultiCallable[_api_keys_pb2.RevokeApiKeyRequest, _api_keys_pb2.RevokeApiKeyResponse]  # type: ignore[assignment]
     """Revokes a key: within a second it is refused everywhere. Revoking it again changes nothing.
 
@@ -110,6 +114,14 @@ class ApiKeyServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: PAGE_TOKEN_INVALID.
         """
+
+    @_abc_1.abstractmethod
+    def ListUserApiKeys(
+        self,
+        request: _api_keys_pb2.ListUserApiKeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_api_keys_pb2.ListUserApiKeysResponse, _abc.Awaitable[_api_keys_pb2.ListUserApiKeysResponse]]:
+        """Lists the keys that act for a user, revoked ones too, for a service that answers for them."""
 
     @_abc_1.abstractmethod
     def RevokeApiKey(
