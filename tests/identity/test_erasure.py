@@ -287,21 +287,29 @@ async def test_users_are_listed_in_pages_and_found_by_address_state_and_role(
     async def page(**query: Any) -> Any:
         return body(await http.get("/api/v1/users", headers=owner.headers, params=query))
 
+    async def found(**query: Any) -> list[str]:
+        return [user["email"] for user in (await page(**query))["users"]]
+
     seen: list[str] = []
     token = ""
     while True:
-        found = await page(pageSize=2, pageToken=token, emailPrefix="PAGE")
-        seen += [user["email"] for user in found["users"]]
-        token = found["nextPageToken"]
+        read = await page(pageSize=2, pageToken=token)
+        seen += [user["email"] for user in read["users"]]
+        token = read["nextPageToken"]
         if not token:
             break
-    assert seen == emails
-    assert [user["email"] for user in (await page(role="owner"))["users"]] == [owner.email]
-    assert (await page(state="USER_STATE_DISABLED"))["users"] == []
-    assert (await page(emailPrefix="page%"))["users"] == []
-    first = await page(pageSize=2, emailPrefix="page")
+    assert seen == [owner.email, *emails]
+    for field in ("email", "emailPrefix"):
+        assert await found(**{field: "PAGE3@Example.com"}) == ["Page3@example.com"]
+        assert await found(**{field: "page"}) == []
+        assert await found(**{field: "page9@example.com"}) == []
+    assert await found(email="page3@example.com", role="owner") == []
+    assert await found(email="page3@example.com", state="USER_STATE_DISABLED") == []
+    assert await found(role="owner") == [owner.email]
+    assert await found(state="USER_STATE_DISABLED") == []
+    first = await page(pageSize=2)
     other_query = await http.get(
-        "/api/v1/users", headers=owner.headers, params={"pageToken": first["nextPageToken"], "emailPrefix": "pa"}
+        "/api/v1/users", headers=owner.headers, params={"pageToken": first["nextPageToken"], "role": "owner"}
     )
     assert reason(other_query) == "PAGE_TOKEN_INVALID"
 

@@ -43,6 +43,7 @@ from services.identity.auth_service.spec import Config
 from services.identity.auth_service.store import FactorStore
 
 _FORGET_SECONDS = 3600.0
+_SEAL_SECONDS = 5.0
 _RECOGNIZERS = ("auth-service-v2", OPERATOR)
 """Who may say that it has recognised a user. Others may call us, and sign nobody in."""
 
@@ -71,6 +72,7 @@ class AuthService:
             self._party,
             config.max_passkeys,
         )
+        service.every(_SEAL_SECONDS, self._factors.seal_passkeys)
         service.every(_FORGET_SECONDS, lockout.forget_old)
 
     async def Login(self, request: pb.LoginRequest, call: RequestContext) -> pb.LoginResponse:
@@ -115,7 +117,7 @@ class AuthService:
         user_id = await self._factors.prove_by_passkey(challenge, _json(request.passkey), verify_user=True)
         await self._challenges.close(call.tenant_id, request.challenge_id)
         try:
-            user = await self._users.ResolveUser(user_auth_pb2.ResolveUserRequest(user_id=user_id))
+            user = await self._users.ResolveUser(user_auth_pb2.ResolveUserRequest(user_id=user_id, access_only=True))
         except (UserNotFound, UserDisabled):
             raise CredentialsInvalid() from None
         tokens, session = await self._sign_in(
@@ -353,7 +355,7 @@ class AuthService:
         try:
             touched, user, factors = await asyncio.gather(
                 self._sessions.TouchSession(session_mgr_pb2.TouchSessionRequest(session_id=owner.session_id)),
-                self._users.ResolveUser(user_auth_pb2.ResolveUserRequest(user_id=owner.user_id)),
+                self._users.ResolveUser(user_auth_pb2.ResolveUserRequest(user_id=owner.user_id, access_only=True)),
                 self._factors.of(owner.user_id),
             )
         except (SessionNotFound, UserNotFound, UserDisabled):

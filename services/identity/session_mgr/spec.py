@@ -16,7 +16,7 @@ class Config(BaseModel):
 SERVICE = ServiceSpec(
     id="session-mgr",
     port=3004,
-    calls=["token-mgr"],
+    calls=["token-mgr", "key-service"],
     subscribes=["nexus.identity.user_auth.v1.UserErased"],
     config=Config,
 )

@@ -7,8 +7,12 @@ import asyncpg
 from services.chassis.database import Database
 
 _SESSION = (
-    "session_id::text, user_id::text, token_hash, user_agent, ip_address, create_time, last_used_time, expire_time, "
-    "assurance, methods, auth_time, end_time"
+    "session_id::text, user_id::text, token_hash, device_sealed, user_agent, ip_address, create_time, last_used_time, "
+    "expire_time, assurance, methods, auth_time, end_time"
+)
+UNSEALED = (
+    "SELECT tenant_id, session_id::text, user_id::text, user_agent, ip_address FROM sessions "
+    "WHERE user_agent IS NOT NULL LIMIT $1"
 )
 KEEP_ENDED = "30 days"
 _LIST_ENDED = 1_000
@@ -30,8 +34,7 @@ class SessionStore:
         session_id: str,
         token_hash: bytes,
         user_id: str,
-        user_agent: str,
-        ip_address: str,
+        device_sealed: bytes | None,
         expires: datetime,
         assurance: str,
         methods: list[str],
@@ -39,14 +42,13 @@ class SessionStore:
         row = await self._database.fetchrow(
             f"""
             INSERT INTO sessions
-                (session_id, token_hash, user_id, user_agent, ip_address, expire_time, assurance, methods)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING {_SESSION}
+                (session_id, token_hash, user_id, device_sealed, expire_time, assurance, methods)
+            VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING {_SESSION}
             """,
             session_id,
             token_hash,
             user_id,
-            user_agent,
-            ip_address,
+            device_sealed,
             expires,
             assurance,
             methods,
@@ -112,6 +114,17 @@ class SessionStore:
             """,
             user_id,
             session_ids,
+        )
+
+    async def seal(self, session_id: str, device_sealed: bytes) -> None:
+        """Of a row that still has the device in clear."""
+        await self._database.execute(
+            """
+            UPDATE sessions SET device_sealed = $2, user_agent = NULL, ip_address = NULL
+            WHERE session_id = $1 AND user_agent IS NOT NULL
+            """,
+            session_id,
+            device_sealed,
         )
 
     async def erase_user(self, user_id: str) -> None:

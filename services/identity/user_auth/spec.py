@@ -28,6 +28,6 @@ class Config(BaseModel):
 SERVICE = ServiceSpec(
     id="user-auth",
     port=3003,
-    calls=["session-mgr", "auth-service", "auth-service-v2", "backend-api", "puabo-os"],
+    calls=["session-mgr", "auth-service", "auth-service-v2", "backend-api", "puabo-os", "key-service"],
     config=Config,
 )

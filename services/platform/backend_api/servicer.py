@@ -209,7 +209,7 @@ class ApiKeyService:
             raise ApiKeyExpired()
         with acting_for(row["tenant_id"]):
             try:
-                user = await self._users.ResolveUser(ResolveUserRequest(user_id=row["user_id"]))
+                user = await self._users.ResolveUser(ResolveUserRequest(user_id=row["user_id"], access_only=True))
             except UserNotFound:
                 raise ApiKeyInvalid() from None
             if user.user.state == USER_STATE_DISABLED:

@@ -168,6 +168,10 @@ class VaultService:
         plaintext, version = await self._keyring.decrypt(_owner(call), request.ciphertext, _used_by(call, request))
         return vault_pb.OpenResponse(plaintext=plaintext, key_version=version.version)
 
+    async def OpenAll(self, request: vault_pb.OpenAllRequest, call: RequestContext) -> vault_pb.OpenAllResponse:
+        opened = await self._keyring.decrypt_all(_owner(call), request.ciphertexts, _used_by(call))
+        return vault_pb.OpenAllResponse(opened=[vault_pb.Opened(plaintext=plaintext) for plaintext in opened])
+
     async def Reseal(self, request: vault_pb.ResealRequest, call: RequestContext) -> vault_pb.ResealResponse:
         ciphertext, version = await self._keyring.rewrap(_owner(call), request.ciphertext, _used_by(call, request))
         return vault_pb.ResealResponse(ciphertext=ciphertext, key_version=version)

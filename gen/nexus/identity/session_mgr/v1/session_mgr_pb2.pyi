@@ -177,7 +177,9 @@ class GetSessionResponse(_message.Message):
 
     SESSION_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def session(self) -> Global___Session: ...
+    def session(self) -> Global___Session:
+        """Without device and address, which are sealed: ListMySessions tells them."""
+
     def __init__(
         self,
         *,
@@ -216,7 +218,9 @@ class TouchSessionResponse(_message.Message):
 
     SESSION_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def session(self) -> Global___Session: ...
+    def session(self) -> Global___Session:
+        """Without device and address, which are sealed: ListMySessions tells them."""
+
     def __init__(
         self,
         *,

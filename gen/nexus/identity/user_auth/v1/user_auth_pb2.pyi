@@ -23,6 +23,11 @@ if sys.version_info >= (3, 11):
 else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
+if sys.version_info >= (3, 13):
+    from warnings import deprecated as _deprecated
+else:
+    from typing_extensions import deprecated as _deprecated
+
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class _UserState:
@@ -210,14 +215,25 @@ class ListUsersRequest(_message.Message):
     EMAIL_PREFIX_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
+    EMAIL_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     page_token: _builtins.str
-    email_prefix: _builtins.str
-    """Only users whose address begins so, without regard to case."""
+    @_builtins.property
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def email_prefix(self) -> _builtins.str:
+        """Means what `email` does: addresses are sealed, so that a part of one finds nobody."""
+
+    @email_prefix.setter
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def email_prefix(self, value: _builtins.str) -> None:
+        """Means what `email` does: addresses are sealed, so that a part of one finds nobody."""
+
     state: Global___UserState.ValueType
     """Only users in this state."""
     role: _builtins.str
     """Only users with this role."""
+    email: _builtins.str
+    """Only the user with this address, the whole of it, without regard to case."""
     def __init__(
         self,
         *,
@@ -226,10 +242,11 @@ class ListUsersRequest(_message.Message):
         email_prefix: _builtins.str = ...,
         state: Global___UserState.ValueType = ...,
         role: _builtins.str = ...,
+        email: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["email_prefix", b"email_prefix", "page_size", b"page_size", "page_token", b"page_token", "role", b"role", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["email", b"email", "email_prefix", b"email_prefix", "page_size", b"page_size", "page_token", b"page_token", "role", b"role", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1193,7 +1210,9 @@ class LinkIdentityResponse(_message.Message):
     created: _builtins.bool
     """Whether the user was made now."""
     @_builtins.property
-    def user(self) -> Global___User: ...
+    def user(self) -> Global___User:
+        """Without address and name; ResolveUser tells them."""
+
     @_builtins.property
     def permissions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -1244,7 +1263,9 @@ class ResolveIdentityResponse(_message.Message):
     credentials_version: _builtins.int
     """For ConfirmSignIn."""
     @_builtins.property
-    def user(self) -> Global___User: ...
+    def user(self) -> Global___User:
+        """Without address and name; ResolveUser tells them."""
+
     @_builtins.property
     def permissions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -1328,7 +1349,9 @@ class ConfirmSignInResponse(_message.Message):
     USER_FIELD_NUMBER: _builtins.int
     PERMISSIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def user(self) -> Global___User: ...
+    def user(self) -> Global___User:
+        """Without address and name; ResolveUser tells them."""
+
     @_builtins.property
     def permissions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What the user's roles permit now."""
@@ -1588,7 +1611,9 @@ class VerifyPasswordResponse(_message.Message):
     credentials_version: _builtins.int
     """Changes whenever everybody who signed in before must sign in again; for ConfirmSignIn."""
     @_builtins.property
-    def user(self) -> Global___User: ...
+    def user(self) -> Global___User:
+        """Without address and name; ResolveUser tells them."""
+
     @_builtins.property
     def permissions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What the user's roles permit: names of permissions, or "*" for all."""
@@ -1664,15 +1689,21 @@ class ResolveUserRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     USER_ID_FIELD_NUMBER: _builtins.int
+    ACCESS_ONLY_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
+    access_only: _builtins.bool
+    """Leave out the address and the name: they are sealed, and who only wants to know what the user may do need not
+    wait for them.
+    """
     def __init__(
         self,
         *,
         user_id: _builtins.str = ...,
+        access_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_only", b"access_only", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -52,6 +52,11 @@ class VaultServiceStub:
                 request_serializer=nexus_dot_platform_dot_key__service_dot_v1_dot_vault__pb2.OpenRequest.SerializeToString,
                 response_deserializer=nexus_dot_platform_dot_key__service_dot_v1_dot_vault__pb2.OpenResponse.FromString,
                 _registered_method=True)
+        self.OpenAll = channel.unary_unary(
+                '/nexus.platform.key_service.v1.VaultService/OpenAll',
+                request_serializer=nexus_dot_platform_dot_key__service_dot_v1_dot_vault__pb2.OpenAllRequest.SerializeToString,
+                response_deserializer=nexus_dot_platform_dot_key__service_dot_v1_dot_vault__pb2.OpenAllResponse.FromString,
+                _registered_method=True)
         self.Reseal = channel.unary_unary(
                 '/nexus.platform.key_service.v1.VaultService/Reseal',
                 request_serializer=nexus_dot_platform_dot_key__service_dot_v1_dot_vault__pb2.ResealRequest.SerializeToString,
@@ -132,6 +137,16 @@ class VaultServiceServicer:
         """Opens what Seal, Reseal or IssueDataKey of the same service has sealed.
 
         Errors: CIPHERTEXT_INVALID, KEY_NOT_FOUND, KEY_NOT_USABLE, VERSION_TOO_OLD.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def OpenAll(self, request, context):
+        """Opens many ciphertexts, of as many keys, at once: data keys of a page of rows. One whose key was destroyed or may
+        not be used is left out of the answer's texts, and the others are opened.
+
+        Errors: CIPHERTEXT_INVALID, KEY_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -244,6 +259,11 @@ def add_VaultServiceServicer_to_server(servicer, server):
                     servicer.Open,
                     request_deserializer=nexus_dot_platform_dot_key__service_dot_v1_dot_vault__pb2.OpenRequest.FromString,
                     response_serializer=nexus_dot_platform_dot_key__service_dot_v1_dot_vault__pb2.OpenResponse.SerializeToString,
+            ),
+            'OpenAll': grpc.unary_unary_rpc_method_handler(
+                    servicer.OpenAll,
+                    request_deserializer=nexus_dot_platform_dot_key__service_dot_v1_dot_vault__pb2.OpenAllRequest.FromString,
+                    response_serializer=nexus_dot_platform_dot_key__service_dot_v1_dot_vault__pb2.OpenAllResponse.SerializeToString,
             ),
             'Reseal': grpc.unary_unary_rpc_method_handler(
                     servicer.Reseal,
@@ -380,6 +400,33 @@ class VaultService:
             '/nexus.platform.key_service.v1.VaultService/Open',
             nexus_dot_platform_dot_key__service_dot_v1_dot_vault__pb2.OpenRequest.SerializeToString,
             nexus_dot_platform_dot_key__service_dot_v1_dot_vault__pb2.OpenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OpenAll(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.platform.key_service.v1.VaultService/OpenAll',
+            nexus_dot_platform_dot_key__service_dot_v1_dot_vault__pb2.OpenAllRequest.SerializeToString,
+            nexus_dot_platform_dot_key__service_dot_v1_dot_vault__pb2.OpenAllResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -51,6 +51,12 @@ class VaultServiceStub:
 
     Errors: CIPHERTEXT_INVALID, KEY_NOT_FOUND, KEY_NOT_USABLE, VERSION_TOO_OLD.
     """
+    OpenAll: _grpc.UnaryUnaryMultiCallable[_vault_pb2.OpenAllRequest, _vault_pb2.OpenAllResponse]
+    """Opens many ciphertexts, of as many keys, at once: data keys of a page of rows. One whose key was destroyed or may
+    not be used is left out of the answer's texts, and the others are opened.
+
+    Errors: CIPHERTEXT_INVALID, KEY_NOT_FOUND.
+    """
     Reseal: _grpc.UnaryUnaryMultiCallable[_vault_pb2.ResealRequest, _vault_pb2.ResealResponse]
     """Seals anew, under the newest version, what a ciphertext holds, without handing it out.
 
@@ -124,6 +130,12 @@ class VaultServiceAsyncStub(VaultServiceStub):
     """Opens what Seal, Reseal or IssueDataKey of the same service has sealed.
 
     Errors: CIPHERTEXT_INVALID, KEY_NOT_FOUND, KEY_NOT_USABLE, VERSION_TOO_OLD.
+    """
+    OpenAll: _aio.UnaryUnaryMultiCallable[_vault_pb2.OpenAllRequest, _vault_pb2.OpenAllResponse]  # type: ignore[assignment]
+    """Opens many ciphertexts, of as many keys, at once: data keys of a page of rows. One whose key was destroyed or may
+    not be used is left out of the answer's texts, and the others are opened.
+
+    Errors: CIPHERTEXT_INVALID, KEY_NOT_FOUND.
     """
     Reseal: _aio.UnaryUnaryMultiCallable[_vault_pb2.ResealRequest, _vault_pb2.ResealResponse]  # type: ignore[assignment]
     """Seals anew, under the newest version, what a ciphertext holds, without handing it out.
@@ -213,6 +225,18 @@ class VaultServiceServicer(metaclass=_abc_1.ABCMeta):
         """Opens what Seal, Reseal or IssueDataKey of the same service has sealed.
 
         Errors: CIPHERTEXT_INVALID, KEY_NOT_FOUND, KEY_NOT_USABLE, VERSION_TOO_OLD.
+        """
+
+    @_abc_1.abstractmethod
+    def OpenAll(
+        self,
+        request: _vault_pb2.OpenAllRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vault_pb2.OpenAllResponse, _abc.Awaitable[_vault_pb2.OpenAllResponse]]:
+        """Opens many ciphertexts, of as many keys, at once: data keys of a page of rows. One whose key was destroyed or may
+        not be used is left out of the answer's texts, and the others are opened.
+
+        Errors: CIPHERTEXT_INVALID, KEY_NOT_FOUND.
         """
 
     @_abc_1.abstractmethod
