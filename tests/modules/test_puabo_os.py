@@ -284,7 +284,7 @@ async def test_a_setting_comes_from_the_nearest_level_that_says_something(
         ("users/me/settings/ui.theme", {"text": "pink"}, "SETTING_INVALID"),
         ("users/me/settings/ui.time_zone", {"text": "Mars/Base"}, "SETTING_INVALID"),
         ("users/me/settings/security.require_mfa", {"flag": False}, "SETTING_INVALID"),
-        ("settings/security.password_min_length", {"number": "4"}, "SETTING_INVALID"),
+        ("settings/security.session_idle_minutes", {"number": "4"}, "SETTING_INVALID"),
         ("settings/no.such", {"number": "4"}, "SETTING_UNKNOWN"),
         ("settings/ui.theme", {}, "INVALID_REQUEST"),
     ],

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
 
 import asyncpg
 
@@ -16,6 +17,7 @@ from services.chassis.context import RequestContext
 from services.chassis.fields import FieldCipher, seal_rows
 from services.chassis.ids import hash_secret, new_id, new_secret
 from services.chassis.service import Service
+from services.chassis.tenant_settings import TenantSettings
 from services.identity.session_mgr.cache import SessionCache
 from services.identity.session_mgr.devices import UNKNOWN, Device, Devices
 from services.identity.session_mgr.spec import Config
@@ -36,8 +38,9 @@ class SessionService:
         self._database = service.database
         self._signals = service.signals
         self._access_token_seconds = service.settings.access_token_seconds
-        self._store = SessionStore(service.database, self._config.idle_timeout)
+        self._store = SessionStore(service.database)
         self._cache = SessionCache(service.redis)
+        self._settings = TenantSettings(service.clients, service.signals)
         self._watchers = Watchers(service.redis)
         self._tokens = service.clients.stub(TokenServiceStub)
         self._devices = Devices(FieldCipher(service.clients))
@@ -47,10 +50,10 @@ class SessionService:
     async def CreateSession(self, request: pb.CreateSessionRequest, call: RequestContext) -> pb.CreateSessionResponse:
         token = new_secret()
         device = Device(request.user_agent, request.ip_address)
-        sealed = await self._devices.seal_if_possible(request.user_id, device)
+        sealed, idle = await asyncio.gather(self._devices.seal_if_possible(request.user_id, device), self._idle())
         async with self._database.transaction():
             await self._store.lock_user(request.user_id)
-            live = await self._store.live_of(request.user_id)
+            live = await self._store.live_of(request.user_id, idle)
             surplus = live[self._config.max_sessions_per_user - 1 :]
             await self._end(call, request.user_id, [session["session_id"] for session in surplus])
             session = await self._store.insert(
@@ -69,7 +72,7 @@ class SessionService:
         token_hash = hash_secret(request.session_token)
         session = await self._cache.get(call.tenant_id, token_hash)
         if session is None:
-            row = await self._store.touch(token_hash=token_hash)
+            row = await self._store.touch(await self._idle(), token_hash=token_hash)
             if row is None:
                 raise SessionNotFound(session_id="for this token")
             session = _session(row)
@@ -79,7 +82,7 @@ class SessionService:
         return pb.GetSessionResponse(session=session)
 
     async def TouchSession(self, request: pb.TouchSessionRequest, call: RequestContext) -> pb.TouchSessionResponse:
-        row = await self._store.touch(session_id=request.session_id)
+        row = await self._store.touch(await self._idle(), session_id=request.session_id)
         if row is None:
             raise SessionNotFound(session_id=request.session_id)
         return pb.TouchSessionResponse(session=_session(row))
@@ -87,7 +90,7 @@ class SessionService:
     async def ListMySessions(
         self, request: pb.ListMySessionsRequest, call: RequestContext
     ) -> pb.ListMySessionsResponse:
-        rows = await self._store.live_of(call.user.user_id)
+        rows = await self._store.live_of(call.user.user_id, await self._idle())
         return pb.ListMySessionsResponse(sessions=await self._shown(rows, call.user.session_id))
 
     async def RevokeSession(self, request: pb.RevokeSessionRequest, call: RequestContext) -> pb.RevokeSessionResponse:
@@ -102,7 +105,7 @@ class SessionService:
         return pb.RevokeAllSessionsResponse(ended_sessions=await self._end_all(call, call.user.user_id))
 
     async def SetAssurance(self, request: pb.SetAssuranceRequest, call: RequestContext) -> pb.SetAssuranceResponse:
-        row = await self._store.assure(request.session_id, request.assurance, list(request.methods))
+        row = await self._store.assure(request.session_id, request.assurance, list(request.methods), await self._idle())
         if row is None:
             raise SessionNotFound(session_id=request.session_id)
         await self._cache.drop(call.tenant_id, [row["token_hash"]])
@@ -116,7 +119,7 @@ class SessionService:
         with self._watchers.watch(call.tenant_id, call.user.user_id) as changed:
             while (left := call.user.token_expires - time.time()) > 0:
                 changed.clear()
-                rows = await self._store.live_of(call.user.user_id)
+                rows = await self._store.live_of(call.user.user_id, await self._idle())
                 live = {row["session_id"] for row in rows}
                 if live != told:
                     told = live
@@ -129,8 +132,10 @@ class SessionService:
     async def ListUserSessions(
         self, request: pb.ListUserSessionsRequest, call: RequestContext
     ) -> pb.ListUserSessionsResponse:
-        read = self._store.all_of if request.include_ended else self._store.live_of
-        rows = await read(request.user_id)
+        if request.include_ended:
+            rows = await self._store.all_of(request.user_id)
+        else:
+            rows = await self._store.live_of(request.user_id, await self._idle())
         return pb.ListUserSessionsResponse(sessions=await self._shown(rows))
 
     async def EndUserSessions(
@@ -141,6 +146,11 @@ class SessionService:
         async with self._database.transaction():
             ended = await self._end(call, request.user_id, [request.session_id])
         return pb.EndUserSessionsResponse(ended_sessions=ended)
+
+    async def _idle(self) -> timedelta:
+        """How long a session may be unused. One whose access token still works is in use."""
+        minutes = await self._settings.number("security.session_idle_minutes")
+        return max(timedelta(minutes=minutes), timedelta(seconds=self._access_token_seconds))
 
     async def _shown(self, rows: Sequence[asyncpg.Record], current_id: str | None = None) -> list[pb.Session]:
         devices = await self._devices.of(rows)
@@ -158,7 +168,7 @@ class SessionService:
     async def _end_all(self, call: RequestContext, user_id: str) -> int:
         async with self._database.transaction():
             await self._store.lock_user(user_id)
-            live = await self._store.live_of(user_id)
+            live = await self._store.live_of(user_id, await self._idle())
             return await self._end(call, user_id, [session["session_id"] for session in live])
 
     async def _end(self, call: RequestContext, user_id: str, session_ids: list[str]) -> int:

@@ -19,11 +19,10 @@ _LIST_ENDED = 1_000
 
 
 class SessionStore:
-    """Sessions of the call's tenant."""
+    """Sessions of the call's tenant. `idle` is how long one may be unused and live."""
 
-    def __init__(self, database: Database, idle_timeout: timedelta) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._idle = idle_timeout
 
     async def lock_user(self, user_id: str) -> None:
         """Let nobody else open or count this user's sessions until the transaction ends."""
@@ -56,7 +55,7 @@ class SessionStore:
         assert row is not None
         return row
 
-    async def live_of(self, user_id: str) -> list[asyncpg.Record]:
+    async def live_of(self, user_id: str, idle: timedelta) -> list[asyncpg.Record]:
         """The latest used first."""
         return await self._database.fetch(
             f"""
@@ -65,7 +64,7 @@ class SessionStore:
             ORDER BY last_used_time DESC, session_id DESC
             """,
             user_id,
-            self._idle,
+            idle,
         )
 
     async def all_of(self, user_id: str) -> list[asyncpg.Record]:
@@ -78,7 +77,9 @@ class SessionStore:
             user_id,
         )
 
-    async def touch(self, *, session_id: str | None = None, token_hash: bytes | None = None) -> asyncpg.Record | None:
+    async def touch(
+        self, idle: timedelta, *, session_id: str | None = None, token_hash: bytes | None = None
+    ) -> asyncpg.Record | None:
         """The live session with this id or token, used as of now; None if there is none."""
         return await self._database.fetchrow(
             f"""
@@ -88,10 +89,12 @@ class SessionStore:
             """,
             session_id,
             token_hash,
-            self._idle,
+            idle,
         )
 
-    async def assure(self, session_id: str, assurance: str, methods: list[str]) -> asyncpg.Record | None:
+    async def assure(
+        self, session_id: str, assurance: str, methods: list[str], idle: timedelta
+    ) -> asyncpg.Record | None:
         """The live session, proved anew; None if there is none."""
         return await self._database.fetchrow(
             f"""
@@ -102,7 +105,7 @@ class SessionStore:
             session_id,
             assurance,
             methods,
-            self._idle,
+            idle,
         )
 
     async def end(self, user_id: str, session_ids: list[str]) -> list[asyncpg.Record]:

@@ -15,6 +15,7 @@ from nexus.identity.user_auth.v1.faults import (
     EmailNotVerified,
     EmailTaken,
     IdentityNotLinked,
+    RegistrationClosed,
     SignInLocked,
     UserChanged,
     UserDisabled,
@@ -27,6 +28,7 @@ from services.chassis.ids import hash_secret, new_id
 from services.chassis.lockout import Lockout
 from services.chassis.paging import Pager
 from services.chassis.service import Service
+from services.chassis.tenant_settings import TenantSettings
 from services.identity.user_auth import passwords
 from services.identity.user_auth.access import Access
 from services.identity.user_auth.exporting import Exporter
@@ -48,6 +50,7 @@ class UserService:
         self._database = service.database
         self._events = service.events
         self._profiles = Profiles(FieldCipher(service.clients), service.sealer)
+        self._settings = TenantSettings(service.clients, service.signals)
         self._pager = Pager(service.sealer)
         self._sessions = service.clients.stub(SessionServiceStub)
         self._store = UserStore(service.database)
@@ -63,6 +66,8 @@ class UserService:
         service.every(_FORGET_SECONDS, self._lockout.forget_old)
 
     async def Register(self, request: pb.RegisterRequest, call: RequestContext) -> pb.RegisterResponse:
+        if await self._settings.text("security.registration") != "open":
+            raise RegistrationClosed()
         await self._require_strong(request.password, Profile(request.email, request.display_name))
         password_hash = await passwords.hash_password(request.password)
         async with self._database.transaction():

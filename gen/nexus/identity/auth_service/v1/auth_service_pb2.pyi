@@ -740,6 +740,11 @@ class LoginResponse(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     SESSION_FIELD_NUMBER: _builtins.int
     MFA_FIELD_NUMBER: _builtins.int
+    SECOND_FACTOR_MISSING_FIELD_NUMBER: _builtins.int
+    second_factor_missing: _builtins.bool
+    """The tenant requires a second factor, and the user has none: until they have enrolled one and refreshed their
+    tokens, these permit nothing but what every signed-in user may do.
+    """
     @_builtins.property
     def tokens(self) -> Global___Tokens: ...
     @_builtins.property
@@ -754,10 +759,11 @@ class LoginResponse(_message.Message):
         tokens: Global___Tokens | None = ...,
         session: _session_mgr_pb2.Session | None = ...,
         mfa: Global___MfaChallenge | None = ...,
+        second_factor_missing: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["mfa", b"mfa", "session", b"session", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mfa", b"mfa", "session", b"session", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mfa", b"mfa", "second_factor_missing", b"second_factor_missing", "session", b"session", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

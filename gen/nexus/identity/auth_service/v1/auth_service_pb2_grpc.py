@@ -289,7 +289,7 @@ class AuthServiceServicer:
         """Signs in a user whom auth-service-v2 has recognised: by the password at its page, or through an upstream provider.
         Opens a session and issues its tokens; or asks for a second factor, if the user has one, for VerifyMfa.
 
-        Errors: CREDENTIALS_INVALID when the user may not sign in any more, CALLER_NOT_ALLOWED.
+        Errors: CREDENTIALS_INVALID when the user may not sign in any more, SECOND_FACTOR_MISSING, CALLER_NOT_ALLOWED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

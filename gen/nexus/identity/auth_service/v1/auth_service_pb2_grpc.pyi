@@ -113,7 +113,7 @@ class AuthServiceStub:
     """Signs in a user whom auth-service-v2 has recognised: by the password at its page, or through an upstream provider.
     Opens a session and issues its tokens; or asks for a second factor, if the user has one, for VerifyMfa.
 
-    Errors: CREDENTIALS_INVALID when the user may not sign in any more, CALLER_NOT_ALLOWED.
+    Errors: CREDENTIALS_INVALID when the user may not sign in any more, SECOND_FACTOR_MISSING, CALLER_NOT_ALLOWED.
     """
     ListUserFactors: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.ListUserFactorsRequest, _auth_service_pb2.ListUserFactorsResponse]
     """Says what a user can prove themselves with, for a service that answers for them."""
@@ -203,7 +203,7 @@ class AuthServiceAsyncStub(AuthServiceStub):
     """Signs in a user whom auth-service-v2 has recognised: by the password at its page, or through an upstream provider.
     Opens a session and issues its tokens; or asks for a second factor, if the user has one, for VerifyMfa.
 
-    Errors: CREDENTIALS_INVALID when the user may not sign in any more, CALLER_NOT_ALLOWED.
+    Errors: CREDENTIALS_INVALID when the user may not sign in any more, SECOND_FACTOR_MISSING, CALLER_NOT_ALLOWED.
     """
     ListUserFactors: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.ListUserFactorsRequest, _auth_service_pb2.ListUserFactorsResponse]  # type: ignore[assignment]
     """Says what a user can prove themselves with, for a service that answers for them."""
@@ -398,7 +398,7 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         """Signs in a user whom auth-service-v2 has recognised: by the password at its page, or through an upstream provider.
         Opens a session and issues its tokens; or asks for a second factor, if the user has one, for VerifyMfa.
 
-        Errors: CREDENTIALS_INVALID when the user may not sign in any more, CALLER_NOT_ALLOWED.
+        Errors: CREDENTIALS_INVALID when the user may not sign in any more, SECOND_FACTOR_MISSING, CALLER_NOT_ALLOWED.
         """
 
     @_abc_1.abstractmethod

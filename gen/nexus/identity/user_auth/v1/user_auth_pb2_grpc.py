@@ -209,7 +209,7 @@ class UserServiceServicer:
     def Register(self, request, context):
         """Registers a user and mails a code that verifies the address. The user can sign in once it is verified.
 
-        Errors: EMAIL_TAKEN, PASSWORD_WEAK.
+        Errors: EMAIL_TAKEN, PASSWORD_WEAK, REGISTRATION_CLOSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,7 +36,7 @@ class UserServiceStub:
     Register: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.RegisterRequest, _user_auth_pb2.RegisterResponse]
     """Registers a user and mails a code that verifies the address. The user can sign in once it is verified.
 
-    Errors: EMAIL_TAKEN, PASSWORD_WEAK.
+    Errors: EMAIL_TAKEN, PASSWORD_WEAK, REGISTRATION_CLOSED.
     """
     VerifyEmail: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.VerifyEmailRequest, _user_auth_pb2.VerifyEmailResponse]
     """Verifies a user's e-mail address with the code mailed by Register. A code works once, for 24 hours.
@@ -200,7 +200,7 @@ class UserServiceAsyncStub(UserServiceStub):
     Register: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.RegisterRequest, _user_auth_pb2.RegisterResponse]  # type: ignore[assignment]
     """Registers a user and mails a code that verifies the address. The user can sign in once it is verified.
 
-    Errors: EMAIL_TAKEN, PASSWORD_WEAK.
+    Errors: EMAIL_TAKEN, PASSWORD_WEAK, REGISTRATION_CLOSED.
     """
     VerifyEmail: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.VerifyEmailRequest, _user_auth_pb2.VerifyEmailResponse]  # type: ignore[assignment]
     """Verifies a user's e-mail address with the code mailed by Register. A code works once, for 24 hours.
@@ -367,7 +367,7 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_user_auth_pb2.RegisterResponse, _abc.Awaitable[_user_auth_pb2.RegisterResponse]]:
         """Registers a user and mails a code that verifies the address. The user can sign in once it is verified.
 
-        Errors: EMAIL_TAKEN, PASSWORD_WEAK.
+        Errors: EMAIL_TAKEN, PASSWORD_WEAK, REGISTRATION_CLOSED.
         """
 
     @_abc_1.abstractmethod
