@@ -27,6 +27,7 @@ from services.chassis.fields import FieldCipher, seal_rows
 from services.chassis.ids import hash_secret, new_id
 from services.chassis.lockout import Lockout
 from services.chassis.paging import Pager
+from services.chassis.quotas import Quotas
 from services.chassis.service import Service
 from services.chassis.tenant_settings import TenantSettings
 from services.identity.user_auth import passwords
@@ -39,6 +40,8 @@ from services.identity.user_auth.roles import BUILT_IN, Rule, known_permissions
 from services.identity.user_auth.spec import Config
 from services.identity.user_auth.store import UNSEALED, IdentityStore, RoleStore, UserStore
 
+USERS = "users"
+"""The quota of users that there are."""
 _FORGET_SECONDS = 3600.0
 _SEAL_SECONDS = 5.0
 _STATES = {"active": pb.USER_STATE_ACTIVE, "disabled": pb.USER_STATE_DISABLED}
@@ -57,6 +60,7 @@ class UserService:
         self._roles = RoleStore(service.database)
         self._identities = IdentityStore(service.database)
         self._access = Access(service.database, self._store, self._roles)
+        self._quotas = Quotas(service.clients, service.database)
         self._exporter = Exporter(service.clients)
         self._codes = CodeMailer(service.database, self._store, self._profiles, service.mailer, self._config)
         self._lockout = Lockout(service.database, self._config.lockout)
@@ -385,6 +389,7 @@ class UserService:
         if await self._store.by_email(address) is not None:
             raise EmailTaken()
         user_id = new_id()
+        await self._quotas.take(USERS, user_id)
         sealed = await self._profiles.seal(user_id, Profile(email, display_name))
         user = await self._store.insert(user_id, sealed, address.digest, password_hash, roles, verified=verified)
         await self._events.publish(events_pb2.UserCreated(user_id=user_id), aggregate=user_id)

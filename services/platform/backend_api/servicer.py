@@ -19,6 +19,7 @@ from nexus.modules.puabo_os.v1.modules_pb2 import ResolveEntitlementsRequest
 from nexus.modules.puabo_os.v1.modules_pb2_grpc import ModuleServiceStub
 from nexus.platform.backend_api.v1 import api_keys_pb2
 from nexus.platform.backend_api.v1 import backend_api_pb2 as pb
+from nexus.platform.backend_api.v1.events_pb2 import ApiKeyEnded
 from nexus.platform.backend_api.v1.faults import ApiKeyExpired, ApiKeyInvalid, ApiKeyNotFound, ExpiryPast, NotReady
 from nexus.type.v1.faults import DependencyUnavailable
 from services.chassis import contract
@@ -28,6 +29,7 @@ from services.chassis.context import RequestContext, acting_for
 from services.chassis.errors import Fault
 from services.chassis.ids import hash_secret, new_id
 from services.chassis.paging import Pager
+from services.chassis.quotas import Quotas
 from services.chassis.service import Service
 from services.chassis.spec import discover
 from services.platform.backend_api import api_keys
@@ -135,7 +137,10 @@ class ApiKeyService:
     def __init__(self, service: Service) -> None:
         self._config: Config = service.config
         self._signals = service.signals
+        self._database = service.database
+        self._events = service.events
         self._store = ApiKeyStore(service.database)
+        self._quotas = Quotas(service.clients, service.database)
         self._pager = Pager(service.sealer)
         self._users = service.clients.stub(UserServiceStub)
         self._modules = service.clients.stub(ModuleServiceStub)
@@ -148,17 +153,20 @@ class ApiKeyService:
         if expires is not None and expires <= now():
             raise ExpiryPast()
         prefix, secret = api_keys.new_key()
-        row = await self._store.insert(
-            key_id=new_id(),
-            prefix=prefix,
-            secret_hash=hash_secret(secret),
-            title=request.title,
-            user_id=call.user.user_id,
-            scopes=sorted(request.scopes),
-            rate=_rate(request.rate or api_keys_pb2.API_KEY_RATE_STANDARD),
-            expires=expires,
-            most=self._config.api_keys_per_tenant,
-        )
+        key_id = new_id()
+        async with self._database.transaction():
+            await self._quotas.take(api_keys.QUOTA, key_id)
+            row = await self._store.insert(
+                key_id=key_id,
+                prefix=prefix,
+                secret_hash=hash_secret(secret),
+                title=request.title,
+                user_id=call.user.user_id,
+                scopes=sorted(request.scopes),
+                rate=_rate(request.rate or api_keys_pb2.API_KEY_RATE_STANDARD),
+                expires=expires,
+                most=self._config.api_keys_per_tenant,
+            )
         return api_keys_pb2.CreateApiKeyResponse(api_key=_api_key(row), secret=secret)
 
     async def ListApiKeys(
@@ -186,9 +194,12 @@ class ApiKeyService:
     async def RevokeApiKey(
         self, request: api_keys_pb2.RevokeApiKeyRequest, call: RequestContext
     ) -> api_keys_pb2.RevokeApiKeyResponse:
-        row = await self._store.revoke(request.key_id)
-        if row is None:
-            raise ApiKeyNotFound(key_id=request.key_id)
+        async with self._database.transaction():
+            row = await self._store.revoke(request.key_id)
+            if row is None:
+                raise ApiKeyNotFound(key_id=request.key_id)
+            if row["newly"]:
+                await self._events.publish(ApiKeyEnded(key_id=request.key_id), request.key_id)
         try:
             # For the services that remember it, a key is a session of its own.
             await self._signals.end_sessions([request.key_id], time.time() + REVOCATION_SECONDS)

@@ -76,16 +76,21 @@ class ApiKeyStore:
         )
 
     async def revoke(self, key_id: str) -> asyncpg.Record | None:
+        """The key, and whether it was not revoked before as `newly`."""
         return await self._database.fetchrow(
-            f"UPDATE api_keys SET revoke_time = coalesce(revoke_time, now()) WHERE key_id = $1 RETURNING {_KEY}", key_id
+            f"""
+            UPDATE api_keys SET revoke_time = coalesce(revoke_time, now()) WHERE key_id = $1
+            RETURNING {_KEY}, revoke_time = now() AS newly
+            """,
+            key_id,
         )
 
-    async def erase_user(self, user_id: str) -> list[str]:
-        """Every key of the user, revoked or not; returns their ids."""
+    async def erase_user(self, user_id: str) -> list[asyncpg.Record]:
+        """Every key of the user, revoked or not; returns those that were not."""
         rows = await self._database.fetch(
-            "DELETE FROM api_keys WHERE tenant_id = nexus.tenant_id() AND user_id = $1 RETURNING key_id::text", user_id
+            f"DELETE FROM api_keys WHERE tenant_id = nexus.tenant_id() AND user_id = $1 RETURNING {_KEY}", user_id
         )
-        return [row["key_id"] for row in rows]
+        return [row for row in rows if row["revoke_time"] is None]
 
     async def by_prefix(self, prefix: str) -> asyncpg.Record | None:
         """The key that begins so, of whichever tenant."""

@@ -209,7 +209,8 @@ class UserServiceServicer:
     def Register(self, request, context):
         """Registers a user and mails a code that verifies the address. The user can sign in once it is verified.
 
-        Errors: EMAIL_TAKEN, PASSWORD_WEAK, REGISTRATION_CLOSED.
+        Errors: EMAIL_TAKEN, PASSWORD_WEAK, REGISTRATION_CLOSED, QUOTA_EXCEEDED when the tenant has as many "users" as its
+        plan allows.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -265,7 +266,7 @@ class UserServiceServicer:
         """Creates a user with a verified address and roles, or gives an existing one these roles and this password:
         the first owner of a tenant, or a user brought over from elsewhere.
 
-        Errors: PASSWORD_WEAK.
+        Errors: PASSWORD_WEAK, QUOTA_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -467,7 +468,7 @@ class UserServiceServicer:
         it again to the same user changes nothing. An address that is taken is never linked unasked: its owner signs in
         and links it.
 
-        Errors: IDENTITY_TAKEN, USER_NOT_FOUND, EMAIL_TAKEN.
+        Errors: IDENTITY_TAKEN, USER_NOT_FOUND, EMAIL_TAKEN, QUOTA_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,7 +36,8 @@ class UserServiceStub:
     Register: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.RegisterRequest, _user_auth_pb2.RegisterResponse]
     """Registers a user and mails a code that verifies the address. The user can sign in once it is verified.
 
-    Errors: EMAIL_TAKEN, PASSWORD_WEAK, REGISTRATION_CLOSED.
+    Errors: EMAIL_TAKEN, PASSWORD_WEAK, REGISTRATION_CLOSED, QUOTA_EXCEEDED when the tenant has as many "users" as its
+    plan allows.
     """
     VerifyEmail: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.VerifyEmailRequest, _user_auth_pb2.VerifyEmailResponse]
     """Verifies a user's e-mail address with the code mailed by Register. A code works once, for 24 hours.
@@ -68,7 +69,7 @@ class UserServiceStub:
     """Creates a user with a verified address and roles, or gives an existing one these roles and this password:
     the first owner of a tenant, or a user brought over from elsewhere.
 
-    Errors: PASSWORD_WEAK.
+    Errors: PASSWORD_WEAK, QUOTA_EXCEEDED.
     """
     ResolveUser: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.ResolveUserRequest, _user_auth_pb2.ResolveUserResponse]
     """Returns a user and what they may do, for a service that acts for them.
@@ -173,7 +174,7 @@ class UserServiceStub:
     it again to the same user changes nothing. An address that is taken is never linked unasked: its owner signs in
     and links it.
 
-    Errors: IDENTITY_TAKEN, USER_NOT_FOUND, EMAIL_TAKEN.
+    Errors: IDENTITY_TAKEN, USER_NOT_FOUND, EMAIL_TAKEN, QUOTA_EXCEEDED.
     """
     ResolveIdentity: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.ResolveIdentityRequest, _user_auth_pb2.ResolveIdentityResponse]
     """Returns the user that an identity elsewhere is linked to.
@@ -200,7 +201,8 @@ class UserServiceAsyncStub(UserServiceStub):
     Register: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.RegisterRequest, _user_auth_pb2.RegisterResponse]  # type: ignore[assignment]
     """Registers a user and mails a code that verifies the address. The user can sign in once it is verified.
 
-    Errors: EMAIL_TAKEN, PASSWORD_WEAK, REGISTRATION_CLOSED.
+    Errors: EMAIL_TAKEN, PASSWORD_WEAK, REGISTRATION_CLOSED, QUOTA_EXCEEDED when the tenant has as many "users" as its
+    plan allows.
     """
     VerifyEmail: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.VerifyEmailRequest, _user_auth_pb2.VerifyEmailResponse]  # type: ignore[assignment]
     """Verifies a user's e-mail address with the code mailed by Register. A code works once, for 24 hours.
@@ -232,7 +234,7 @@ class UserServiceAsyncStub(UserServiceStub):
     """Creates a user with a verified address and roles, or gives an existing one these roles and this password:
     the first owner of a tenant, or a user brought over from elsewhere.
 
-    Errors: PASSWORD_WEAK.
+    Errors: PASSWORD_WEAK, QUOTA_EXCEEDED.
     """
     ResolveUser: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.ResolveUserRequest, _user_auth_pb2.ResolveUserResponse]  # type: ignore[assignment]
     """Returns a user and what they may do, for a service that acts for them.
@@ -337,7 +339,7 @@ class UserServiceAsyncStub(UserServiceStub):
     it again to the same user changes nothing. An address that is taken is never linked unasked: its owner signs in
     and links it.
 
-    Errors: IDENTITY_TAKEN, USER_NOT_FOUND, EMAIL_TAKEN.
+    Errors: IDENTITY_TAKEN, USER_NOT_FOUND, EMAIL_TAKEN, QUOTA_EXCEEDED.
     """
     ResolveIdentity: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.ResolveIdentityRequest, _user_auth_pb2.ResolveIdentityResponse]  # type: ignore[assignment]
     """Returns the user that an identity elsewhere is linked to.
@@ -367,7 +369,8 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_user_auth_pb2.RegisterResponse, _abc.Awaitable[_user_auth_pb2.RegisterResponse]]:
         """Registers a user and mails a code that verifies the address. The user can sign in once it is verified.
 
-        Errors: EMAIL_TAKEN, PASSWORD_WEAK, REGISTRATION_CLOSED.
+        Errors: EMAIL_TAKEN, PASSWORD_WEAK, REGISTRATION_CLOSED, QUOTA_EXCEEDED when the tenant has as many "users" as its
+        plan allows.
         """
 
     @_abc_1.abstractmethod
@@ -435,7 +438,7 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         """Creates a user with a verified address and roles, or gives an existing one these roles and this password:
         the first owner of a tenant, or a user brought over from elsewhere.
 
-        Errors: PASSWORD_WEAK.
+        Errors: PASSWORD_WEAK, QUOTA_EXCEEDED.
         """
 
     @_abc_1.abstractmethod
@@ -678,7 +681,7 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         it again to the same user changes nothing. An address that is taken is never linked unasked: its owner signs in
         and links it.
 
-        Errors: IDENTITY_TAKEN, USER_NOT_FOUND, EMAIL_TAKEN.
+        Errors: IDENTITY_TAKEN, USER_NOT_FOUND, EMAIL_TAKEN, QUOTA_EXCEEDED.
         """
 
     @_abc_1.abstractmethod

@@ -71,7 +71,8 @@ class ApiKeyServiceServicer:
     def CreateApiKey(self, request, context):
         """Makes a key. This answer is the only place where it is ever shown; a lost one is revoked and made anew.
 
-        Errors: SCOPE_UNKNOWN, SCOPE_NOT_HELD, EXPIRY_PAST, API_KEYS_TOO_MANY.
+        Errors: SCOPE_UNKNOWN, SCOPE_NOT_HELD, EXPIRY_PAST, API_KEYS_TOO_MANY, QUOTA_EXCEEDED when the tenant has as many
+        "api_keys" as its plan allows.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

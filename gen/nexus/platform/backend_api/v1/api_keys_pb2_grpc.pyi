@@ -38,7 +38,8 @@ class ApiKeyServiceStub:
     CreateApiKey: _grpc.UnaryUnaryMultiCallable[_api_keys_pb2.CreateApiKeyRequest, _api_keys_pb2.CreateApiKeyResponse]
     """Makes a key. This answer is the only place where it is ever shown; a lost one is revoked and made anew.
 
-    Errors: SCOPE_UNKNOWN, SCOPE_NOT_HELD, EXPIRY_PAST, API_KEYS_TOO_MANY.
+    Errors: SCOPE_UNKNOWN, SCOPE_NOT_HELD, EXPIRY_PAST, API_KEYS_TOO_MANY, QUOTA_EXCEEDED when the tenant has as many
+    "api_keys" as its plan allows.
     """
     ListApiKeys: _grpc.UnaryUnaryMultiCallable[_api_keys_pb2.ListApiKeysRequest, _api_keys_pb2.ListApiKeysResponse]
     """Lists the tenant's keys, the latest first.
@@ -68,7 +69,8 @@ class ApiKeyServiceAsyncStub(ApiKeyServiceStub):
     CreateApiKey: _aio.UnaryUnaryMultiCallable[_api_keys_pb2.CreateApiKeyRequest, _api_keys_pb2.CreateApiKeyResponse]  # type: ignore[assignment]
     """Makes a key. This answer is the only place where it is ever shown; a lost one is revoked and made anew.
 
-    Errors: SCOPE_UNKNOWN, SCOPE_NOT_HELD, EXPIRY_PAST, API_KEYS_TOO_MANY.
+    Errors: SCOPE_UNKNOWN, SCOPE_NOT_HELD, EXPIRY_PAST, API_KEYS_TOO_MANY, QUOTA_EXCEEDED when the tenant has as many
+    "api_keys" as its plan allows.
     """
     ListApiKeys: _aio.UnaryUnaryMultiCallable[_api_keys_pb2.ListApiKeysRequest, _api_keys_pb2.ListApiKeysResponse]  # type: ignore[assignment]
     """Lists the tenant's keys, the latest first.
@@ -101,7 +103,8 @@ class ApiKeyServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_api_keys_pb2.CreateApiKeyResponse, _abc.Awaitable[_api_keys_pb2.CreateApiKeyResponse]]:
         """Makes a key. This answer is the only place where it is ever shown; a lost one is revoked and made anew.
 
-        Errors: SCOPE_UNKNOWN, SCOPE_NOT_HELD, EXPIRY_PAST, API_KEYS_TOO_MANY.
+        Errors: SCOPE_UNKNOWN, SCOPE_NOT_HELD, EXPIRY_PAST, API_KEYS_TOO_MANY, QUOTA_EXCEEDED when the tenant has as many
+        "api_keys" as its plan allows.
         """
 
     @_abc_1.abstractmethod
