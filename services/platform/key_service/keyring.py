@@ -64,7 +64,7 @@ class Keyring:
         name: str,
         subject: str,
         algorithm: Algorithm,
-        rotation_period: timedelta | None = None,
+        rotation_period: timedelta | None,
     ) -> Version:
         """The primary version of the key, which is made if there is none. Raises SubjectShredded."""
         found = await self._store.primary_named(owner, name, subject)

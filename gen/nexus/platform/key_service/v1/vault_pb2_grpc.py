@@ -125,7 +125,8 @@ class VaultServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Seal(self, request, context):
-        """Encrypts up to 64 KiB under the newest version of a key, which is made if there is none.
+        """Encrypts up to 64 KiB under the newest version of a key, which is made if there is none, and then rotates every
+        90 days.
 
         Errors: KEY_NOT_USABLE, ALGORITHM_UNSUITABLE, SUBJECT_SHREDDED.
         """
@@ -163,7 +164,7 @@ class VaultServiceServicer:
 
     def IssueDataKey(self, request, context):
         """Makes a random 256-bit key to encrypt with in the calling service, in clear and sealed under a key, which is made
-        if there is none. `services.chassis.fields` does so for columns.
+        if there is none, and then rotates every 90 days. `services.chassis.fields` does so for columns.
 
         Errors: KEY_NOT_USABLE, ALGORITHM_UNSUITABLE, SUBJECT_SHREDDED.
         """

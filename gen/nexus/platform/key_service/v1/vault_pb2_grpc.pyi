@@ -42,7 +42,8 @@ class VaultServiceStub:
     Errors: SUBJECT_SHREDDED, ALGORITHM_UNSUITABLE when it exists with another algorithm.
     """
     Seal: _grpc.UnaryUnaryMultiCallable[_vault_pb2.SealRequest, _vault_pb2.SealResponse]
-    """Encrypts up to 64 KiB under the newest version of a key, which is made if there is none.
+    """Encrypts up to 64 KiB under the newest version of a key, which is made if there is none, and then rotates every
+    90 days.
 
     Errors: KEY_NOT_USABLE, ALGORITHM_UNSUITABLE, SUBJECT_SHREDDED.
     """
@@ -64,7 +65,7 @@ class VaultServiceStub:
     """
     IssueDataKey: _grpc.UnaryUnaryMultiCallable[_vault_pb2.IssueDataKeyRequest, _vault_pb2.IssueDataKeyResponse]
     """Makes a random 256-bit key to encrypt with in the calling service, in clear and sealed under a key, which is made
-    if there is none. `services.chassis.fields` does so for columns.
+    if there is none, and then rotates every 90 days. `services.chassis.fields` does so for columns.
 
     Errors: KEY_NOT_USABLE, ALGORITHM_UNSUITABLE, SUBJECT_SHREDDED.
     """
@@ -122,7 +123,8 @@ class VaultServiceAsyncStub(VaultServiceStub):
     Errors: SUBJECT_SHREDDED, ALGORITHM_UNSUITABLE when it exists with another algorithm.
     """
     Seal: _aio.UnaryUnaryMultiCallable[_vault_pb2.SealRequest, _vault_pb2.SealResponse]  # type: ignore[assignment]
-    """Encrypts up to 64 KiB under the newest version of a key, which is made if there is none.
+    """Encrypts up to 64 KiB under the newest version of a key, which is made if there is none, and then rotates every
+    90 days.
 
     Errors: KEY_NOT_USABLE, ALGORITHM_UNSUITABLE, SUBJECT_SHREDDED.
     """
@@ -144,7 +146,7 @@ class VaultServiceAsyncStub(VaultServiceStub):
     """
     IssueDataKey: _aio.UnaryUnaryMultiCallable[_vault_pb2.IssueDataKeyRequest, _vault_pb2.IssueDataKeyResponse]  # type: ignore[assignment]
     """Makes a random 256-bit key to encrypt with in the calling service, in clear and sealed under a key, which is made
-    if there is none. `services.chassis.fields` does so for columns.
+    if there is none, and then rotates every 90 days. `services.chassis.fields` does so for columns.
 
     Errors: KEY_NOT_USABLE, ALGORITHM_UNSUITABLE, SUBJECT_SHREDDED.
     """
@@ -211,7 +213,8 @@ class VaultServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vault_pb2.SealRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vault_pb2.SealResponse, _abc.Awaitable[_vault_pb2.SealResponse]]:
-        """Encrypts up to 64 KiB under the newest version of a key, which is made if there is none.
+        """Encrypts up to 64 KiB under the newest version of a key, which is made if there is none, and then rotates every
+        90 days.
 
         Errors: KEY_NOT_USABLE, ALGORITHM_UNSUITABLE, SUBJECT_SHREDDED.
         """
@@ -257,7 +260,7 @@ class VaultServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_vault_pb2.IssueDataKeyResponse, _abc.Awaitable[_vault_pb2.IssueDataKeyResponse]]:
         """Makes a random 256-bit key to encrypt with in the calling service, in clear and sealed under a key, which is made
-        if there is none. `services.chassis.fields` does so for columns.
+        if there is none, and then rotates every 90 days. `services.chassis.fields` does so for columns.
 
         Errors: KEY_NOT_USABLE, ALGORITHM_UNSUITABLE, SUBJECT_SHREDDED.
         """
