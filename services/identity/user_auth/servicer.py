@@ -32,6 +32,7 @@ from services.chassis.service import Service
 from services.chassis.tenant_settings import TenantSettings
 from services.identity.user_auth import passwords
 from services.identity.user_auth.access import Access
+from services.identity.user_auth.breaches import BreachedPasswords
 from services.identity.user_auth.exporting import Exporter
 from services.identity.user_auth.mailing import RECOVER, SEND_SECONDS, VERIFY, CodeMailer
 from services.identity.user_auth.passwords import Policy
@@ -61,6 +62,8 @@ class UserService:
         self._identities = IdentityStore(service.database)
         self._access = Access(service.database, self._store, self._roles)
         self._quotas = Quotas(service.clients, service.database)
+        url = self._config.breached_passwords_url
+        self._breached = BreachedPasswords(url) if url is not None else None
         self._exporter = Exporter(service.clients)
         self._codes = CodeMailer(service.database, self._store, self._profiles, service.mailer, self._config)
         self._lockout = Lockout(service.database, self._config.lockout)
@@ -457,7 +460,8 @@ class UserService:
         return Policy(self._config.password_min_length, self._config.password_min_strength)
 
     async def _require_strong(self, password: str, profile: Profile) -> None:
-        await passwords.require_strong(password, await self._policy(), personal=(profile.email, profile.display_name))
+        personal = (profile.email, profile.display_name)
+        await passwords.require_strong(password, await self._policy(), personal, self._breached)
 
 
 def _state(request: pb.ListUsersRequest) -> str:

@@ -11,6 +11,9 @@ class Config(BaseModel):
     """What a tenant without a password policy of its own asks for."""
     password_min_strength: int = Field(default=2, ge=0, le=4)
     """zxcvbn's score."""
+    breached_passwords_url: str | None = Field(default=None, pattern="^https?://")
+    """Where passwords are looked up among stolen ones, 5 digits of a hash at a time: the range API of Have I Been Pwned
+    ("https://api.pwnedpasswords.com/range/"), or a mirror of it. Nowhere when unset."""
     verification_lifetime: timedelta = timedelta(hours=24)
     """How long a code works that verifies an address."""
     recovery_lifetime: timedelta = timedelta(hours=1)
