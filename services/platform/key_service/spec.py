@@ -1,6 +1,6 @@
 from datetime import timedelta
 
-from pydantic import BaseModel, SecretStr, model_validator
+from pydantic import BaseModel, Field, SecretStr, model_validator
 
 from services.chassis.spec import ServiceSpec
 
@@ -17,6 +17,8 @@ class Config(BaseModel):
     destruction_delay: timedelta = timedelta(days=30)
     """How long a scheduled destruction waits when the caller does not say."""
     minimum_destruction_delay: timedelta = timedelta(days=7)
+    sealing_key_period: timedelta = Field(default=timedelta(days=90), ge=timedelta(hours=1))
+    """How often a key with which a service seals gets a new version, unless the service made it with another period."""
     keep_uses: timedelta = timedelta(days=400)
     """How long it is remembered who used a key for what."""
 
