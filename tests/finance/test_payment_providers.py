@@ -10,10 +10,12 @@ import httpx
 import pytest
 
 from nexus.finance.billing_service.v1 import payments_pb2 as pb
+from nexus.finance.billing_service.v1.faults import ProviderNotConfigured
 from nexus.type.v1.faults import DependencyUnavailable
 from services.chassis.clients import Clients
 from services.chassis.context import OPERATOR
 from services.chassis.ids import new_id
+from services.finance.billing_service.payments import may_charge
 from tests.chaos.processes import send, status
 from tests.finance.billing import Billing, reason
 from tests.finance.provider_servers import PaypalServer, StripeServer
@@ -82,6 +84,34 @@ async def test_stripe_authorizes_captures_and_refunds(world: World, billing: Bil
     assert refunded.operation.state == pb.OPERATION_STATE_SUCCEEDED
     voided = await billing.void(await billing.authorize(500))
     assert voided.payment.state == pb.PAYMENT_STATE_VOIDED
+
+
+async def test_customers_of_a_live_tenant_cannot_pay_by_the_sandbox(world: World, billing: Billing) -> None:
+    """Nor by a sandbox card from before, unless the tenant itself says that it rehearses."""
+    old = await billing.card("card_ok")
+    await billing.ok("/provider-accounts", stripe={"apiKey": "sk_test_good", "webhookSecret": "whsec_test"})
+    body = {"providerToken": "card_ok", "provider": "PAYMENT_PROVIDER_SANDBOX"}
+    assert reason(await billing.post("/payment-methods", **body, requestId=new_id())) == "PROVIDER_NOT_CONFIGURED"
+    for chosen in (old, ""):
+        with pytest.raises(ProviderNotConfigured):
+            await billing.authorize(payment_method_id=chosen)
+    assert await billing.charges() == []
+    await billing.card("pm_card_visa")  # the first account is the default
+    assert (await billing.authorize()).provider == pb.PAYMENT_PROVIDER_STRIPE
+    await billing.ok("/provider-accounts", sandbox={})
+    await billing.card("card_ok", provider="PAYMENT_PROVIDER_SANDBOX")
+    assert (await billing.authorize()).provider == pb.PAYMENT_PROVIDER_SANDBOX
+
+
+@pytest.mark.parametrize(
+    ("accounts", "production", "may"),
+    [([], False, True), ([], True, False), (["STRIPE"], False, False), (["SANDBOX", "STRIPE"], True, True)],
+)
+def test_the_sandbox_takes_payments_where_nobody_sells_for_money(
+    accounts: list[str], production: bool, may: bool
+) -> None:
+    assert may_charge("SANDBOX", accounts, production=production) == may
+    assert not may_charge("PAYPAL", accounts, production=production)
 
 
 async def test_a_card_that_stripe_declines_cannot_be_swapped_in_the_browser(world: World, billing: Billing) -> None:

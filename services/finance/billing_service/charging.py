@@ -220,7 +220,8 @@ class Charging:
         return payment
 
     async def usable_method(self, customer_id: str, payment_method_id: str) -> Row:
-        """The payment method, or the customer's default. Raises CustomerNotFound, PaymentMethodNotFound."""
+        """The payment method, or the customer's default. Raises CustomerNotFound, PaymentMethodNotFound,
+        ProviderNotConfigured."""
         if await self._store.customer(customer_id) is None:
             raise CustomerNotFound(customer_id=customer_id)
         if payment_method_id:
@@ -229,6 +230,7 @@ class Charging:
             method = await self._store.default_method(customer_id)
         if method is None or method["removed"] or method["customer_id"] != customer_id:
             raise PaymentMethodNotFound()
+        await self._accounts.require_chargeable(method["provider"])
         return method
 
     async def absorb(self, payment_id: str, snapshot: Snapshot, operation: Row | None = None) -> Row:

@@ -429,7 +429,7 @@ class Subscribing:
         if chosen is not None:
             try:
                 await self._charging.usable_method(subscription["customer_id"], chosen)
-            except PaymentMethodNotFound:
+            except (PaymentMethodNotFound, ProviderNotConfigured):
                 return ""
         return chosen or ""
 

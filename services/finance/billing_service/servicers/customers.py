@@ -64,6 +64,7 @@ class CustomerService:
         key = request_of(request, call, self._sealer)
         method = await self._store.method_requested(key["scope"], key["request_id"])
         if method is None:
+            await self._accounts.require_chargeable(provider)
             attached = f"{customer_id}/{key['request_hash'].hex()[:32]}"
             try:
                 card = await (await self._accounts.provider(provider)).attach(
