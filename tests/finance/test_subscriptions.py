@@ -255,6 +255,43 @@ async def test_a_coupon_takes_off_so_many_bills_and_is_used_up(billing: Billing)
     assert reason(used_up) == "COUPON_NOT_USABLE"
 
 
+@pytest.mark.parametrize("taken_off", [{"basisPoints": 10000}, {"amount": {"currency": "EUR", "minorUnits": "5000"}}])
+async def test_what_a_coupon_paid_is_not_given_back(billing: Billing, taken_off: dict[str, Any]) -> None:
+    await billing.card()
+    await billing.ok("/coupons", code="FREE", bills=1, **taken_off)
+    large, small = await billing.price(5000), await billing.price(100)
+    yearly = await billing.price(1000, interval="INTERVAL_YEAR")
+    for proration in ("PRORATION_ON_NEXT_BILL", "PRORATION_BILL_NOW"):
+        made = await billing.subscribe(large, couponCode="FREE")
+        assert total(made["bill"]) == 0
+        path = f"/subscriptions/{made['subscription']['subscriptionId']}"
+        for price in (small, large, small):
+            changed = await billing.ok(f"{path}:change", priceId=price["priceId"], proration=proration)
+            assert changed.get("lines", []) == []
+        renewed = (await billing.ok(f"{path}:change", priceId=yearly["priceId"]))["lines"]
+        assert amounts(renewed) == {"FEE": 1000}
+        await billing.run_dunning(now() + timedelta(seconds=1))
+        await billing.ok(f"{path}:cancel", now=True)
+    assert not (await billing.read("/customer"))["customer"].get("credits")
+
+
+async def test_a_discount_goes_along_with_a_change_within_its_period(billing: Billing) -> None:
+    await billing.card()
+    await billing.ok("/coupons", code="HALF", basisPoints=5000, bills=1)
+    small, large = await billing.price(1000), await billing.price(5000)
+    made = await billing.subscribe(small, couponCode="HALF")
+    path = f"/subscriptions/{made['subscription']['subscriptionId']}"
+    up = amounts((await billing.ok(f"{path}:change", priceId=large["priceId"]))["lines"])
+    assert -500 <= up["PRORATION_CREDIT"] < -490
+    assert 2490 < up["PRORATION_CHARGE"] <= 2500
+    down = amounts((await billing.ok(f"{path}:change", priceId=small["priceId"]))["lines"])
+    assert abs(sum(up.values()) + sum(down.values())) <= 1
+    ended = await billing.ok(f"{path}:cancel", now=True, prorate=True)
+    assert ended["subscription"]["state"] == "SUBSCRIPTION_STATE_CANCELED"
+    (credit,) = (await billing.read("/customer"))["customer"]["credits"]
+    assert 490 < int(credit["minorUnits"]) <= 500
+
+
 async def test_use_is_counted_once_billed_in_arrears_and_late_use_on_the_next_bill(billing: Billing) -> None:
     await billing.card()
     await billing.ok("/meters", key="calls", eventName="call", aggregation="AGGREGATION_SUM")

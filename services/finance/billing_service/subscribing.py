@@ -93,8 +93,10 @@ class Subscribing:
                 changed = await self._store.set_terms(subscription_id, new["plan_id"], new["price_id"], quantity, 0)
                 lines: Sequence[Line] = ()
             elif _same_interval(old, new):
-                lines = [] if proration == "NONE" else bills.change_lines(old, new, subscription, quantity, at)
-                fee = subscription["period_fee"] if proration == "NONE" else new["fee"] * quantity
+                fee, lines = subscription["period_fee"], []
+                if proration != "NONE":
+                    fee = await self._net_fee(subscription, new, quantity)
+                    lines = bills.change_lines(old, new, subscription, quantity, fee, at)
                 changed = await self._store.set_terms(subscription_id, new["plan_id"], new["price_id"], quantity, fee)
                 await self._store.insert_lines(subscription_id, None, lines)
                 if proration == "BILL_NOW":
@@ -119,7 +121,7 @@ class Subscribing:
                 lines = await self._usage_lines(subscription, price, at)
                 paid = subscription["state"] == "ACTIVE" and not await self._store.has_unpaid_bill(subscription_id)
                 if prorate and paid:
-                    given_back = bills.change_lines(price, price, subscription, 0, at)
+                    given_back = bills.change_lines(price, price, subscription, 0, 0, at)
                     lines = [*lines, *given_back]
                 await self._make_bill(subscription, price, lines, None, at)
                 changed = await self._end(subscription, at)
@@ -148,9 +150,10 @@ class Subscribing:
         start = subscription["period_end"]
         if changes and subscription["state"] != "TRIALING":
             if _same_interval(old, new):
-                lines += bills.change_lines(old, new, subscription, quantity, at)
+                fee = await self._net_fee(subscription, new, quantity)
+                lines += bills.change_lines(old, new, subscription, quantity, fee, at)
             else:
-                lines += bills.change_lines(old, new, subscription, 0, at)
+                lines += bills.change_lines(old, new, subscription, 0, 0, at)
                 start = at
         if not subscription["cancel_at_period_end"]:
             end = boundary(start, new["interval_unit"], new["interval_count"], 1)
@@ -303,7 +306,7 @@ class Subscribing:
         subscription_id = subscription["subscription_id"]
         lines = list(await self._usage_lines(subscription, old, at))
         if proration != "NONE":
-            lines += bills.change_lines(old, new, subscription, 0, at)
+            lines += bills.change_lines(old, new, subscription, 0, 0, at)
         end = boundary(at, new["interval_unit"], new["interval_count"], 1)
         fee = bills.fee_line(new, new["name"], quantity, at, end)
         await self._store.set_terms(subscription_id, new["plan_id"], new["price_id"], quantity, fee.amount)
@@ -355,8 +358,10 @@ class Subscribing:
         await self._store.insert_lines(subscription_id, bill["bill_id"], draft.lines)
         if draft.credit:
             await self._store.add_credit(customer_id, currency, draft.credit, bill["bill_id"])
-        if draft.discounted and subscription["coupon_bills_left"] is not None:
+        if draft.discount and subscription["coupon_bills_left"] is not None:
             await self._store.use_coupon(subscription_id)
+        if draft.fee_discount:
+            await self._store.take_off_fee(subscription_id, draft.fee_discount)
         await self._publish(events.BillIssued(**_about_bill(bill)), bill)
         if state == "PAID":
             await self._publish(events.BillPaid(**_about_bill(bill)), bill)
@@ -370,6 +375,11 @@ class Subscribing:
             coupon = await self._plans.coupon(subscription["coupon_id"])
         owed = (await self._store.credits(subscription["customer_id"])).get(currency, 0)
         return bills.draft(waiting, lines, coupon, owed, at)
+
+    async def _net_fee(self, subscription: Row, price: Row, quantity: int) -> int:
+        """What the current period costs by a price, with the coupon that its bill was made with."""
+        coupon = await self._plans.coupon(subscription["coupon_id"]) if subscription["coupon_id"] is not None else None
+        return bills.net_fee(price["fee"] * quantity, coupon, subscription["period_discount"])
 
     async def _on_payment_settled(self, payment: Row) -> None:
         """In the transaction in which the payment changed its state."""

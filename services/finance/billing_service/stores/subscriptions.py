@@ -15,7 +15,7 @@ Row: TypeAlias = asyncpg.Record
 
 _SUBSCRIPTION = """
 subscription_id::text, customer_id::text, plan_id::text, price_id::text, quantity, state, anchor_time, period_index,
-period_start, period_end, period_fee, cancel_at_period_end, cancel_time, coupon_id::text, coupon_bills_left,
+period_start, period_end, period_fee, period_discount, cancel_at_period_end, cancel_time, coupon_id::text, coupon_bills_left,
 payment_method_id::text, request_hash, create_time,
 (SELECT b.bill_id::text FROM bills b
  WHERE b.tenant_id = s.tenant_id AND b.subscription_id = s.subscription_id ORDER BY b.bill_id DESC LIMIT 1) AS bill_id
@@ -139,7 +139,8 @@ class SubscriptionStore:
     ) -> Row:
         return await self._one(
             """
-            state = $2, anchor_time = $3, period_index = $4, period_start = $5, period_end = $6, period_fee = $7
+            state = $2, anchor_time = $3, period_index = $4, period_start = $5, period_end = $6, period_fee = $7,
+            period_discount = 0
             """,
             subscription_id,
             state,
@@ -173,6 +174,13 @@ class SubscriptionStore:
         await self._database.execute(
             "UPDATE subscriptions SET coupon_bills_left = coupon_bills_left - 1 WHERE subscription_id = $1",
             subscription_id,
+        )
+
+    async def take_off_fee(self, subscription_id: str, discount: int) -> None:
+        await self._database.execute(
+            "UPDATE subscriptions SET period_fee = period_fee - $2, period_discount = $2 WHERE subscription_id = $1",
+            subscription_id,
+            discount,
         )
 
     async def _one(self, change: str, *values: object) -> Row:
