@@ -5,6 +5,7 @@ import itertools
 import signal
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 
 import httpx
 import pytest
@@ -13,6 +14,7 @@ from nexus.finance.billing_service.v1 import payments_pb2 as pb
 from nexus.finance.billing_service.v1.faults import ProviderNotConfigured
 from nexus.type.v1.faults import DependencyUnavailable
 from services.chassis.clients import Clients
+from services.chassis.clock import now
 from services.chassis.context import OPERATOR
 from services.chassis.ids import new_id
 from services.finance.billing_service.payments import may_charge
@@ -170,6 +172,35 @@ async def test_a_charge_whose_key_stripe_has_forgotten_is_looked_up_and_not_repe
     await billing.reconcile()
     assert (await billing.payment(payment.payment_id)).payment.state == pb.PAYMENT_STATE_CAPTURED
     assert len(world.stripe.intents) == made
+
+
+async def test_a_payment_that_turns_up_after_another_has_paid_the_bill_is_given_back(
+    world: World, billing: Billing
+) -> None:
+    """Stripe forgets a charge for as long as it takes to try again, and then tells of it, twice."""
+    await set_stripe(billing)
+    await billing.card("pm_card_visa")
+    world.stripe.lose_answers = 1
+    made = await billing.subscribe(await billing.price(1000))
+    known, world.stripe.intents = world.stripe.intents, {}
+    await billing.rows(
+        "UPDATE billing_service.payment_operations SET create_time = now() - interval '2 days' WHERE tenant_id = $1"
+    )
+    await billing.due_now()
+    await billing.reconcile()
+    assert (await billing.run_dunning(now() + timedelta(hours=25)))[0] == 1
+    world.stripe.intents |= known
+    lost = (await billing.read("/payments"))["payments"][-1]["paymentId"]
+    late = next(item for item in known.values() if item["metadata"]["nexus_payment"] == lost)
+    for _ in range(2):
+        assert (await tell(billing, "stripe", world.stripe.notice("payment_intent.succeeded", late))).status_code == 200
+        await billing.reconcile()
+    payments = (await billing.read("/payments"))["payments"]
+    moved = [(int(item["captured"]["minorUnits"]), int(item["refunded"].get("minorUnits", 0))) for item in payments]
+    assert moved == [(1000, 0), (1000, 1000)]  # the latest first
+    assert [refund["payment_intent"] for refund in world.stripe.refunds if refund["amount"] == 1000] == [late["id"]]
+    bill = (await billing.read(f"/bills/{made['bill']['billId']}"))["bill"]
+    assert (bill["state"], bill["paymentId"]) == ("BILL_STATE_PAID", payments[0]["paymentId"])
 
 
 async def test_paypal_captures_in_parts_and_refunds_each_capture(world: World, billing: Billing) -> None:

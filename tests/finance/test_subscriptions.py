@@ -237,6 +237,31 @@ async def test_a_first_payment_with_3d_secure_is_confirmed_by_the_customer(billi
     assert (await subscription_of(billing, made))["state"] == "SUBSCRIPTION_STATE_ACTIVE"
 
 
+async def test_a_subscription_that_ends_before_it_is_paid_takes_no_money(billing: Billing) -> None:
+    await billing.card("card_3ds")
+    made = await billing.subscribe(await billing.price(1000))
+    await billing.ok(f"/subscriptions/{made['subscription']['subscriptionId']}:cancel")
+    approved = await billing.ok(f"/payments/{made['payment']['paymentId']}:confirm", answer="approve")
+    assert approved["payment"]["state"] == "PAYMENT_STATE_VOIDED"
+    assert [charge["state"] for charge in await billing.charges()] == ["voided"]
+
+
+async def test_money_that_comes_after_a_subscription_has_ended_unpaid_is_given_back(billing: Billing) -> None:
+    await billing.card("card_timeout")
+    made = await billing.subscribe(await billing.price(1000))
+    assert made["subscription"]["state"] == "SUBSCRIPTION_STATE_INCOMPLETE"
+    await billing.ok(f"/subscriptions/{made['subscription']['subscriptionId']}:cancel")
+    for _ in range(2):  # once to hear of the money, once to give it back
+        await billing.due_now()
+        await billing.reconcile()
+    (payment,) = (await billing.read("/payments"))["payments"]
+    assert (payment["captured"]["minorUnits"], payment["refunded"]["minorUnits"]) == ("1000", "1000")
+    (bill,) = (await billing.read("/bills"))["bills"]
+    assert bill["state"] == "BILL_STATE_UNCOLLECTIBLE"
+    assert (await subscription_of(billing, made))["state"] == "SUBSCRIPTION_STATE_CANCELED"
+    assert await billing.events("PaymentRefunded") == 1
+
+
 async def test_a_customer_without_a_card_has_an_open_bill(billing: Billing) -> None:
     made = await billing.subscribe(await billing.price(1000))
     assert (made["bill"]["state"], made["bill"]["attempts"]) == ("BILL_STATE_PAST_DUE", 1)

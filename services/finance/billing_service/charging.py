@@ -139,6 +139,20 @@ class Charging:
 
         return await self._operate("REFUND", payment_id, check, scope, request_id, request_hash, reason=reason)
 
+    async def refund_later(self, payment: Row, *, reason: str) -> None:
+        """Give all of a payment back that came too late, by the next reconciliation. In the transaction in which it
+        came, once for a payment."""
+        if payment["captured"]:
+            await self._store.insert_operation(
+                payment["payment_id"],
+                "REFUND",
+                payment["captured"],
+                scope="late",
+                request_id=payment["payment_id"],
+                request_hash=b"",
+                reason=reason,
+            )
+
     async def void(
         self, payment_id: str, *, scope: str, request_id: str, request_hash: bytes, reason: str = ""
     ) -> tuple[Row, Row]:

@@ -1,5 +1,6 @@
 """Subscriptions from their first bill to their last: renewals, changes, collection, dunning."""
 
+import contextlib
 import json
 import logging
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from nexus.finance.billing_service.v1.faults import (
     CurrencyMismatch,
     CustomerNotFound,
     PaymentMethodNotFound,
+    PaymentStateConflict,
     PriceArchived,
     PriceNotFound,
     ProviderNotConfigured,
@@ -126,6 +128,8 @@ class Subscribing:
                 await self._make_bill(subscription, price, lines, None, at)
                 changed = await self._end(subscription, at)
             await self._publish_change(changed)
+        if changed["state"] == "CANCELED":
+            await self._let_go(subscription)
         return changed
 
     async def resume(self, subscription_id: str) -> Row:
@@ -175,7 +179,9 @@ class Subscribing:
                     renewed, bill = await self._renew(subscription)
                     await self._publish_change(renewed)
                 billed += bill is not None
-                ended += renewed["state"] == "CANCELED"
+                if renewed["state"] == "CANCELED":
+                    ended += 1
+                    await self._let_go(subscription)
                 if bill is not None:
                     await self.collect(bill["bill_id"], at, off_session=True)
         return billed, ended
@@ -322,6 +328,16 @@ class Subscribing:
                 await self._store.set_bill(bill["bill_id"], "UNCOLLECTIBLE", bill["attempts"], None, None, None)
         return await self._store.cancel(subscription["subscription_id"], at)
 
+    async def _let_go(self, subscription: Row) -> None:
+        """Of the payment that the customer was to confirm, after the end of what it was for. One whose outcome is not
+        known yet, or that nobody came to let go of, is given back if it turns out to be captured."""
+        bill = await self.bill(subscription["bill_id"]) if subscription["state"] == "INCOMPLETE" else None
+        if bill is not None and bill["state"] == "UNCOLLECTIBLE" and bill["payment_id"] is not None:
+            with contextlib.suppress(PaymentStateConflict):
+                await self._charging.void(
+                    bill["payment_id"], scope="end", request_id=bill["payment_id"], request_hash=b""
+                )
+
     async def _usage_lines(
         self, subscription: Row, price: Row, until: datetime, *, close: bool = True
     ) -> Sequence[Line]:
@@ -387,7 +403,9 @@ class Subscribing:
             return
         bill = await self._locked_bill(payment["bill_id"])
         match payment["state"]:
-            case "CAPTURED" if bill["state"] != "PAID":
+            case "CAPTURED" if await self._is_late(bill):
+                await self._charging.refund_later(payment, reason=f"bill {bill['state']}")
+            case "CAPTURED":
                 paid = await self._store.set_bill(
                     bill["bill_id"], "PAID", bill["attempts"], None, payment["payment_id"], now()
                 )
@@ -403,6 +421,13 @@ class Subscribing:
                 )
             case "FAILED" | "VOIDED" if bill["state"] in ("OPEN", "PAST_DUE"):
                 await self._note_failure(bill, payment["payment_id"])
+
+    async def _is_late(self, bill: Row) -> bool:
+        """Whether money comes for a bill that another payment has paid, or for what ended before it was paid for."""
+        if bill["state"] != "UNCOLLECTIBLE":
+            return bool(bill["state"] == "PAID")
+        subscription = await self._locked(bill["subscription_id"])
+        return subscription["state"] == "CANCELED" and not await self._store.has_paid_bill(bill["subscription_id"])
 
     async def _note_failure(self, bill: Row, payment_id: str | None) -> None:
         """Another attempt has failed: when is the next, or what becomes of the subscription?"""

@@ -240,13 +240,20 @@ class SubscriptionStore:
         )
 
     async def has_unpaid_bill(self, subscription_id: str) -> bool:
+        return await self._has_bill(subscription_id, "OPEN", "PAST_DUE")
+
+    async def has_paid_bill(self, subscription_id: str) -> bool:
+        return await self._has_bill(subscription_id, "PAID")
+
+    async def _has_bill(self, subscription_id: str, *states: str) -> bool:
         return bool(
             await self._database.fetchval(
                 """
                 SELECT EXISTS (SELECT FROM bills WHERE tenant_id = nexus.tenant_id() AND subscription_id = $1
-                               AND state IN ('OPEN', 'PAST_DUE'))
+                               AND state = ANY ($2))
                 """,
                 subscription_id,
+                states,
             )
         )
 
