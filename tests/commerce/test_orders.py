@@ -240,6 +240,22 @@ async def test_a_confirmed_order_that_is_cancelled_is_undone_last_step_first(ope
     assert again["state"] == "ORDER_STATE_CANCELLED"
 
 
+async def test_an_order_whose_payment_the_bank_has_taken_back_is_cancelled_without_paying_twice(
+    open_shop: Shop,
+) -> None:
+    shop = open_shop
+    variant = await stocked(shop, "Boots", 1)
+    buyer = await Buyer.of(shop, "card_disputed")
+    order = await buyer.buy({variant: 1})
+    cancelled = (await buyer.post(f"/api/v1/orders/{order['orderId']}:cancel"))["order"]
+    assert cancelled["state"] == "ORDER_STATE_CANCELLED"
+    assert cancelled["refunded"]["minorUnits"] == "0"
+    assert await shop.level(variant) == (1, 0)
+    (payment,) = (await buyer.get("/api/v1/billing/payments"))["payments"]
+    assert payment["disputed"] == payment["captured"]
+    assert payment["refunded"]["minorUnits"] == "0"
+
+
 async def test_a_label_that_cannot_be_bought_gives_the_money_back_to_the_card(open_shop: Shop) -> None:
     """The rate table's carrier has no account: the quote is given, the label refused."""
     shop = open_shop

@@ -76,6 +76,44 @@ async def test_periods_that_nobody_billed_in_time_are_billed_one_after_the_other
     assert end_of(await subscription_of(billing, made)) > now() + timedelta(days=100)
 
 
+async def test_a_subscription_that_cannot_be_billed_does_not_keep_the_others_from_it(billing: Billing) -> None:
+    await billing.card()
+    broken, sound = await billing.price(500), await billing.price(700)
+    made = [await billing.subscribe(price) for price in (broken, sound, broken, sound)]
+    unknown = '[{"meterKey": "gone", "mode": "TIER_MODE_GRADUATED", "tiers": [{"unitAmount": "1"}]}]'
+    set_usage = "UPDATE billing_service.prices SET usage_prices = $3 WHERE tenant_id = $1 AND price_id = $2"
+    await billing.rows(set_usage, broken["priceId"], unknown)
+    end = max(end_of(answer["subscription"]) for answer in made)
+    assert await billing.run_billing(end) == (2, 0)
+    await billing.rows(set_usage, broken["priceId"], "[]")
+    assert await billing.run_billing(end) == (2, 0)
+    assert sorted(charge["amount"] for charge in await billing.charges()) == [500] * 4 + [700] * 4
+
+
+async def test_what_settles_a_payment_locks_subscriptions_before_their_bills(billing: Billing) -> None:
+    """As a cancellation does, or the two would wait for each other."""
+    await billing.card("card_3ds")
+    made = await billing.subscribe(await billing.price(1000))
+    subscription, bill = made["subscription"]["subscriptionId"], made["bill"]["billId"]
+    holder, other = await billing.tenant.platform.admin(), await billing.tenant.platform.admin()
+    try:
+        async with holder.transaction():
+            await holder.execute(
+                "SELECT FROM billing_service.subscriptions WHERE subscription_id = $1 FOR UPDATE", subscription
+            )
+            path = f"/payments/{made['payment']['paymentId']}:confirm"
+            confirming = asyncio.create_task(billing.ok(path, answer="approve"))
+            waits = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE $1 = ANY (pg_blocking_pids(pid)))"
+            async with asyncio.timeout(10):
+                while not await other.fetchval(waits, holder.get_server_pid()):  # noqa: ASYNC110  it does not tell
+                    await asyncio.sleep(0.02)
+            await other.execute("SELECT FROM billing_service.bills WHERE bill_id = $1 FOR UPDATE NOWAIT", bill)
+        assert (await confirming)["payment"]["state"] == "PAYMENT_STATE_CAPTURED"
+    finally:
+        await holder.close()
+        await other.close()
+
+
 async def test_subscribing_twice_with_one_key_makes_one_subscription(billing: Billing) -> None:
     await billing.card()
     price, request_id = await billing.price(), new_id()

@@ -231,16 +231,18 @@ class Steps:
         return "PaymentCaptured", {"captured": answer.payment.captured.minor_units}
 
     async def _return_payment(self, order: Order) -> dict[str, Any]:
-        """Whatever has been taken, by us or by one of us that died, goes back."""
+        """Whatever has been taken, by us or by one of us that died, goes back; but for what the customer's bank has
+        taken back already."""
         if not order.payment_id:
             return {"nothing": "true"}
         known = await self._payments.GetPayment(billing.GetPaymentRequest(payment_id=order.payment_id))
         if any(operation.state == billing.OPERATION_STATE_PENDING for operation in known.operations):
             raise Later("a movement of the payment is not settled yet")
         taken = known.payment.captured.minor_units
-        if known.payment.refunded.minor_units < taken:
-            await self._repay(order, order.payment_id, taken - known.payment.refunded.minor_units, "repay")
-        return {"captured": taken, "refunded": taken}
+        left = max(0, taken - known.payment.refunded.minor_units - known.payment.disputed.minor_units)
+        if left:
+            await self._repay(order, order.payment_id, left, "repay")
+        return {"captured": taken, "refunded": known.payment.refunded.minor_units + left}
 
     async def _repay(self, order: Order, payment_id: str, amount: int, key: str) -> None:
         """Raises RepaymentRefused; the next attempt has another key."""

@@ -43,7 +43,12 @@ def fee_line(price: Mapping[str, Any], name: str, quantity: int, start: datetime
 
 
 def change_lines(
-    old: Mapping[str, Any], new: Mapping[str, Any], subscription: Mapping[str, Any], quantity: int, fee: int, at: datetime
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    subscription: Mapping[str, Any],
+    quantity: int,
+    fee: int,
+    at: datetime,
 ) -> list[Line]:
     """What a change within the period gives back of the fee in force, and charges of another `fee` for the rest of the
     period. Both are without what a coupon took off them (`net_fee`), so that only what was charged is given back. With

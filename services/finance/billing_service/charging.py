@@ -221,7 +221,11 @@ class Charging:
             )
         settled = in_doubt = 0
         for operation_id in await self._store.in_doubt(limit):
-            await self._ask(operation_id)
+            try:
+                await self._ask(operation_id)
+            except Exception:  # what cannot be asked about must not keep the others from it
+                logger.exception("an operation waits", extra={"operation": operation_id})
+                await self._store.release(operation_id, rules.LONGEST_WAIT)
             operation = await self._store.operation(operation_id)
             settled += operation["state"] != "PENDING"
             in_doubt += operation["state"] == "PENDING"
@@ -341,12 +345,16 @@ class Charging:
         try:
             snapshot = await self._request(operation, payment)
         except InDoubt as error:
-            logger.warning("a payment is in doubt: %s", error, extra={"operation": operation_id})
+            # What its provider does not answer for as long as that is for a person to look into.
+            level = logging.ERROR if await self._is_old(operation, payment) else logging.WARNING
+            logger.log(level, "a payment is in doubt: %s", error, extra={"operation": operation_id})
             await self._store.release(operation_id, rules.wait_before(operation["attempts"]))
         except Refused as refusal:
             await self._refuse(operation, refusal)
         else:
             await self.absorb(payment["payment_id"], snapshot, operation)
+            if await self._is_old(operation, payment) and not _may_have(snapshot, operation):
+                await self._refuse(operation, Refused("LOST", f"the provider knows of no such {operation['kind']}"))
             # Where the provider itself has not come to an end, somebody has to look again.
             await self._store.release(operation_id, rules.wait_before(operation["attempts"]))
         return True
@@ -354,7 +362,7 @@ class Charging:
     async def _request(self, operation: Row, payment: Row) -> Snapshot:
         provider = await self._accounts.provider(payment["provider"])
         at_provider, key = payment["provider_payment_id"], operation["operation_id"]
-        too_old = now() - operation["create_time"] > provider.replay_window
+        too_old = await self._is_old(operation, payment)
         match operation["kind"]:
             case "AUTHORIZE":
                 charge = await self._charge(operation, payment)
@@ -366,7 +374,7 @@ class Charging:
                 if found is None:
                     raise Refused("LOST", "the provider has no such payment")
                 return found
-            case _ if too_old:
+            case "CAPTURE" | "REFUND" if too_old:
                 return await provider.look_at(at_provider)
             case "CAPTURE":
                 return await provider.capture(
@@ -376,6 +384,11 @@ class Charging:
                 return await provider.refund(at_provider, operation["amount"], payment["currency"], key)
             case _:
                 return await provider.void(at_provider, key)
+
+    async def _is_old(self, operation: Row, payment: Row) -> bool:
+        """Whether the provider may have forgotten the operation's key."""
+        provider = await self._accounts.provider(payment["provider"])
+        return now() - operation["create_time"] > provider.replay_window
 
     async def _charge(self, operation: Row, payment: Row) -> Charge:
         method = await self._store.method(payment["payment_method_id"])
@@ -431,7 +444,7 @@ class Charging:
                 match = next((item for item in known if item["operation_id"] == movement.operation_id), None)
             else:
                 match = next((item for item in pending if item["amount"] == movement.amount), None)
-            if match is None:
+            if match is None or (match["state"] == "FAILED" and movement.state == "SUCCEEDED"):  # given up too early
                 match = await self._store.insert_operation(payment["payment_id"], kind, movement.amount)
                 assert match is not None, "it has no request to conflict with"
             elif match in pending:
@@ -489,6 +502,16 @@ class Charging:
         if payment is None:
             raise PaymentNotFound(payment_id=payment_id)
         return payment
+
+
+def _may_have(snapshot: Snapshot, operation: Row) -> bool:
+    """Whether a provider that looks at a payment may still come to an operation by itself. What has succeeded or failed
+    there is settled by then."""
+    if operation["kind"] not in ("CAPTURE", "REFUND"):
+        return True
+    movements = snapshot.captures if operation["kind"] == "CAPTURE" else snapshot.refunds
+    ours = ("", operation["operation_id"])
+    return any(movement.state == "PENDING" and movement.operation_id in ours for movement in movements)
 
 
 async def _nothing(payment: Row) -> None:

@@ -168,29 +168,38 @@ class Subscribing:
 
     async def run_billing(self, at: datetime) -> tuple[int, int]:
         """Bill every subscription whose period has ended, one period after the other; returns how many bills were
-        made and how many subscriptions ended."""
+        made and how many subscriptions ended. One that cannot be billed is left to the next round."""
         billed = ended = 0
-        while due := await self._store.due(at, _BATCH):
+        left: list[str] = []
+        while due := await self._store.due(at, _BATCH, without=left):
             for subscription_id in due:
-                async with self._database.transaction():
-                    subscription = await self._locked(subscription_id)
-                    if subscription["state"] == "CANCELED" or subscription["period_end"] > at:
-                        continue
-                    renewed, bill = await self._renew(subscription)
-                    await self._publish_change(renewed)
-                billed += bill is not None
-                if renewed["state"] == "CANCELED":
-                    ended += 1
-                    await self._let_go(subscription)
-                if bill is not None:
-                    await self.collect(bill["bill_id"], at, off_session=True)
+                try:
+                    async with self._database.transaction():
+                        subscription = await self._locked(subscription_id)
+                        if subscription["state"] == "CANCELED" or subscription["period_end"] > at:
+                            continue
+                        renewed, bill = await self._renew(subscription)
+                        await self._publish_change(renewed)
+                    billed += bill is not None
+                    ended += renewed["state"] == "CANCELED"
+                    if renewed["state"] == "CANCELED":
+                        await self._let_go(subscription)
+                    if bill is not None:
+                        await self.collect(bill["bill_id"], at, off_session=True)
+                except Exception:
+                    logger.exception("a subscription waits", extra={"subscription": subscription_id})
+                    left.append(subscription_id)
         return billed, ended
 
     async def run_dunning(self, at: datetime) -> dict[str, int]:
         """Try to collect every bill that is due; returns how many ended in which state."""
         outcomes: dict[str, int] = {}
         for bill_id in await self._store.to_collect(at, _BATCH):
-            bill = await self.collect(bill_id, at, off_session=True)
+            try:
+                bill = await self.collect(bill_id, at, off_session=True)
+            except Exception:
+                logger.exception("a bill waits", extra={"bill": bill_id})
+                continue
             outcomes[bill["state"]] = outcomes.get(bill["state"], 0) + 1
         return outcomes
 
@@ -514,9 +523,10 @@ class Subscribing:
         return row
 
     async def _locked_bill(self, bill_id: str) -> Row:
+        """After its subscription, as everybody locks them: payment, subscription, bill."""
+        await self._locked((await self.bill(bill_id))["subscription_id"])
         row = await self._store.locked_bill(bill_id)
-        if row is None:
-            raise BillNotFound(bill_id=bill_id)
+        assert row is not None, "bills stay"
         return row
 
     async def _publish_change(self, subscription: Row) -> None:

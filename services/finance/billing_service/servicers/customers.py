@@ -14,6 +14,7 @@ from services.chassis.context import RequestContext
 from services.chassis.paging import Pager
 from services.chassis.service import Service
 from services.finance.billing_service.engine import engine
+from services.finance.billing_service.payments import require_refund_by_hand
 from services.finance.billing_service.providers.interface import Card, InDoubt, MethodRefused, Refused
 from services.finance.billing_service.servicers.common import (
     customer_of,
@@ -119,6 +120,7 @@ class CustomerService:
         return pb.ConfirmPaymentResponse(payment=payment_message(payment))
 
     async def RefundPayment(self, request: pb.RefundPaymentRequest, call: RequestContext) -> pb.RefundPaymentResponse:
+        require_refund_by_hand(await self._charging.payment(request.payment_id))
         payment, operation = await self._charging.refund(
             request.payment_id,
             request.amount if request.HasField("amount") else None,

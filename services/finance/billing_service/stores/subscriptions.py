@@ -15,8 +15,8 @@ Row: TypeAlias = asyncpg.Record
 
 _SUBSCRIPTION = """
 subscription_id::text, customer_id::text, plan_id::text, price_id::text, quantity, state, anchor_time, period_index,
-period_start, period_end, period_fee, period_discount, cancel_at_period_end, cancel_time, coupon_id::text, coupon_bills_left,
-payment_method_id::text, request_hash, create_time,
+period_start, period_end, period_fee, period_discount, cancel_at_period_end, cancel_time, coupon_id::text,
+coupon_bills_left, payment_method_id::text, request_hash, create_time,
 (SELECT b.bill_id::text FROM bills b
  WHERE b.tenant_id = s.tenant_id AND b.subscription_id = s.subscription_id ORDER BY b.bill_id DESC LIMIT 1) AS bill_id
 """
@@ -122,15 +122,17 @@ class SubscriptionStore:
             customer_id,
         )
 
-    async def due(self, at: datetime, limit: int) -> list[str]:
+    async def due(self, at: datetime, limit: int, *, without: Sequence[str]) -> list[str]:
         rows = await self._database.fetch(
             """
             SELECT subscription_id::text FROM subscriptions
             WHERE tenant_id = nexus.tenant_id() AND state <> 'CANCELED' AND period_end <= $1
+              AND subscription_id <> ALL ($3::uuid[])
             ORDER BY period_end LIMIT $2
             """,
             at,
             limit,
+            without,
         )
         return [row["subscription_id"] for row in rows]
 
