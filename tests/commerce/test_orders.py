@@ -2,12 +2,14 @@
 
 import asyncio
 from collections import Counter
+from urllib.parse import quote
 
 import pytest
 
 from services.chassis.ids import new_id
 from tests.commerce.buyers import ADDRESS, PRICE, SHIPPING, Buyer, all_is_well, furnish, put_right, stocked
 from tests.commerce.shops import Json, Shop, reason
+from tests.platforms import PASSWORD
 
 HAPPY = [
     "CheckedOut",
@@ -433,6 +435,48 @@ async def test_what_the_carrier_reports_stands_in_the_timeline(open_shop: Shop) 
         while not (await buyer.order(order["orderId"]))["parcels"][0]["delivered"]:  # noqa: ASYNC110  an event brings it
             await asyncio.sleep(0.1)
     assert (await buyer.timeline(order["orderId"]))[-1] == "ParcelDelivered"
+
+
+async def test_an_operator_who_sets_an_overdraft_does_not_stop_the_sales(open_shop: Shop) -> None:
+    shop = open_shop
+    variant = await stocked(shop, "Gloves", 2)
+    buyer = await Buyer.of(shop)
+    for limit in (1, 2):
+        order = await buyer.buy({variant: 1})
+        assert (await buyer.settled(order["orderId"]))["state"] == "ORDER_STATE_CONFIRMED"
+        for account in ("customers:prepaid", "income:sales", "tenant:earnings"):
+            body = {"allowOverdraft": True, "overdraftLimit": str(limit * 1_000_000)}
+            changed = await shop.ask("PATCH", f"/api/v1/ledger/accounts/{quote(account, safe='')}", body)
+            assert changed.status_code == 200, changed.text
+    assert await all_is_well(shop) == []
+
+
+async def test_an_erased_customer_is_named_on_no_order_and_no_parcel(open_shop: Shop) -> None:
+    shop = open_shop
+    variant = await stocked(shop, "Gloves", 1)
+    buyer = await Buyer.of(shop)
+    order = await buyer.buy({variant: 1})
+    path = f"/api/v1/shipping/shipments/{order['parcels'][0]['shipmentId']}"
+    assert (await shop.get(path))["shipment"]["to"]["name"] == ADDRESS["name"]
+    assert (await shop.ask("GET", f"{path}/label")).content.startswith(b"%PDF")
+    await buyer.post("/api/v1/auth/me:erase", password=PASSWORD)
+    admin = await shop.platform.admin()
+    try:
+        named = """
+            SELECT (SELECT count(*) FROM puabo_nuki_order_processor.orders WHERE tenant_id = $1 AND shipping_address
+                    IS NOT NULL)
+                 + (SELECT count(*) FROM puabo_nuki_shipping_service.shipments WHERE tenant_id = $1
+                    AND label_order::text ~ 'Dubois|Lilas|claire|75011|Paris')
+                 + (SELECT count(*) FROM puabo_nuki_shipping_service.labels WHERE tenant_id = $1)
+        """
+        async with asyncio.timeout(20):
+            while await admin.fetchval(named, shop.tenant.tenant_id):  # noqa: ASYNC110  events bring it
+                await asyncio.sleep(0.1)
+    finally:
+        await admin.close()
+    forgotten = (await shop.get(path))["shipment"]
+    assert forgotten["to"]["country"] == ADDRESS["country"]
+    assert forgotten["trackingNumber"] == order["parcels"][0]["trackingNumber"]
 
 
 async def test_settings_are_not_overwritten_by_who_has_not_read_them(open_shop: Shop) -> None:
