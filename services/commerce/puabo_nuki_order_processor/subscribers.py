@@ -1,5 +1,6 @@
 """What order-processor does when others tell it something."""
 
+from nexus.commerce.puabo_nuki_order_processor.v1.events_pb2 import OrderForgotten
 from nexus.commerce.puabo_nuki_shipping_service.v1.events_pb2 import ShipmentDelivered, ShipmentMoved
 from nexus.commerce.puabo_nuki_shipping_service.v1.shipment_pb2 import ShipmentState
 from nexus.finance.billing_service.v1.events_pb2 import PaymentAuthorized, PaymentFailed
@@ -17,6 +18,7 @@ _ORDER = "order/"
 class Subscribers:
     def __init__(self, service: Service) -> None:
         self._orders, self._carts = engine(service).orders, engine(service).carts
+        self._events = service.events
 
     async def on_payment_authorized(self, message: PaymentAuthorized, event: Event) -> None:
         """The customer is back from the bank."""
@@ -41,8 +43,9 @@ class Subscribers:
             await self._orders.record(order, kind, {"shipment_id": message.shipment_id, **about}, SYSTEM)
 
     async def on_user_erased(self, message: UserErased, event: Event) -> None:
-        """Orders are kept, as the law wants it, and name nobody; carts go."""
-        await self._orders.store.forget_addresses(message.user_id)
+        """Orders are kept, as the law wants it, and name nobody; carts go. Who knows the orders by id only is told."""
+        for order_id in await self._orders.store.forget_addresses(message.user_id):
+            await self._events.publish(OrderForgotten(order_id=order_id), aggregate=order_id)
         await self._carts.store.forget_customer(message.user_id)
 
     async def _wake(self, reference: str) -> None:
