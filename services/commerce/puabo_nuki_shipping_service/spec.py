@@ -13,4 +13,10 @@ class Config(BaseModel):
     """How long a carrier may take to answer one request."""
 
 
-SERVICE = ServiceSpec(id="puabo-nuki-shipping-service", port=3043, calls=["puabo-nexus-route-optimizer"], config=Config)
+SERVICE = ServiceSpec(
+    id="puabo-nuki-shipping-service",
+    port=3043,
+    calls=["puabo-nexus-route-optimizer"],
+    subscribes=["nexus.commerce.puabo_nuki_order_processor.v1.OrderForgotten"],
+    config=Config,
+)
