@@ -3,11 +3,10 @@
 Both start from "nobody" and open what the topology allows.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
-from lightkube.models.meta_v1 import LabelSelector, LabelSelectorRequirement
+from lightkube.models.meta_v1 import LabelSelector
 from lightkube.models.networking_v1 import (
-    IPBlock,
     NetworkPolicy,
     NetworkPolicyEgressRule,
     NetworkPolicyIngressRule,
@@ -18,7 +17,6 @@ from lightkube.models.networking_v1 import (
 
 from edge.routes import JWKS_METHOD
 from mesh.kubernetes.cluster import (
-    COMPONENT,
     EDGE_PORT,
     GATEWAY_ACCOUNT,
     GATEWAY_NAMESPACE,
@@ -146,17 +144,6 @@ def edge_network(topology: Topology) -> NetworkPolicy:
 
 def operator_network(topology: Topology) -> NetworkPolicy:
     return _network(OPERATOR, selector(OPERATOR), ingress=[], egress=_to_callees(topology, OPERATOR))
-
-
-def outside_network(name: str, components: Sequence[str], cidr: str, port: int) -> NetworkPolicy:
-    """To an address outside the cluster."""
-    pods = LabelSelector(
-        matchExpressions=[LabelSelectorRequirement(key=COMPONENT, operator="In", values=list(components))]
-    )
-    egress = NetworkPolicyEgressRule(to=[NetworkPolicyPeer(ipBlock=IPBlock(cidr=cidr))], ports=_tcp(port))
-    return NetworkPolicy(
-        metadata=meta(name), spec=NetworkPolicySpec(podSelector=pods, policyTypes=["Egress"], egress=[egress])
-    )
 
 
 def _to_callees(topology: Topology, name: str) -> list[NetworkPolicyEgressRule]:

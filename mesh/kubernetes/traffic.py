@@ -45,7 +45,6 @@ from mesh.kubernetes.istio import (
     Selector,
     Server,
     ServerTls,
-    ServiceEntry,
     Sidecar,
     StringMatch,
     Subset,
@@ -173,19 +172,6 @@ def sidecar(topology: Topology, name: str) -> Resource[Sidecar]:
         egress=[EgressListener(hosts=[*hosts, f"{ISTIO_NAMESPACE}/*"])],
     )
     return Resource(meta(name, labels(name)), spec)
-
-
-def service_entry(name: str, address: str, port: int, cidr: str) -> Resource[ServiceEntry]:
-    """An address outside the cluster; connections go where the service itself resolved its name to."""
-    spec = ServiceEntry(
-        hosts=[address],
-        addresses=[cidr],
-        ports=[Port(number=port, name=f"tcp-{name}", protocol="TCP")],
-        location="MESH_EXTERNAL",
-        resolution="NONE",
-        export_to=["."],
-    )
-    return Resource(meta(name), spec)
 
 
 def gateway(public_host: str) -> list[Resource[Gateway] | Resource[VirtualService]]:

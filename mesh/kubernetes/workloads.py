@@ -1,7 +1,7 @@
 """What runs: one Deployment, Service, autoscaler and disruption budget for each service, and for the edge."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from lightkube.models.apps_v1 import Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment
 from lightkube.models.autoscaling_v2 import (
@@ -54,6 +54,7 @@ from mesh.kubernetes.cluster import (
     EDGE_PORT,
     HOME,
     MIGRATIONS,
+    NAMESPACE,
     ROOT_KEY,
     SERVICE,
     SETTINGS,
@@ -61,6 +62,7 @@ from mesh.kubernetes.cluster import (
     labels,
     meta,
     selector,
+    service_variable,
 )
 from mesh.kubernetes.policies import MERGED_METRICS_PORT
 from services.chassis.context import EDGE, OPERATOR
@@ -103,7 +105,7 @@ def service_deployment(spec: ServiceSpec, canary_tag: str | None = None) -> Depl
         env=[
             *_database_env(DATABASE),
             _secret("NEXUS_REDIS_URL", REDIS),
-            _secret("NEXUS_SMTP_URL", SMTP, optional=True),
+            *([_secret("NEXUS_SMTP_URL", SMTP, optional=True)] if spec.sends_mail else []),
         ],
         ports=[_container_port("grpc-api", spec.port), _container_port("metrics", SETTINGS.metrics_port)],
         startupProbe=_probe(spec, LIVE, every=1, failures=60),
@@ -316,6 +318,11 @@ def _container_port(name: str, port: int) -> ContainerPort:
 
 def _database_env(secret: str) -> list[EnvVar]:
     return [_secret("NEXUS_DATABASE_URL", secret), _secret("NEXUS_DATABASE_ROLE_KEY", DATABASE, "role-key")]
+
+
+def service_secrets(service: str, names: Sequence[str]) -> list[EnvVar]:
+    """Settings of a service's own, out of its secret."""
+    return [_secret(service_variable(service, name), f"{NAMESPACE}-{service}", name) for name in names]
 
 
 def _secret(variable: str, secret: str, key: str = "url", *, optional: bool | None = None) -> EnvVar:

@@ -25,4 +25,4 @@ class Config(BaseModel):
         return LockoutPolicy(free=self.lockout_free, first=self.lockout_first, longest=self.lockout_longest)
 
 
-SERVICE = ServiceSpec(id="user-auth", port=3003, calls=["session-mgr"], config=Config)
+SERVICE = ServiceSpec(id="user-auth", port=3003, calls=["session-mgr"], sends_mail=True, config=Config)

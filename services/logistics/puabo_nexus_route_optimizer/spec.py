@@ -1,10 +1,10 @@
 from pydantic import BaseModel, Field
 
-from services.chassis.spec import ServiceSpec
+from services.chassis.spec import Outside, ServiceSpec
 
 
 class Config(BaseModel):
-    roads_url: str | None = None
+    roads_url: Outside[str | None] = None
     """An OSRM-compatible server ("http://osrm:5000") to measure by; the great circle when unset."""
     roads_profiles: dict[str, str] = {"CAR": "driving", "VAN": "driving", "TRUCK": "driving"}
     """The server's name for each of our profiles, as JSON. Others are measured by the great circle."""

@@ -12,13 +12,15 @@ from mesh.kubernetes import __main__ as renderer
 from mesh.kubernetes.overlays import OVERLAYS, Overlay
 from mesh.kubernetes.rendering import RENDERED, ROOT, files
 from mesh.topology import topology
-from services.chassis.config import Settings, load_service_config, load_settings
+from services.chassis.config import Settings, load_service_config, load_settings, service_prefix
 from services.chassis.spec import discover
 from tests.mesh.kubernetes.clusters import Object, built, of_kind, rendered
 from tests.platforms import Platform
 
 FOLDERS = ["base", *(f"overlays/{overlay.name}" for overlay in OVERLAYS)]
 SPECS = discover()
+PODS = ("Deployment", "Job")
+"""Kinds of what has pods."""
 
 
 def test_the_rendered_files_are_up_to_date() -> None:
@@ -58,6 +60,21 @@ def test_no_secret_is_rendered(folder: str) -> None:
         for container in _containers(pod):
             for variable in container.get("env", []):
                 assert variable.keys() == {"name", "valueFrom"}, variable
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda each: each.name)
+def test_no_secret_setting_is_in_the_config_map(overlay: Overlay) -> None:
+    models = {"NEXUS_": Settings} | {service_prefix(spec.id): spec.config for spec in SPECS.values()}
+    secrets = {
+        prefix + name.upper()
+        for prefix, model in models.items()
+        for name, field in model.model_fields.items()
+        if "SecretStr" in str(field.annotation)
+    }
+    [settings_map] = of_kind(built(overlay.name), "ConfigMap")
+
+    assert {"NEXUS_DATABASE_URL", "NEXUS_KEY_SERVICE_VAULT_TOKEN"} <= secrets
+    assert not secrets & settings_map["data"].keys()
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -119,13 +136,17 @@ def test_services_accept_the_settings(overlay: Overlay) -> None:
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda each: each.name)
 def test_an_overlay_sets_image_and_bounds(overlay: Overlay) -> None:
     objects = built(overlay.name)
-    image = f"{overlay.image}:{overlay.tag}"
+    tags = {each["metadata"]["name"]: overlay.tag for kind in PODS for each in of_kind(objects, kind)}
+    tags |= {f"{service}-canary": canary.tag for service, canary in overlay.canaries.items()}
     bounds = {
         each["metadata"]["name"]: (each["spec"]["minReplicas"], each["spec"]["maxReplicas"])
         for each in of_kind(objects, "HorizontalPodAutoscaler")
     }
 
-    assert {container["image"] for pod in _pods(objects) for container in _containers(pod)} == {image}
+    assert all(canary.tag != overlay.tag for canary in overlay.canaries.values()), "they could be mixed up unseen"
+    for each in (each for kind in PODS for each in of_kind(objects, kind)):
+        images = {container["image"] for container in _containers(each["spec"]["template"]["spec"])}
+        assert images == {f"{overlay.image}:{tags[each['metadata']['name']]}"}
     assert bounds.pop("edge") == (overlay.edge.least, overlay.edge.most)
     assert set(bounds.values()) == {(overlay.services.least, overlay.services.most)}
 
@@ -155,7 +176,7 @@ def _deployments(folder: str) -> list[Object]:
 
 
 def _pods(objects: list[Object]) -> list[Object]:
-    return [each["spec"]["template"]["spec"] for kind in ("Deployment", "Job") for each in of_kind(objects, kind)]
+    return [each["spec"]["template"]["spec"] for kind in PODS for each in of_kind(objects, kind)]
 
 
 def _containers(pod: Object) -> list[Object]:
