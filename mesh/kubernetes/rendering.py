@@ -102,7 +102,7 @@ def environment(overlay: Overlay, topology: Topology) -> Documents:
     documents: Documents = {
         "environment": [
             *traffic.gateway(overlay.host),
-            traffic.request_authentication(settings),
+            *traffic.request_authentications(settings, topology),
             traffic.telemetry(settings),
         ],
         "migrate": [workloads.migration_job(overlay.tag)],
