@@ -3,8 +3,6 @@
 Both start from "nobody" and open what the topology allows.
 """
 
-from collections.abc import Iterable, Iterator
-
 from lightkube.models.meta_v1 import LabelSelector
 from lightkube.models.networking_v1 import (
     NetworkPolicy,
@@ -92,22 +90,6 @@ def _allow(name: str, rules: list[AuthorizationRule]) -> Resource[AuthorizationP
 
 def _from(identity: str) -> From:
     return From(source=Source(principals=[identity]))
-
-
-def allowed(policies: Iterable[Resource[AuthorizationPolicy]]) -> set[tuple[str, str, str]]:
-    """What policies allow within the namespace, as (caller, callee, path): the form in which renderings of the
-    topology are compared."""
-    return set(_allowed(policies))
-
-
-def _allowed(policies: Iterable[Resource[AuthorizationPolicy]]) -> Iterator[tuple[str, str, str]]:
-    own = principal("")
-    for policy in policies:
-        callee = policy.spec.selector.match_labels["app.kubernetes.io/name"] if policy.spec.selector else ANYONE
-        for rule in policy.spec.rules:
-            callers = [name.removeprefix(own) for each in rule.from_ for name in each.source.principals]
-            paths = [path for each in rule.to for path in each.operation.paths]
-            yield from ((caller, callee, path) for caller in callers or [ANYONE] for path in paths or ["*"])
 
 
 def base_network() -> list[NetworkPolicy]:
