@@ -1,7 +1,9 @@
 """What runs in a cluster: as little privilege as can be, no secrets in files, settings that services accept."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import grpc
 import pytest
@@ -147,8 +149,122 @@ def test_an_overlay_sets_image_and_bounds(overlay: Overlay) -> None:
     for each in (each for kind in PODS for each in of_kind(objects, kind)):
         images = {container["image"] for container in _containers(each["spec"]["template"]["spec"])}
         assert images == {f"{overlay.image}:{tags[each['metadata']['name']]}"}
-    assert bounds.pop("edge") == (overlay.edge.least, overlay.edge.most)
-    assert set(bounds.values()) == {(overlay.services.least, overlay.services.most)}
+    expected = dict.fromkeys(SPECS, (overlay.services.least, overlay.services.most))
+    assert bounds == {**expected, "edge": (overlay.edge.least, overlay.edge.most)}
+    for each in of_kind(objects, "HorizontalPodAutoscaler"):
+        scaled = {"apiVersion": "apps/v1", "kind": "Deployment", "name": each["metadata"]["name"]}
+        assert each["spec"]["scaleTargetRef"] == scaled
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda each: each.name)
+def test_an_environment_has_these_objects_and_no_others(overlay: Overlay) -> None:
+    found = [(each["kind"], each["metadata"]["name"]) for each in built(overlay.name)]
+    [settings] = [name for kind, name in found if kind == "ConfigMap"]
+
+    assert re.fullmatch(r"nexus-settings-[a-z0-9]{10}", settings), "another name for other settings"
+    assert sorted(found) == sorted({("ConfigMap", settings), *expected_objects(overlay)})
+
+
+def expected_objects(overlay: Overlay) -> Iterator[tuple[str, str]]:
+    """Every kind with the names of its objects."""
+    kinds: dict[str, set[str]] = {
+        "Namespace": {"nexus"},
+        "ServiceAccount": {*SPECS, "edge", "operator"},
+        "Sidecar": {*SPECS, "edge", "operator"},
+        "NetworkPolicy": {*SPECS, "edge", "operator", "deny-all", "infrastructure"},
+        "AuthorizationPolicy": {*SPECS, "edge", "deny-all"},
+        "PeerAuthentication": {"default", "edge"},
+        "RequestAuthentication": SPECS.keys() - {"auth-service-v2", "backend-api", "puabo-nuki-product-catalog"},
+        "VirtualService": {*SPECS, "edge"},
+        "Deployment": {*SPECS, "edge", *(f"{service}-canary" for service in overlay.canaries)},
+        **{
+            kind: {*SPECS, "edge"}
+            for kind in ("Service", "HorizontalPodAutoscaler", "PodDisruptionBudget", "DestinationRule")
+        },
+        "Job": {f"migrations-{overlay.tag.replace('.', '-')}"},
+        "Gateway": {"edge"},
+        "Telemetry": {"default"},
+    }
+    hosts = {host for of_service in overlay.further_hosts.values() for host in of_service}
+    for spec in SPECS.values():
+        hosts |= {str(urlsplit(url).hostname) for url in spec.urls_outside(overlay.config_of(spec))}
+    kinds["ServiceEntry"] = {each.name for each in overlay.servers} | {host.replace("*", "any") for host in hosts}
+    kinds["NetworkPolicy"] |= {f"outside-{each.name}-{each.port}" for each in overlay.servers}
+    kinds["NetworkPolicy"].add("outside-internet-443")
+    for kind, names in kinds.items():
+        yield from ((kind, name) for name in names)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda each: each.name)
+def test_pods_are_spread_disrupted_one_at_a_time_and_found_by_their_labels(overlay: Overlay) -> None:
+    objects = built(overlay.name)
+    budgets = {each["metadata"]["name"]: each["spec"] for each in of_kind(objects, "PodDisruptionBudget")}
+    services = {each["metadata"]["name"]: each["spec"] for each in of_kind(objects, "Service")}
+    for deployment in of_kind(objects, "Deployment"):
+        pods = deployment["spec"]["template"]
+        own = {"app.kubernetes.io/name": pods["spec"]["serviceAccountName"]}
+        assert own.items() <= pods["metadata"]["labels"].items()
+        assert deployment["spec"]["selector"]["matchLabels"].items() <= pods["metadata"]["labels"].items()
+        assert budgets[pods["spec"]["serviceAccountName"]] == {"maxUnavailable": 1, "selector": {"matchLabels": own}}
+        assert services[pods["spec"]["serviceAccountName"]]["selector"] == own
+        spread = {each["topologyKey"]: each for each in pods["spec"]["topologySpreadConstraints"]}
+        assert spread.keys() == {"topology.kubernetes.io/zone", "kubernetes.io/hostname"}
+        for constraint in spread.values():
+            assert constraint["labelSelector"] == {"matchLabels": own}
+            assert constraint["maxSkew"] == 1
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda each: each.name)
+def test_secrets_come_by_reference_to_those_who_need_them(overlay: Overlay) -> None:
+    database = {"NEXUS_DATABASE_ROLE_KEY": ("nexus-database", "role-key")}
+    service = {**database, "NEXUS_DATABASE_URL": ("nexus-database", "url"), "NEXUS_REDIS_URL": ("nexus-redis", "url")}
+    mail = {"NEXUS_SMTP_URL": ("nexus-smtp", "url")}
+    for each in (each for kind in PODS for each in of_kind(built(overlay.name), kind)):
+        pod = each["spec"]["template"]["spec"]
+        found = {
+            variable["name"]: (reference["name"], reference["key"])
+            for container in _containers(pod)
+            for variable in container.get("env", [])
+            for reference in [variable["valueFrom"]["secretKeyRef"]]
+        }
+        files = {volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume}
+        name = pod["serviceAccountName"]
+        if name in SPECS:
+            assert found == service | (mail if SPECS[name].sends_mail else {}), name
+            assert files == {"nexus-root-key"}, name
+        elif name == "operator":
+            assert found == {**database, "NEXUS_DATABASE_URL": ("nexus-database-owner", "url")}
+            assert not files
+        else:
+            assert (name, found, files) == ("edge", {}, set())
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda each: each.name)
+def test_the_way_in_is_https_alone(overlay: Overlay) -> None:
+    objects = built(overlay.name)
+    [gateway] = of_kind(objects, "Gateway")
+    https, http = gateway["spec"]["servers"]
+    [way] = [each["spec"] for each in of_kind(objects, "VirtualService") if each["metadata"]["name"] == "edge"]
+
+    assert (https["port"]["number"], https["hosts"]) == (443, [overlay.host])
+    assert (https["tls"]["mode"], https["tls"]["minProtocolVersion"]) == ("SIMPLE", "TLSV1_3")
+    assert (http["port"]["number"], http["hosts"], http["tls"]) == (80, [overlay.host], {"httpsRedirect": True})
+    assert (way["hosts"], way["gateways"]) == ([overlay.host], ["istio-ingress/edge"])
+    [route] = way["http"]
+    assert [each["destination"]["host"] for each in route["route"]] == ["edge.nexus.svc.cluster.local"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda each: each.name)
+def test_calls_are_logged_and_traced_as_the_settings_say(overlay: Overlay) -> None:
+    objects = built(overlay.name)
+    [telemetry], [settings] = of_kind(objects, "Telemetry"), of_kind(objects, "ConfigMap")
+
+    share = float(settings["data"]["NEXUS_TRACE_RATIO"]) * 100
+    assert telemetry["metadata"]["namespace"] == "nexus"
+    assert telemetry["spec"] == {
+        "accessLogging": [{"providers": [{"name": "envoy"}]}],
+        "tracing": [{"randomSamplingPercentage": share}],
+    }
 
 
 async def test_the_probes_are_answered(platform: Platform) -> None:
