@@ -52,6 +52,8 @@ class ServiceSpec:
     outside: Sequence[str] = ()
     """The hosts that it reaches by HTTPS beside those in its settings."""
     sends_mail: bool = False
+    memory_mib: int = 384
+    """What its processes take together at most: a pod that takes more is ended."""
     reflects_platform: bool = False
     """Whether its gRPC reflection describes all services, not only its own."""
     module: str = field(default="", compare=False)

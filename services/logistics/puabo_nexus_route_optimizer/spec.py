@@ -22,4 +22,11 @@ class Config(BaseModel):
     """How long a problem may be worked on in the background."""
 
 
-SERVICE = ServiceSpec(id="puabo-nexus-route-optimizer", port=3062, config=Config)
+DEFAULT = Config()
+SERVICE = ServiceSpec(
+    id="puabo-nexus-route-optimizer",
+    port=3062,
+    # Beside the service all its workers at once, or the pod is ended before a worker finds its problem too large.
+    memory_mib=384 + (DEFAULT.workers + DEFAULT.background_workers) * DEFAULT.worker_memory_mib,
+    config=Config,
+)

@@ -97,6 +97,32 @@ def test_pods_have_no_privilege(folder: str) -> None:
             assert "memory" in container["resources"]["limits"]
 
 
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda each: each.name)
+def test_a_pod_has_the_memory_that_its_processes_may_take(overlay: Overlay) -> None:
+    """The route-optimizer's workers say that a problem is too large; a pod that is ended does not."""
+    limits = {
+        each["metadata"]["name"]: each["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["memory"]
+        for each in of_kind(built(overlay.name), "Deployment")
+    }
+    optimizer = SPECS["puabo-nexus-route-optimizer"]
+    config = overlay.config_of(optimizer).model_dump()
+    processes = config["workers"] + config["background_workers"]
+
+    assert int(limits.pop(optimizer.id).removesuffix("Mi")) >= 384 + processes * config["worker_memory_mib"] > 3000
+    assert set(limits.values()) == {"384Mi", "512Mi"}, "the edge has more than the other services"
+
+
+def test_the_edges_cache_fits_into_its_home() -> None:
+    homes = {
+        each["metadata"]["name"]: next(volume for volume in pod["volumes"] if volume["name"] == "home")["emptyDir"]
+        for each in _deployments("base")
+        for pod in [each["spec"]["template"]["spec"]]
+    }
+
+    assert homes.pop("edge") == {"sizeLimit": "256Mi"}
+    assert all(home == {"sizeLimit": "64Mi"} for home in homes.values())
+
+
 def test_every_service_runs_under_its_own_name() -> None:
     deployments = {each["metadata"]["name"]: each["spec"]["template"]["spec"] for each in _deployments("base")}
 
