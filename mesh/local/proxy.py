@@ -96,15 +96,12 @@ def rules_of(topology: Topology, settings: Settings, service: str) -> Rules:
     """The topology's rules for one callee, as Envoy's RBAC has them."""
     policies = {}
     for rule in topology.rules_of_callee(service):
-        principal = (
-            Principal(any=True)
+        caller = (
+            StringMatcher(prefix=settings.spiffe_id(""))  # of our namespace; the trust domain may have others
             if rule.caller == ANYONE
-            else Principal(
-                authenticated=PrincipalAuthenticated(
-                    principal_name=StringMatcher(exact=settings.spiffe_id(rule.caller))
-                )
-            )
+            else StringMatcher(exact=settings.spiffe_id(rule.caller))
         )
+        principal = Principal(authenticated=PrincipalAuthenticated(principal_name=caller))
         paths = [Permission(url_path=PathMatcher(path=_path(path))) for path in rule.paths]
         policies[rule.caller] = Policy(
             principals=[principal], permissions=[Permission(or_rules=PermissionSet(rules=paths))]

@@ -32,5 +32,6 @@ SERVICE = ServiceSpec(
     id="user-auth",
     port=3003,
     calls=["session-mgr", "auth-service", "auth-service-v2", "backend-api", "puabo-os", "key-service"],
+    sends_mail=True,
     config=Config,
 )

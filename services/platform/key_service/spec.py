@@ -2,11 +2,11 @@ from datetime import timedelta
 
 from pydantic import BaseModel, Field, SecretStr, model_validator
 
-from services.chassis.spec import ServiceSpec
+from services.chassis.spec import Outside, ServiceSpec
 
 
 class Config(BaseModel):
-    vault_addr: str | None = None
+    vault_addr: Outside[str | None] = None
     """A Vault server ("https://vault:8200") whose transit engine wraps key material instead of the platform's root
     key. Material wrapped before is moved over."""
     vault_token: SecretStr | None = None

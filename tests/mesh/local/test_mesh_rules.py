@@ -27,7 +27,7 @@ from services.chassis.contract import Method
 Allowed = tuple[str, str, str]
 """(caller, callee, path); a path that ends in "*" stands for all that begin like it."""
 
-SETTINGS = Settings(home=Path("home"), service_address=MESH_ADDRESS)
+SETTINGS = Settings(home=Path("/nowhere"), service_address=MESH_ADDRESS)
 TRUTH = {(rule.caller, rule.callee, path) for rule in topology().rules for path in rule.paths}
 METHODS = contract.methods()
 
@@ -100,19 +100,19 @@ def inbound_rules() -> Iterator[Allowed]:
         assert rules.action == RbacAction.ALLOW, "what no policy names is denied"
         for policy in rules.policies.values():
             for principal in policy.principals:
-                caller = ANYONE
-                if not principal.any:
-                    assert principal.authenticated is not None
-                    assert principal.authenticated.principal_name is not None
-                    caller = principal.authenticated.principal_name.exact or ""
-                    assert caller.startswith(SETTINGS.spiffe_id(""))
+                assert not principal.any, "who is not of our namespace is nobody"
+                assert principal.authenticated is not None
+                assert principal.authenticated.principal_name is not None
+                name = principal.authenticated.principal_name
+                assert (name.exact or name.prefix or "").startswith(SETTINGS.spiffe_id(""))
+                caller = (name.exact or f"{name.prefix}{ANYONE}").removeprefix(SETTINGS.spiffe_id(""))
                 for permission in policy.permissions:
                     assert permission.or_rules is not None
                     for rule in permission.or_rules.rules:
                         assert rule.url_path is not None
                         assert rule.url_path.path is not None
                         path = rule.url_path.path
-                        yield caller.removeprefix(SETTINGS.spiffe_id("")), service, path.exact or f"{path.prefix}*"
+                        yield caller, service, path.exact or f"{path.prefix}*"
 
 
 def outbound_rules() -> Iterator[Allowed]:
