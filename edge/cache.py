@@ -95,6 +95,7 @@ def route(method: Method, template: HttpRoute) -> Route:
         name=method.full_name,
         match=match,
         route=RouteAction(cluster=ORIGIN, timeout=timedelta(0)),  # `origin` has the method's own
+        request_headers_to_remove=list(_BYPASS),
         typed_per_filter_config={
             _FILTER: enabled,
             "envoy.filters.http.lua": Any.pack(LuaPerRoute(name=SCRIPT)),

@@ -36,6 +36,7 @@ from envoy_data_plane.envoy.config.core.v3 import (
     Http2ProtocolOptions,
     KeepaliveSettings,
     Pipe,
+    RoutingPriority,
     SocketAddress,
     SubstitutionFormatString,
     TransportSocket,
@@ -89,6 +90,7 @@ TLS_1_3 = TlsParameters(
     tls_maximum_protocol_version=TlsParametersTlsProtocol.TLSv1_3,
 )
 SUPERVISOR = "supervisor"
+MAX_CALLS = 10_000
 FAILURES_TO_EJECT = 5
 EJECTION = timedelta(seconds=30)
 _HTTP2_UPSTREAM = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
@@ -125,9 +127,11 @@ def cluster(
     discovery: ClusterDiscoveryType = ClusterDiscoveryType.STATIC,
     http2: bool = True,
     checked: bool = False,
+    capacity: int = MAX_CALLS,
 ) -> Cluster:
     """An upstream. With several endpoints the one with the fewest calls gets the next, and one that fails in a
-    row is left alone for a while. `checked` asks each endpoint for its gRPC health."""
+    row is left alone for a while. `checked` asks each endpoint for its gRPC health. Of more calls than `capacity` at
+    once, the rest is refused; streams, whose routes have HIGH priority, do not count."""
     options = HttpProtocolOptions(
         explicit_http_config=HttpProtocolOptionsExplicitHttpConfig(
             http2_protocol_options=Http2ProtocolOptions(
@@ -149,13 +153,15 @@ def cluster(
         circuit_breakers=CircuitBreakers(
             thresholds=[
                 CircuitBreakersThresholds(
+                    priority=priority,
                     max_connections=1_000,
                     max_pending_requests=1_000,
-                    max_requests=10_000,
+                    max_requests=calls,
                     retry_budget=CircuitBreakersThresholdsRetryBudget(
                         budget_percent=Percent(value=50), min_retry_concurrency=10
                     ),
                 )
+                for priority, calls in ((RoutingPriority.DEFAULT, capacity), (RoutingPriority.HIGH, MAX_CALLS))
             ]
         ),
     )

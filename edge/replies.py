@@ -68,6 +68,7 @@ def local_replies() -> LocalReplyConfig:
         "The request cannot be read: its path has an escaped slash, a fragment, or characters that no path has.",
     )
     away = error(faults.DependencyUnavailable, "The service is not available at the moment; try again.", RETRY_SECONDS)
+    busy = error(faults.DependencyUnavailable, "The service has more to do than it can; try again.", RETRY_SECONDS)
     limited = error(faults.RateLimited, "Too many calls; try again in a moment.", RETRY_SECONDS)
     replies = [
         _when(401, error(faults.TokenExpired), detail="Jwt_is_expired"),
@@ -85,6 +86,7 @@ def local_replies() -> LocalReplyConfig:
             431,
             error(faults.RequestTooLarge, "The request's headers are larger than this platform takes."),
         ),
+        _when(503, busy, detail="overflow", retry=True),
         _when(503, away, retry=True),
         _when(504, error(faults.DeadlineExceeded, "The call took longer than its contract gives it.")),
         # Last, for any that has no mapper of its own.

@@ -12,6 +12,7 @@ from envoy_data_plane.envoy.config.core.v3 import (
     HeaderValueOption,
     HeaderValueOptionHeaderAppendAction,
     Metadata,
+    RoutingPriority,
 )
 from envoy_data_plane.envoy.config.route.v3 import (
     HeaderMatcher,
@@ -113,6 +114,7 @@ def _grpc_routes(settings: Settings, method: Method, layout: Layout, cache_contr
         timeout=wait,
         idle_timeout=timedelta(minutes=5) if method.streams else wait,
         retry_policy=retries(method),
+        priority=RoutingPriority.HIGH if method.streams else RoutingPriority.DEFAULT,
     )
     match = RouteMatch(path=method.path, headers=[_GRPC])
     result = routes_to(method.service_id, match, action, layout)

@@ -15,7 +15,7 @@ from envoy_data_plane.envoy.config.route.v3 import (
 from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
 from envoy_data_plane.envoy.type.v3 import FractionalPercent
 
-from edge.envoy import client_tls, cluster, pipe, tcp
+from edge.envoy import MAX_CALLS, client_tls, cluster, pipe, tcp
 from edge.layout import CANARY, Layout, canary_share, inbound_socket, mirror_share, through_local_mesh
 from services.chassis.config import Settings
 from services.chassis.context import EDGE
@@ -36,13 +36,14 @@ def service_clusters(settings: Settings, spec: ServiceSpec, layout: Layout) -> l
     if not through_local_mesh(settings):
         return [cluster(spec.id, [pipe(settings.run_dir / f"{spec.id}.sock")])]
     tls = client_tls(EDGE, settings.spiffe_id(spec.id))
-    return mesh_clusters(settings, layout, spec.id, tls)
+    return mesh_clusters(settings, layout, spec.id, tls, capacity=settings.edge_capacity)
 
 
 def mesh_clusters(
-    settings: Settings, layout: Layout, service: str, tls: TransportSocket, prefix: str = ""
+    settings: Settings, layout: Layout, service: str, tls: TransportSocket, prefix: str = "", capacity: int = MAX_CALLS
 ) -> list[Cluster]:
-    """A caller's upstreams for a service in the local mesh: its ordinary instances, and its canary if it has one."""
+    """A caller's upstreams for a service in the local mesh: its ordinary instances, and its canary if it has one.
+    Each instance is given `capacity` calls at once."""
     canary = layout.canary(service)
     groups = {service: layout.instances(service), **({canary: [canary]} if canary else {})}
     return [
@@ -51,6 +52,7 @@ def mesh_clusters(
             [pipe(inbound_socket(settings, instance)) for instance in instances],
             tls=tls,
             checked=len(instances) > 1,
+            capacity=min(MAX_CALLS, capacity * len(instances)),
         )
         for name, instances in groups.items()
     ]

@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import catalog, chassis, event, hop, http, identity, ledger, orders, running
+from tests.bench import catalog, chassis, event, hop, http, identity, ledger, orders, overload, running
 from tests.bench.measure import Result, Unavailable
 from tests.platforms import Platform
 
@@ -24,6 +24,7 @@ BENCHMARKS: dict[str, Callable[[Platform], Result]] = {
     "write": http.write,
     "cached": http.cached,
     "scale": http.scale,
+    "overload": overload.run,
     "startup": running.startup,
     "memory": running.memory,
     "hop": hop.latency,

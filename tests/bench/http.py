@@ -59,7 +59,7 @@ def read_node(platform: Platform) -> Result:
 
 def write(platform: Platform) -> Result:
     """A keyed insert: each request has a key of its own."""
-    work = asyncio.run(_prepare(platform))
+    work = asyncio.run(prepare(platform))
     with _peer(platform, peers.fastapi) as peer, tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "write.lua"
         headers = {**work.headers, "content-type": "application/json"}
@@ -96,7 +96,7 @@ def scale(platform: Platform) -> Result:
         doubled = Platform(Path(folder) / "platform")
         doubled.up("--replicas", "auth-service-v2=2")
         try:
-            two, one = asyncio.run(_prepare(doubled)), asyncio.run(_prepare(platform))
+            two, one = asyncio.run(prepare(doubled)), asyncio.run(prepare(platform))
             return compare(
                 "scale",
                 "requests/s",
@@ -109,7 +109,7 @@ def scale(platform: Platform) -> Result:
 
 
 def _read(platform: Platform, bench: str, bar: str, peer: Peer) -> Result:
-    work = asyncio.run(_prepare(platform))
+    work = asyncio.run(prepare(platform))
     with _peer(platform, peer) as url:
         return compare(
             bench,
@@ -126,7 +126,7 @@ def _peer(platform: Platform, peer: Peer) -> Iterator[str]:
         yield url
 
 
-async def _prepare(platform: Platform) -> Work:
+async def prepare(platform: Platform) -> Work:
     """A tenant, its owner's session, a client to read; and the same rows for the peers."""
     tenant = await platform.new_tenant()
     user = await tenant.sign_in("owner")

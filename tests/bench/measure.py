@@ -4,7 +4,7 @@ import re
 import shutil
 import statistics
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +30,8 @@ class Result:
     peer_spread: float | None = None
     rounds: int = 0
     samples: Mapping[str, list[float]] = field(default_factory=dict)
+    curve: Sequence[Mapping[str, float]] = ()
+    """Of `overload`: what was served of each load."""
 
     @property
     def ratio(self) -> float | None:

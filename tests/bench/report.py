@@ -9,7 +9,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,10 @@ def markdown(rows: Sequence[Row]) -> str:
 def html(rows: Sequence[Row]) -> str:
     head = "".join(f"<th>{name}</th>" for name in ("benchmark", "ours", "peer", "ratio", "bar", "unit", "rounds"))
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells(row)) + "</tr>" for row in rows)
-    charts = "".join(f"<h2>{escape(row['bench'])}</h2><p>{escape(row['unit'])}</p>{chart(row)}" for row in rows)
+    charts = "".join(
+        f"<h2>{escape(row['bench'])}</h2><p>{escape(row['unit'])}</p>{chart(row)}{curve(row.get('curve') or [])}"
+        for row in rows
+    )
     notes = "".join(f"<p>{escape(note)}</p>" for note in NOTES)
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
@@ -106,6 +109,26 @@ def chart(row: Row) -> str:
         )
     height = len(sides) * (BAR + GAP)
     label = ", ".join(f"{name} {median:,.1f}" for name, _, median in sides)
+    return f'<svg role="img" aria-label="{label}" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}">{"".join(parts)}</svg>'
+
+
+def curve(points: Sequence[Mapping[str, float]]) -> str:
+    """What was served and refused of each load, as stacked bars, with the p95 of what was served."""
+    if not points:
+        return ""
+    scale = (WIDTH - 200) / max(point["good"] + point["refused"] for point in points)
+    parts = []
+    for place, point in enumerate(points):
+        top, good, refused = place * (BAR + GAP), point["good"] * scale, point["refused"] * scale
+        told = f"{point['good']:,.0f} served, {point['refused']:,.0f} refused, p95 {point['p95']:.0f} ms"
+        parts.append(
+            f'<text x="0" y="{top + 14}">{point["load"]:.0%}</text>'
+            f'<rect class="ours" x="50" y="{top}" width="{good:.1f}" height="{BAR}"><title>{told}</title></rect>'
+            f'<rect class="peer" x="{50 + good:.1f}" y="{top}" width="{refused:.1f}" height="{BAR}"/>'
+            f'<text x="{58 + good + refused:.1f}" y="{top + 14}">p95 {point["p95"]:.0f} ms</text>'
+        )
+    height = len(points) * (BAR + GAP)
+    label = "served and refused of each load"
     return f'<svg role="img" aria-label="{label}" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}">{"".join(parts)}</svg>'
 
 

@@ -48,6 +48,19 @@ def test_the_page_escapes_names_draws_charts_and_loads_nothing() -> None:
     assert "http" not in page
 
 
+def test_an_overload_shows_what_was_served_and_refused_of_each_load() -> None:
+    points = [
+        {"load": 1.0, "good": 1000.0, "refused": 0.0, "p95": 40.0},
+        {"load": 2.0, "good": 900.0, "refused": 1100.0, "p95": 120.4},
+    ]
+    drawn = ET.fromstring(report.curve(points))  # noqa: S314  ours
+    widths = [float(bar.attrib["width"]) for bar in drawn.findall("rect")]
+    assert widths[0] / widths[2] == pytest.approx(1000 / 900, abs=0.01)
+    assert widths[3] / widths[2] == pytest.approx(1100 / 900, abs=0.01)
+    assert [text.text for text in drawn.findall("text")] == ["100%", "p95 40 ms", "200%", "p95 120 ms"]
+    assert report.curve([]) == ""
+
+
 def test_the_bars_are_as_long_as_the_figures() -> None:
     bars = ET.fromstring(report.chart(ROWS[0])).findall("rect")  # noqa: S314  ours
     ours, peer = (float(bar.attrib["width"]) for bar in bars)

@@ -117,7 +117,7 @@ async def test_what_makes_no_sense_is_one_line(platform: Platform) -> None:
     assert "There is no event" in refused(platform, "events", "show", new_id())
     assert "Nobody has put" in refused(platform, "events", "replay", new_id())
     assert "who is to hear" in refused(platform, "events", "replay")
-    assert "subscribes to nothing" in refused(platform, "events", "replay", "--to", "token-mgr")
+    assert "subscribes to nothing" in refused(platform, "events", "replay", "--to", "pv-keys")
     assert "no service" in refused(platform, "events", "list", "--service", "nobody")
     assert "is no time" in refused(platform, "events", "list", "--since", "yesterday")
 

@@ -14,6 +14,7 @@ import httpx
 import pytest
 from envoy_data_plane.envoy.config.bootstrap.v3 import Admin, Bootstrap, BootstrapStaticResources
 from envoy_data_plane.envoy.config.cluster.v3 import Cluster, ClusterLbPolicy
+from envoy_data_plane.envoy.config.core.v3 import RoutingPriority
 from envoy_data_plane.envoy.config.listener.v3 import FilterChain, Listener
 from envoy_data_plane.envoy.config.route.v3 import Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost
 from envoy_data_plane.envoy.extensions.filters.http.router.v3 import Router
@@ -112,8 +113,10 @@ async def test_an_instance_that_fails_is_spared_though_its_health_is_good(
 ) -> None:
     failed = [code for code in [await outcome(stub) for _ in range(100)] if code is not grpc.StatusCode.OK]
 
-    assert failed == [grpc.StatusCode.UNAVAILABLE] * FAILURES_TO_EJECT
-    assert instances["broken"].calls == FAILURES_TO_EJECT
+    assert set(failed) == {grpc.StatusCode.UNAVAILABLE}
+    # The word of it takes a moment to reach every thread of the proxy.
+    assert FAILURES_TO_EJECT <= len(failed) <= FAILURES_TO_EJECT + 3
+    assert instances["broken"].calls == len(failed)
     assert flags(folder) == {"well": set(), "broken": {"failed_outlier_check"}}
 
 
@@ -127,6 +130,8 @@ async def outcome(stub: Any) -> grpc.StatusCode:
 
 def flags(folder: Path) -> dict[str, set[str]]:
     """What the proxy holds against each instance that it knows."""
+    if not (folder / "admin.sock").exists():
+        return {}  # and httpx would leave a socket behind
     transport = httpx.HTTPTransport(uds=str(folder / "admin.sock"))
     with httpx.Client(transport=transport, base_url="http://admin") as admin:
         try:
@@ -169,13 +174,19 @@ def test_no_upstream_takes_more_than_its_share(upstream: str) -> None:
     """Circuit breaking: connections, calls that wait, calls at once, and how many of them may be repeats."""
     for each in to_services(upstream):
         assert each.circuit_breakers is not None, each.name
-        [threshold] = each.circuit_breakers.thresholds
-        limits = (threshold.max_connections, threshold.max_pending_requests, threshold.max_requests)
-        assert limits == (1_000, 1_000, 10_000), each.name
-        assert threshold.retry_budget is not None, each.name
-        assert threshold.retry_budget.budget_percent is not None
-        assert threshold.retry_budget.budget_percent.value == 50, each.name
-        assert threshold.retry_budget.min_retry_concurrency == 10, each.name
+        assert each.load_assignment is not None, each.name
+        instances = sum(len(locality.lb_endpoints) for locality in each.load_assignment.endpoints)
+        at_once = {RoutingPriority.DEFAULT: 10_000, RoutingPriority.HIGH: 10_000}
+        if upstream == "edge":
+            at_once[RoutingPriority.DEFAULT] = SETTINGS.edge_capacity * instances
+        thresholds = each.circuit_breakers.thresholds
+        assert {threshold.priority: threshold.max_requests for threshold in thresholds} == at_once, each.name
+        for threshold in thresholds:
+            assert (threshold.max_connections, threshold.max_pending_requests) == (1_000, 1_000), each.name
+            assert threshold.retry_budget is not None, each.name
+            assert threshold.retry_budget.budget_percent is not None
+            assert threshold.retry_budget.budget_percent.value == 50, each.name
+            assert threshold.retry_budget.min_retry_concurrency == 10, each.name
 
 
 @pytest.mark.parametrize("upstream", ["mesh", "edge"])
