@@ -178,6 +178,17 @@ async def test_the_client_is_told_what_is_wrong_with_its_request(
     assert (told["error"], told["state"], told["iss"]) == (error, "s", issuer(tenant))
 
 
+@pytest.mark.parametrize("max_age", ["99999999999999999999", "12345678901", "-1", "1.5", "\u0663", "soon"])
+async def test_a_time_that_is_none_is_refused_in_a_form_too(
+    tenant: Tenant, http: httpx.AsyncClient, max_age: str
+) -> None:
+    client = await register(tenant, http)
+    form = _request(client.client_id) | {"max_age": max_age}
+    answer = await http.post(f"/t/{tenant.tenant_id}/oauth2/authorize", data=form)
+    assert status(answer) == 303, answer.text
+    assert query_of(answer.headers["location"])["error"] == "invalid_request"
+
+
 async def test_a_signed_in_user_is_not_asked_again(tenant: Tenant, browser: Browser, http: httpx.AsyncClient) -> None:
     """[oidcc-prompt-none-logged-in, oidcc-prompt-login, oidcc-max-age-1]"""
     client, email = await register(tenant, http), await tenant.provision()
