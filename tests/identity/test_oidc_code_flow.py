@@ -4,6 +4,7 @@ Names in brackets are those of the OpenID conformance suite's tests that check t
 """
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 
 import httpx
@@ -57,20 +58,15 @@ async def test_authlib_signs_a_user_in_and_believes_the_id_token(
     assert token["scope"] == "openid profile email"
 
 
-async def test_the_discovery_document_is_valid_and_about_this_tenant(tenant: Tenant, http: httpx.AsyncClient) -> None:
+async def test_the_discovery_document_is_valid_and_about_this_tenant(
+    platform: Platform, tenant: Tenant, http: httpx.AsyncClient
+) -> None:
     """[oidcc-discovery-endpoint-verification]"""
     document = (await http.get(f"/t/{tenant.tenant_id}/.well-known/openid-configuration")).json()
     assert document["issuer"] == issuer(tenant)
-    metadata = OpenIDProviderMetadata(document)
-    for check in (
-        metadata.validate_jwks_uri,
-        metadata.validate_response_types_supported,
-        metadata.validate_subject_types_supported,
-        metadata.validate_token_endpoint_auth_methods_supported,
-        metadata.validate_code_challenge_methods_supported,
-    ):
-        if document["jwks_uri"].startswith("https:") or check != metadata.validate_jwks_uri:
-            check()
+    # All that Authlib checks, as of a platform that is reached by https.
+    assert platform.settings.public_url == platform.http_url
+    OpenIDProviderMetadata(json.loads(json.dumps(document).replace(platform.http_url, platform.https_url))).validate()
     oauth = (await http.get(f"/.well-known/oauth-authorization-server/t/{tenant.tenant_id}")).json()
     assert oauth == document
 
