@@ -9,6 +9,7 @@ import pytest
 from mesh.local.embedded import Postgres, Redis
 from mesh.local.platform import make_folders
 from services.chassis.config import Settings
+from tests.chaos.collector import Collector
 from tests.chaos.servers import Server
 from tests.platforms import Platform, eventually
 
@@ -36,9 +37,20 @@ async def databases(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[t
 
 
 @pytest.fixture(scope="package")
-def hurt(databases: tuple[Server, Server], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hurt]:
+def collector() -> Iterator[Collector]:
+    one = Collector()
+    yield one
+    one.stop()
+
+
+@pytest.fixture(scope="package")
+def hurt(
+    databases: tuple[Server, Server], collector: Collector, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Hurt]:
     database, broker = databases
     variables = {
+        "NEXUS_OTLP_ENDPOINT": collector.url,
+        "NEXUS_TRACE_RATIO": "1",
         "NEXUS_DATABASE_URL": database.url,
         "NEXUS_REDIS_URL": broker.url,
         "NEXUS_DEFAULT_TIMEOUT": str(DEFAULT_TIMEOUT),

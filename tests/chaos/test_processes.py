@@ -12,6 +12,7 @@ from services.chassis.ids import new_id
 from tests.chaos.conftest import Hurt
 from tests.chaos.processes import replaced, send, status, until
 from tests.edge.wire import reason
+from tests.identity.people import change
 from tests.platforms import PASSWORD, Tenant, eventually
 
 pytestmark = pytest.mark.xdist_group("chaos")
@@ -51,6 +52,31 @@ async def test_no_registration_is_lost_or_made_twice_when_the_service_is_killed(
     assert sorted(user["email"] for user in users) == sorted([*emails, owner.email])
     eventually(lambda: status(hurt.platform, "identity").state == "ready")
     assert status(hurt.platform, "identity").restarts == victim.restarts + 1
+
+
+async def test_a_user_who_was_locked_out_stays_so_when_the_service_is_killed(
+    hurt: Hurt, edge: httpx.AsyncClient
+) -> None:
+    tenant = await hurt.platform.new_tenant()
+    email, victim = await tenant.provision(), status(hurt.platform, "identity")
+
+    async def login(password: str) -> httpx.Response:
+        body = {"email": email, "password": password}
+        return await edge.post("/api/v1/auth/login", headers=tenant.headers, json=body)
+
+    for _ in range(6):
+        assert reason(await login("wrong"), 401) == "CREDENTIALS_INVALID"
+        # Waits are over at once here: whoever still counts after the kill says so by how long the next one is.
+        await change(
+            hurt.platform, "UPDATE user_auth.lockouts SET open_time = now() WHERE tenant_id = $1", tenant.tenant_id
+        )
+    send(victim, signal.SIGKILL)
+    await until(lambda: login("wrong"), lambda answer: answer.status_code == 401, allow=503)
+    assert replaced(hurt.platform, victim)
+    locked = await login(PASSWORD)
+    assert reason(locked, 403) == "SIGN_IN_LOCKED"
+    wait = float(locked.json()["details"][1]["retryDelay"].rstrip("s"))
+    assert wait > 20, "the seventh wrong password costs forty seconds, as if nobody had died"
 
 
 async def test_a_stop_lets_the_calls_in_progress_finish(hurt: Hurt, edge: httpx.AsyncClient) -> None:

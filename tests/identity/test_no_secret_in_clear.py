@@ -18,16 +18,23 @@ import httpx
 import pyotp
 import pytest
 import redis.asyncio
+from eth_account.hdaccount import generate_mnemonic, seed_from_mnemonic
+from eth_account.types import Language
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from mesh.local.supervisor import read_state
+from nexus.identity.session_mgr.v1.session_mgr_pb2 import CreateSessionRequest, GetSessionRequest
+from nexus.identity.session_mgr.v1.session_mgr_pb2_grpc import SessionServiceStub
 from nexus.identity.user_auth.v1 import user_auth_pb2
 from nexus.identity.user_auth.v1.user_auth_pb2_grpc import UserServiceStub
+from services.chassis.clients import Clients
+from services.chassis.context import OPERATOR
 from services.chassis.ids import new_id, new_secret
 from services.chassis.telemetry import CallTracer, client_interceptors
 from tests.chassis.calls import USERS, FakeRpc
-from tests.identity.oidc import Browser, granted, register, relying_party
+from tests.identity.oidc import Browser, granted, register, registration_token, relying_party
 from tests.identity.people import body, login, next_code
 from tests.platforms import Platform, SignedIn, Tenant
 
@@ -80,7 +87,11 @@ def _forms(secret: bytes) -> set[bytes]:
 
 @pytest.fixture(scope="module")
 async def canaries(platform: Platform) -> Canaries:
-    """Secrets that have been through every flow."""
+    return await through_every_flow(platform)
+
+
+async def through_every_flow(platform: Platform) -> Canaries:
+    """Secrets that have been everywhere where secrets go."""
     tenant = await platform.new_tenant()
     secrets = Canaries(tenant_id=tenant.tenant_id)
     async with httpx.AsyncClient(base_url=platform.http_url, timeout=15) as http:
@@ -91,6 +102,9 @@ async def canaries(platform: Platform) -> Canaries:
         await _factors(tenant, http, secrets, owner)
         await _keys(http, secrets, owner)
         await _oidc(platform, tenant, http, secrets)
+        await _device(platform, tenant, http, secrets)
+        await _clients(tenant, http, secrets, owner)
+        await _session(platform, tenant, secrets)
         await _mistakes(tenant, http, secrets, email)
     return secrets
 
@@ -147,6 +161,14 @@ async def _keys(http: httpx.AsyncClient, secrets: Canaries, owner: SignedIn) -> 
     private = secrets.mark("private key", new_secret().encode()[:32])
     imported = {"curve": "CURVE_ED25519", "privateKey": base64.b64encode(private).decode(), "requestId": new_id()}
     body(await http.post("/api/v1/private-keys:import", headers=owner.headers, json=imported))
+    words = secrets.mark("mnemonic", generate_mnemonic(12, Language.ENGLISH))
+    root = {"curve": "CURVE_P256", "mnemonic": words, "passphrase": secrets.password("passphrase")}
+    root_id = body(await http.post("/api/v1/private-keys:import", headers=owner.headers, json=root))["key"]["keyId"]
+    secrets.mark("seed", seed_from_mnemonic(words, root["passphrase"]))
+    derive = f"/api/v1/private-keys/{root_id}:derive"
+    key_id = body(await http.post(derive, headers=owner.headers, json={"path": "m/0'"}))["key"]["keyId"]
+    message = {"message": base64.b64encode(b"pay the bearer").decode(), "requestId": new_id()}
+    body(await http.post(f"/api/v1/private-keys/{key_id}/signings", headers=owner.headers, json=message))
 
 
 async def _oidc(platform: Platform, tenant: Tenant, http: httpx.AsyncClient, secrets: Canaries) -> None:
@@ -162,6 +184,54 @@ async def _oidc(platform: Platform, tenant: Tenant, http: httpx.AsyncClient, sec
     for name in ("access_token", "refresh_token", "id_token"):
         if name in token:
             secrets.mark(f"{name} of a client", token[name])
+
+
+async def _device(platform: Platform, tenant: Tenant, http: httpx.AsyncClient, secrets: Canaries) -> None:
+    """RFC 8628, and an exchange of what the device got (RFC 8693)."""
+    kinds = {name: f"urn:ietf:params:oauth:grant-type:{name}" for name in ("device_code", "token-exchange")}
+    client = await register(tenant, http, grantTypes=list(kinds.values()), redirectUris=[])
+    email, base, auth = await tenant.provision(), f"/t/{tenant.tenant_id}/oauth2", (client.client_id, client.secret)
+    device = (await http.post(f"{base}/device_authorization", auth=auth)).json()
+    code = secrets.mark("device code", device["device_code"])
+    async with Browser(platform) as browser:
+        page = await browser.sign_in(await browser.get(device["verification_uri_complete"]), email)
+        assert "Done" in (await browser.submit(page, decision="allow")).text
+    form = {"grant_type": kinds["device_code"], "device_code": code}
+    token = (await http.post(f"{base}/token", auth=auth, data=form)).json()["access_token"]
+    secrets.mark("access token of a device", token)
+    kind = "urn:ietf:params:oauth:token-type:access_token"
+    form = {"grant_type": kinds["token-exchange"], "subject_token": token, "subject_token_type": kind}
+    exchanged = (await http.post(f"{base}/token", auth=auth, data=form)).json()
+    secrets.mark("exchanged token", exchanged["access_token"])
+
+
+async def _clients(tenant: Tenant, http: httpx.AsyncClient, secrets: Canaries, owner: SignedIn) -> None:
+    """One that registers itself, the secrets of others, one that is replaced."""
+    bearer = await registration_token(tenant, http)
+    secrets.mark("registration token", bearer["authorization"].removeprefix("Bearer "))
+    content = {"redirect_uris": ["https://app.example/cb"], "scope": "openid"}
+    made = (await http.post(f"/t/{tenant.tenant_id}/oauth2/register", headers=bearer, json=content)).json()
+    for name in ("client_secret", "registration_access_token"):
+        secrets.mark(f"{name} of the registered", made[name])
+    rotate = f"/api/v1/clients/{made['client_id']}:rotateSecret"
+    rotated = body(await http.post(rotate, headers=owner.headers, json={}))
+    secrets.mark("rotated client secret", rotated["clientSecret"])
+    provider = {"providerId": "canary", "title": "C", "issuer": "https://login.example", "clientId": "x"}
+    asked = {"provider": provider, "clientSecret": secrets.mark("secret at a provider", new_secret())}
+    body(await http.post("/api/v1/sign-in-providers", headers=owner.headers, json=asked))
+
+
+async def _session(platform: Platform, tenant: Tenant, secrets: Canaries) -> None:
+    """A session's token, which only services see."""
+    clients = Clients(platform.settings, OPERATOR, None)
+    try:
+        sessions = clients.stub(SessionServiceStub)
+        options: Any = {"timeout": 10, "metadata": tuple(tenant.headers.items())}
+        opened = await sessions.CreateSession(CreateSessionRequest(user_id=new_id(), request_id=new_id()), **options)
+        token = secrets.mark("session token", opened.session_token)
+        await sessions.GetSession(GetSessionRequest(session_token=token), **options)
+    finally:
+        await clients.stop()
 
 
 async def _mistakes(tenant: Tenant, http: httpx.AsyncClient, secrets: Canaries, email: str) -> None:
@@ -270,6 +340,22 @@ def _flat(value: Any) -> bytes:
     if isinstance(value, dict):
         value = value.items()
     return b" ".join(map(_flat, value)) if not isinstance(value, str | int | float | None) else str(value).encode()
+
+
+async def test_no_metric_has_a_secret(platform: Platform, canaries: Canaries) -> None:
+    running = read_state(platform.settings.run_dir)
+    assert running is not None
+    ports = [process.ports["metrics"] for process in running.processes if "metrics" in process.ports]
+    assert ports
+    edge_admin = httpx.AsyncHTTPTransport(uds=str(platform.settings.run_dir / "edge-admin.sock"))
+    told, found = "", []
+    async with httpx.AsyncClient() as http, httpx.AsyncClient(transport=edge_admin, base_url="http://edge") as edge:
+        for port in ports:
+            told += (await http.get(f"http://127.0.0.1:{port}/metrics")).text
+        found = canaries.found_in("a metric of a service", told.encode())
+        found += canaries.found_in("a metric of the edge", (await edge.get("/stats/prometheus")).content)
+    assert not found
+    assert 'method="Register"' in told
 
 
 async def test_no_trace_has_a_secret(platform: Platform, tenant: Tenant) -> None:

@@ -26,7 +26,8 @@ from tests.identity.oidc import (
     relying_party,
     status,
 )
-from tests.platforms import Platform, Tenant
+from tests.identity.people import body, reason, value
+from tests.platforms import Platform, SignedIn, Tenant
 
 ASSERTION = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 Key = ECKey | RSAKey
@@ -199,6 +200,29 @@ async def test_a_client_that_knows_no_other_gets_its_id_tokens_by_rs256(
             assert answer.status_code == 401
         logout = await browser.get(f"{issuer(tenant)}/oauth2/logout?id_token_hint={token['id_token']}")
         assert "<h1>Sign out?</h1>" in logout.text
+
+
+async def test_a_repeated_request_makes_one_client_and_shows_its_secret_once(
+    platform: Platform, tenant: Tenant, http: httpx.AsyncClient
+) -> None:
+    owner, other = await tenant.sign_in("owner"), await tenant.sign_in("owner")
+
+    async def create(name: str, who: SignedIn = owner) -> httpx.Response:
+        settings = {"clientName": name, "redirectUris": ["https://app.example/cb"], "scopes": ["openid"]}
+        return await http.post("/api/v1/clients", headers=who.headers, json={"settings": settings, "requestId": "once"})
+
+    made = [body(answer) for answer in await asyncio.gather(*(create("Shop") for _ in range(6)))]
+    assert len({each["client"]["clientId"] for each in made}) == 1
+    (secret,) = [each["clientSecret"] for each in made if each["clientSecret"]]
+    assert reason(await create("Other")) == "IDEMPOTENCY_KEY_REUSED"
+    assert body(await create("Shop", other))["clientSecret"]
+    kept = "SELECT count(*) FROM auth_service_v2.idempotency_keys WHERE tenant_id = $1"
+    assert await value(platform, kept, tenant.tenant_id) == 0, "an answer that is kept has the secret"
+    client = Registered(made[0]["client"]["clientId"], secret)
+    asked = await http.post(
+        f"/t/{tenant.tenant_id}/oauth2/introspect", data={"token": "x"}, auth=(client.client_id, client.secret)
+    )
+    assert asked.json() == {"active": False}
 
 
 async def self_registered(tenant: Tenant, http: httpx.AsyncClient, **metadata: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator
+from datetime import UTC, timedelta
 from typing import Any
 
 import httpx
@@ -18,6 +19,7 @@ from nexus.identity.session_mgr.v1.session_mgr_pb2 import (
 )
 from nexus.identity.session_mgr.v1.session_mgr_pb2_grpc import SessionServiceStub
 from services.chassis.clients import Clients
+from services.chassis.clock import now
 from services.chassis.ids import new_id
 from tests.identity.people import body, change, reason
 from tests.platforms import Platform, SignedIn, Tenant
@@ -137,3 +139,27 @@ async def test_assurance_is_the_sessions_and_read_anew_after_it_changed(tenant: 
     assert touched.assurance == "aal2"
     with pytest.raises(SessionNotFound):
         await sessions.SetAssurance(SetAssuranceRequest(session_id=new_id(), assurance="aal2"), **options)
+
+
+async def test_a_session_is_read_no_longer_than_it_lasts_however_well_it_is_remembered(
+    platform: Platform, tenant: Tenant, operator: Clients
+) -> None:
+    sessions = operator.stub(SessionServiceStub)
+    options: Any = {"timeout": 10, "metadata": tuple(tenant.headers.items())}
+    opened = await sessions.CreateSession(CreateSessionRequest(user_id=new_id(), request_id=new_id()), **options)
+    read = GetSessionRequest(session_token=opened.session_token)
+    soon = "UPDATE session_mgr.sessions SET expire_time = now() + interval '2 seconds' WHERE session_id = $1"
+    await change(platform, soon, opened.session.session_id)
+    ends = (await sessions.GetSession(read, **options)).session.expire_time.ToDatetime(tzinfo=UTC)
+
+    async def is_live() -> bool:
+        try:
+            await sessions.GetSession(read, **options)
+        except SessionNotFound:
+            return False
+        return True
+
+    while await is_live():
+        assert now() < ends + timedelta(seconds=5)
+        await asyncio.sleep(0.1)
+    assert now() >= ends

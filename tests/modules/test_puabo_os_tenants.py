@@ -86,7 +86,8 @@ async def test_the_owner_of_a_tenant_manages_no_tenant_not_even_its_own(
     for target in (tenant, other_tenant):
         for verb in ("suspend", "resume"):
             assert reason(await act(http, owner, target, verb), 403) == "PERMISSION_MISSING"
-        assert reason(await http.get(f"{TENANTS}/{target.tenant_id}", headers=owner.headers), 403)
+        answer = await http.get(f"{TENANTS}/{target.tenant_id}", headers=owner.headers)
+        assert reason(answer, 403) == "PERMISSION_MISSING"
     assert reason(await http.get(TENANTS, headers=owner.headers), 403) == "PERMISSION_MISSING"
 
 

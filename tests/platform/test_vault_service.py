@@ -194,6 +194,9 @@ async def test_people_neither_use_nor_destroy_the_keys_of_services(
     for verb in ("encrypt", "disable", "schedule-destruction", "generate-data-key"):
         refused = await http.post(f"/api/v1/keys/{key.key_id}:{verb}", headers=owner.headers, json={})
         assert refused.json()["details"][0]["reason"] == "KEY_OF_SERVICE"
+    abandon = {"minimumVersion": 1, "abandonOlder": True}
+    refused = await http.post(f"/api/v1/keys/{key.key_id}:set-minimum-version", headers=owner.headers, json=abandon)
+    assert refused.json()["details"][0]["reason"] == "KEY_OF_SERVICE"
     body = {"ciphertext": base64.b64encode(sealed.ciphertext).decode()}
     refused = await http.post("/api/v1/keys:decrypt", headers=owner.headers, json=body)
     assert refused.json()["details"][0]["reason"] == "KEY_OF_SERVICE"

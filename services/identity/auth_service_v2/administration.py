@@ -1,5 +1,6 @@
 """ClientService: clients, consent and upstream providers, proto to rules and back."""
 
+import hashlib
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -11,6 +12,7 @@ from nexus.identity.auth_service_v2.v1.faults import (
     IssuerInvalid,
     ScopeNotHeld,
 )
+from nexus.type.v1.faults import IdempotencyKeyReused
 from services.chassis.clock import now, timestamp
 from services.chassis.context import RequestContext
 from services.chassis.ids import hash_secret, new_id, new_secret
@@ -35,6 +37,7 @@ _AUTHENTICATION = {
 class ClientService:
     def __init__(self, service: Service) -> None:
         self._networks = reachable(service)
+        self._database = service.database
         self._sealer = service.sealer
         self._pager = Pager(service.sealer)
         self._clients = ClientStore(service.database)
@@ -44,9 +47,13 @@ class ClientService:
         authentication = _AUTHENTICATION[request.authentication]
         settings = self._checked(request.settings, authentication, call)
         secret = new_secret() if clients.keeps_a_secret(authentication) else ""
-        client = await self._clients.insert(
-            new_id(), authentication=authentication, secret_hash=hash_secret(secret) if secret else None, **settings
-        )
+        secret_hash, client_id = hash_secret(secret) if secret else None, new_id()
+        async with self._database.transaction():
+            if (made := await self._made_before(request, call, client_id)) is not None:
+                return pb.CreateClientResponse(client=_client(await self._clients.get(made)))
+            client = await self._clients.insert(
+                client_id, authentication=authentication, secret_hash=secret_hash, **settings
+            )
         return pb.CreateClientResponse(client=_client(client), client_secret=secret)
 
     async def GetClient(self, request: pb.GetClientRequest, call: RequestContext) -> pb.GetClientResponse:
@@ -149,6 +156,22 @@ class ClientService:
     ) -> pb.DeleteProviderResponse:
         await self._providers.delete(request.provider_id)
         return pb.DeleteProviderResponse()
+
+    async def _made_before(self, request: pb.CreateClientRequest, call: RequestContext, client_id: str) -> str | None:
+        """The client that this request has made already; else this one is now the one it makes.
+
+        Raises IdempotencyKeyReused.
+        """
+        if call.idempotency_key is None:
+            return None
+        key_hash = hash_secret(f"{call.user.user_id} {call.idempotency_key}")
+        request_hash = hashlib.sha256(request.SerializeToString(deterministic=True)).digest()
+        earlier = await self._clients.claim_request(key_hash, request_hash, client_id)
+        if earlier is None:
+            return None
+        if earlier["request_hash"] != request_hash:
+            raise IdempotencyKeyReused(key=call.idempotency_key)
+        return str(earlier["client_id"])
 
     def _checked(self, settings: pb.ClientSettings, authentication: str, call: RequestContext) -> dict[str, Any]:
         """What is stored of settings. Raises ClientMetadataInvalid, ScopeNotHeld."""

@@ -18,6 +18,7 @@ PARAMETERS = (
 """The parameters that are looked at. Others are ignored, as the standards have it."""
 _CHALLENGE = re.compile(r"[A-Za-z0-9_-]{43}")
 _VERIFIER = re.compile(r"[A-Za-z0-9._~-]{43,128}")
+_SECONDS = re.compile(r"[0-9]{1,10}")
 _PROMPTS = {"none", "login", "consent", "select_account"}
 
 
@@ -76,7 +77,7 @@ def parse(parameters: Mapping[str, str], client: Client) -> AuthorizationRequest
     prompt = frozenset(given["prompt"].split())
     if not prompt <= _PROMPTS or ("none" in prompt and len(prompt) > 1):
         raise OAuth2Error("prompt is not understood", error="invalid_request")
-    if given["max_age"] and not given["max_age"].isdecimal():
+    if given["max_age"] and not _SECONDS.fullmatch(given["max_age"]):
         raise OAuth2Error("max_age is not a number of seconds", error="invalid_request")
     return AuthorizationRequest(
         client_id=client.client_id,

@@ -19,6 +19,7 @@ _DEVICE = (
     "user_code, grant_id::text, client_id::text, scope, state, user_id::text, session_id::text, auth_time, expire_time"
 )
 MAX_PROVIDERS = 50
+KEEP_REQUESTS = timedelta(hours=24)
 
 
 class ClientStore:
@@ -67,6 +68,28 @@ class ClientStore:
         )
         assert row is not None
         return Client(**row)
+
+    async def claim_request(self, key_hash: bytes, request_hash: bytes, client_id: str) -> asyncpg.Record | None:
+        """Let a keyed request make this client; the claim of the one before it, if there was one. A twin waits here."""
+        claimed = await self._database.execute(
+            """
+            INSERT INTO client_requests (key_hash, request_hash, client_id, expire_time)
+            VALUES ($1, $2, $3, now() + $4::interval) ON CONFLICT DO NOTHING
+            """,
+            key_hash,
+            request_hash,
+            client_id,
+            KEEP_REQUESTS,
+        )
+        if claimed:
+            return None
+        return await self._database.fetchrow(
+            """
+            SELECT request_hash, client_id::text FROM client_requests
+            WHERE tenant_id = nexus.tenant_id() AND key_hash = $1
+            """,
+            key_hash,
+        )
 
     async def update(
         self,
@@ -330,7 +353,7 @@ class GrantStore:
 
     async def forget_expired(self) -> None:
         async with self._database.transaction(platform_wide=True):
-            for table in ("spent_codes", "spent_assertions", "device_codes", "registration_tokens"):
+            for table in ("spent_codes", "spent_assertions", "device_codes", "registration_tokens", "client_requests"):
                 await self._database.execute(f"DELETE FROM {table} WHERE expire_time < now() - interval '1 minute'")
 
 

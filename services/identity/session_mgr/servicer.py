@@ -12,7 +12,7 @@ from nexus.identity.session_mgr.v1 import session_mgr_pb2 as pb
 from nexus.identity.session_mgr.v1.faults import SessionNotFound
 from nexus.identity.token_mgr.v1.token_mgr_pb2 import RevokeFamiliesRequest, RevokeUserGrantsRequest
 from nexus.identity.token_mgr.v1.token_mgr_pb2_grpc import TokenServiceStub
-from services.chassis.clock import now, timestamp
+from services.chassis.clock import moment, now, timestamp
 from services.chassis.context import RequestContext
 from services.chassis.fields import FieldCipher, seal_rows
 from services.chassis.ids import hash_secret, new_id, new_secret
@@ -77,7 +77,8 @@ class SessionService:
                 raise SessionNotFound(session_id="for this token")
             session = _session(row)
             await self._cache.put(call.tenant_id, token_hash, session)
-        if self._signals.session_ended(session.session_id):
+        # The copy says neither that it was ended nor that its time is over.
+        if self._signals.session_ended(session.session_id) or moment(session.expire_time) <= now():
             raise SessionNotFound(session_id=session.session_id)
         return pb.GetSessionResponse(session=session)
 

@@ -69,6 +69,7 @@ class Key:
 
     def check_minimum(self, minimum_version: int, older_ciphertexts: int, *, abandon_older: bool) -> None:
         """That versions below this one can be retired."""
+        self.require_people()
         self.require_state(State.ENABLED, State.DISABLED)
         if minimum_version > self.primary_version:
             raise VersionNotFound(key=self.key_id, version=minimum_version)

@@ -150,7 +150,7 @@ class MethodPolicy(_message.Message):
     resumes: _builtins.bool
     """Only for KEYED: the service keeps the keys itself, in rows that it writes before it acts on something outside the
     database. A repeat reaches the handler, which goes on where the first one stopped. Otherwise key, rows and answer
-    commit in one transaction, which cannot cover what happens elsewhere.
+    commit in one transaction, which cannot cover what happens elsewhere, and keeps the answer: none with a secret.
     """
     two_factors: _builtins.bool
     """Whether that proof must have been by two factors ("aal2"). Asked of users who have a second factor, as of their

@@ -161,7 +161,7 @@ class CreateClientRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     authentication: Global___ClientAuthentication.ValueType
     request_id: _builtins.str
-    """Makes a repeated call answer like the first one."""
+    """Makes a repeated call answer like the first one, without the secret."""
     @_builtins.property
     def settings(self) -> Global___ClientSettings: ...
     def __init__(
@@ -186,7 +186,7 @@ class CreateClientResponse(_message.Message):
     CLIENT_FIELD_NUMBER: _builtins.int
     CLIENT_SECRET_FIELD_NUMBER: _builtins.int
     client_secret: _builtins.str
-    """Kept only as a hash."""
+    """Kept only as a hash; empty in the answer to a repeated request."""
     @_builtins.property
     def client(self) -> Global___Client: ...
     def __init__(

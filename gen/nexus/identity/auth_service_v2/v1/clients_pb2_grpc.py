@@ -109,7 +109,8 @@ class ClientServiceServicer:
     """
 
     def CreateClient(self, request, context):
-        """Registers a client. Its secret, if it has one, is in this answer and nowhere else.
+        """Registers a client. Its secret, if it has one, is in this answer and nowhere else: a repeated request is answered
+        without it, and RotateClientSecret makes another for who has lost it.
 
         Errors: CLIENT_METADATA_INVALID, SCOPE_NOT_HELD.
         """

@@ -36,7 +36,8 @@ class ClientServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ClientServiceAsyncStub: ...
     CreateClient: _grpc.UnaryUnaryMultiCallable[_clients_pb2.CreateClientRequest, _clients_pb2.CreateClientResponse]
-    """Registers a client. Its secret, if it has one, is in this answer and nowhere else.
+    """Registers a client. Its secret, if it has one, is in this answer and nowhere else: a repeated request is answered
+    without it, and RotateClientSecret makes another for who has lost it.
 
     Errors: CLIENT_METADATA_INVALID, SCOPE_NOT_HELD.
     """
@@ -96,7 +97,8 @@ class ClientServiceAsyncStub(ClientServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateClient: _aio.UnaryUnaryMultiCallable[_clients_pb2.CreateClientRequest, _clients_pb2.CreateClientResponse]  # type: ignore[assignment]
-    """Registers a client. Its secret, if it has one, is in this answer and nowhere else.
+    """Registers a client. Its secret, if it has one, is in this answer and nowhere else: a repeated request is answered
+    without it, and RotateClientSecret makes another for who has lost it.
 
     Errors: CLIENT_METADATA_INVALID, SCOPE_NOT_HELD.
     """
@@ -159,7 +161,8 @@ class ClientServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _clients_pb2.CreateClientRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_clients_pb2.CreateClientResponse, _abc.Awaitable[_clients_pb2.CreateClientResponse]]:
-        """Registers a client. Its secret, if it has one, is in this answer and nowhere else.
+        """Registers a client. Its secret, if it has one, is in this answer and nowhere else: a repeated request is answered
+        without it, and RotateClientSecret makes another for who has lost it.
 
         Errors: CLIENT_METADATA_INVALID, SCOPE_NOT_HELD.
         """

@@ -212,7 +212,7 @@ class KeyServiceServicer:
         """Retires the versions below this one: they neither open nor verify any more. Refused while ciphertexts of theirs
         have not been rewrapped, unless they are abandoned expressly. Lowering it again takes the retirement back.
 
-        Errors: KEY_NOT_FOUND, KEY_NOT_USABLE, VERSION_NOT_FOUND, OLDER_CIPHERTEXTS_REMAIN.
+        Errors: KEY_NOT_FOUND, KEY_OF_SERVICE, KEY_NOT_USABLE, VERSION_NOT_FOUND, OLDER_CIPHERTEXTS_REMAIN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -75,7 +75,7 @@ class KeyServiceStub:
     """Retires the versions below this one: they neither open nor verify any more. Refused while ciphertexts of theirs
     have not been rewrapped, unless they are abandoned expressly. Lowering it again takes the retirement back.
 
-    Errors: KEY_NOT_FOUND, KEY_NOT_USABLE, VERSION_NOT_FOUND, OLDER_CIPHERTEXTS_REMAIN.
+    Errors: KEY_NOT_FOUND, KEY_OF_SERVICE, KEY_NOT_USABLE, VERSION_NOT_FOUND, OLDER_CIPHERTEXTS_REMAIN.
     """
     DisableKey: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.DisableKeyRequest, _key_service_pb2.DisableKeyResponse]
     """Stops every use of a key at once, until it is enabled again.
@@ -189,7 +189,7 @@ class KeyServiceAsyncStub(KeyServiceStub):
     """Retires the versions below this one: they neither open nor verify any more. Refused while ciphertexts of theirs
     have not been rewrapped, unless they are abandoned expressly. Lowering it again takes the retirement back.
 
-    Errors: KEY_NOT_FOUND, KEY_NOT_USABLE, VERSION_NOT_FOUND, OLDER_CIPHERTEXTS_REMAIN.
+    Errors: KEY_NOT_FOUND, KEY_OF_SERVICE, KEY_NOT_USABLE, VERSION_NOT_FOUND, OLDER_CIPHERTEXTS_REMAIN.
     """
     DisableKey: _aio.UnaryUnaryMultiCallable[_key_service_pb2.DisableKeyRequest, _key_service_pb2.DisableKeyResponse]  # type: ignore[assignment]
     """Stops every use of a key at once, until it is enabled again.
@@ -348,7 +348,7 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
         """Retires the versions below this one: they neither open nor verify any more. Refused while ciphertexts of theirs
         have not been rewrapped, unless they are abandoned expressly. Lowering it again takes the retirement back.
 
-        Errors: KEY_NOT_FOUND, KEY_NOT_USABLE, VERSION_NOT_FOUND, OLDER_CIPHERTEXTS_REMAIN.
+        Errors: KEY_NOT_FOUND, KEY_OF_SERVICE, KEY_NOT_USABLE, VERSION_NOT_FOUND, OLDER_CIPHERTEXTS_REMAIN.
         """
 
     @_abc_1.abstractmethod
