@@ -1,4 +1,5 @@
-"""While key-service is away, tokens are signed and verified as before; only a token-mgr that starts has to wait."""
+"""While key-service is away, users sign in and tokens are verified as before; only a token-mgr that starts has to wait,
+and a user who is made: nobody could seal their address."""
 
 import signal
 from collections.abc import AsyncIterator
@@ -15,21 +16,23 @@ pytestmark = pytest.mark.xdist_group("chaos")
 
 
 @pytest.fixture
-async def without_key_service(hurt: Hurt, edge: httpx.AsyncClient) -> AsyncIterator[None]:
-    """It hangs, with all that shares its process."""
+async def known(hurt: Hurt, edge: httpx.AsyncClient) -> AsyncIterator[tuple[Tenant, str]]:
+    """The address of a user who was there before key-service hung, with all that shares its process."""
+    tenant = await hurt.platform.new_tenant()
+    email = await tenant.provision()
     owner = await Tenant(hurt.platform, hurt.platform.settings.platform_tenant).sign_in()
     assert owner, "keys are made, and unwrapped"
     platform = status(hurt.platform, "platform")
     send(platform, signal.SIGSTOP)
-    yield
+    yield tenant, email
     send(platform, signal.SIGCONT)
 
 
 async def test_tokens_are_signed_and_verified_while_key_service_hangs(
-    hurt: Hurt, edge: httpx.AsyncClient, without_key_service: None
+    hurt: Hurt, edge: httpx.AsyncClient, known: tuple[Tenant, str]
 ) -> None:
-    tenant = await hurt.platform.new_tenant()
-    user = await tenant.sign_in()
+    tenant, email = known
+    user = await tenant.sign_in(email=email)
     assert (await edge.get("/api/v1/auth/me", headers=user.headers)).status_code == 200
     refreshed = await edge.post(
         "/api/v1/auth/refresh", headers=tenant.headers, json={"refreshToken": user.refresh_token}
@@ -39,10 +42,9 @@ async def test_tokens_are_signed_and_verified_while_key_service_hangs(
 
 
 async def test_a_token_mgr_that_starts_meanwhile_verifies_at_once_and_signs_when_it_can(
-    hurt: Hurt, edge: httpx.AsyncClient, without_key_service: None
+    hurt: Hurt, edge: httpx.AsyncClient, known: tuple[Tenant, str]
 ) -> None:
-    tenant = await hurt.platform.new_tenant()
-    email = await tenant.provision()
+    tenant, email = known
     user = await tenant.sign_in(email=email)
     before = status(hurt.platform, "identity")
     send(before, signal.SIGKILL)

@@ -1,5 +1,6 @@
 """Where sessions were opened, by which client and from which address: sealed with a key of each user's own."""
 
+import asyncio
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,9 @@ from nexus.type.v1.faults import DeadlineExceeded, DependencyUnavailable
 from services.chassis.fields import FieldCipher
 
 _FIELD = "sessions.device"
+_PATIENCE = 0.5
+"""Seconds that a sign-in waits for key-service."""
+_AWAY = (DependencyUnavailable, DeadlineExceeded, TimeoutError)
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +42,9 @@ class Devices:
         """None while key-service is away: better to forget a device than to let nobody sign in. Nor has a user one who
         is erased at this moment; their session will not be confirmed."""
         try:
-            return await self.seal(user_id, device)
-        except (DependencyUnavailable, DeadlineExceeded, SubjectShredded) as error:
+            async with asyncio.timeout(_PATIENCE):
+                return await self.seal(user_id, device)
+        except (*_AWAY, SubjectShredded) as error:
             logger.warning("a session forgets its device: %s", error)
             return None
 
@@ -48,6 +53,15 @@ class Devices:
         sealed = [(row["user_id"], row["device_sealed"]) for row in sessions if row["device_sealed"] is not None]
         opened = iter(await self._cipher.open_rows(sealed, field=_FIELD))
         return [_unsealed(row) if row["device_sealed"] is None else _device(next(opened)) for row in sessions]
+
+    async def of_if_possible(self, sessions: Sequence[Mapping[str, Any]]) -> list[Device]:
+        """Unknown ones while key-service is away: people can still see, and end, their sessions."""
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                return await self.of(sessions)
+        except _AWAY as error:
+            logger.warning("sessions are shown without their devices: %s", error)
+            return [UNKNOWN] * len(sessions)
 
 
 def _unsealed(row: Mapping[str, Any]) -> Device:

@@ -137,7 +137,8 @@ class SessionService:
             rows = await self._store.all_of(request.user_id)
         else:
             rows = await self._store.live_of(request.user_id, await self._idle())
-        return pb.ListUserSessionsResponse(sessions=await self._shown(rows))
+        devices = await self._devices.of(rows)
+        return pb.ListUserSessionsResponse(sessions=map(_session, rows, devices))
 
     async def EndUserSessions(
         self, request: pb.EndUserSessionsRequest, call: RequestContext
@@ -157,7 +158,7 @@ class SessionService:
         return max(timedelta(minutes=minutes), timedelta(seconds=self._access_token_seconds))
 
     async def _shown(self, rows: Sequence[asyncpg.Record], current_id: str | None = None) -> list[pb.Session]:
-        devices = await self._devices.of(rows)
+        devices = await self._devices.of_if_possible(rows)
         return [_session(row, device, current_id) for row, device in zip(rows, devices, strict=True)]
 
     async def _seal_devices(self) -> None:
