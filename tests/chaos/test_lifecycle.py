@@ -1,14 +1,25 @@
 """Platforms come and go without a trace, also two of them side by side."""
 
+import contextlib
+import os
+import pty
+import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
+import grpc.aio
+import httpx
 import psutil
 import pytest
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
+from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
+from mesh.local.platform import edge_certificate
 from tests.platforms import Platform, eventually
 
 pytestmark = pytest.mark.xdist_group("chaos")
@@ -49,11 +60,17 @@ def mentions(process: psutil.Process, home: str) -> bool:
 
 async def test_two_platforms_run_side_by_side_and_leave_nothing(platforms: tuple[Platform, Platform]) -> None:
     one, two = platforms
-    with started(one) as supervisor, started(two, "--detach") as starting:
+    with started(one, terminal=True) as supervisor, started(two, "--detach") as starting:
         try:
             assert starting.wait(timeout=PATIENCE) == 0, said(two)
             eventually(lambda: one.ready() or supervisor.poll() is not None, PATIENCE)
             assert supervisor.poll() is None, said(one)
+
+            shown = said(one)
+            for name in ("postgres", "redis", "identity", "edge"):
+                assert 0 <= shown.find(name) < shown.find("is ready"), f"the progress of {name} is shown\n{shown}"
+            for platform in (one, two):
+                await assert_all_on_the_ready_screen_is_true(platform)
 
             # Each knows its own tenants only.
             tenant = await one.new_tenant()
@@ -76,12 +93,47 @@ async def test_two_platforms_run_side_by_side_and_leave_nothing(platforms: tuple
     assert "No platform runs" in two.nexus("down").stdout
 
 
-def started(platform: Platform, *options: str) -> "subprocess.Popen[bytes]":
+async def assert_all_on_the_ready_screen_is_true(platform: Platform) -> None:
+    rows = dict(re.findall(r"^ +(https?|docs|grpc|demo user|try) +(.+?)\s*$", said(platform), re.MULTILINE))
+    demo = dict(word.split() for word in rows["demo user"].split(", "))
+    trusted = edge_certificate(platform.settings)
+    async with httpx.AsyncClient(verify=trusted) as client:
+        for url in (f"{rows['http']}/healthz", f"{rows['https']}/healthz", rows["docs"]):
+            assert (await client.get(url)).status_code == 200, url
+        login = f"{rows['http']}/api/v1/auth/login"
+        credentials = {"email": demo["email"], "password": demo["password"]}
+        answer = await client.post(login, headers={"x-nexus-tenant": demo["tenant"]}, json=credentials)
+        assert answer.status_code == 200, answer.text
+    [plaintext] = re.findall(r"(\S+) \(plaintext\)", rows["grpc"])
+    async with grpc.aio.insecure_channel(plaintext) as channel:
+        ask = ServerReflectionRequest(list_services="")
+        async for answer in ServerReflectionStub(channel).ServerReflectionInfo(iter([ask])):
+            assert len(answer.list_services_response.service) > 16
+
+
+def started(platform: Platform, *options: str, terminal: bool = False) -> "subprocess.Popen[bytes]":
     """`nexus up`, while we go on."""
     platform.home.mkdir(parents=True, exist_ok=True)
-    with (platform.home / "up.out").open("wb") as output:
-        return subprocess.Popen([*UP, *options], env=platform.environment, stdout=output, stderr=subprocess.STDOUT)
+    output = (platform.home / "up.out").open("wb")
+    screen, end = pty.openpty() if terminal else (None, output.fileno())
+    process = subprocess.Popen([*UP, *options], env=platform.environment, stdout=end, stderr=subprocess.STDOUT)
+    if screen is None:
+        output.close()
+    else:
+        os.close(end)
+        threading.Thread(target=_copy, args=(screen, output), daemon=True).start()
+    return process
+
+
+def _copy(screen: int, output: IO[bytes]) -> None:
+    """What a terminal shows, until nobody writes to it any more."""
+    with output, contextlib.suppress(OSError):  # that is how Linux says so
+        while shown := os.read(screen, 65_536):
+            output.write(shown)
+            output.flush()
+    os.close(screen)
 
 
 def said(platform: Platform) -> str:
-    return (platform.home / "up.out").read_text()[-4000:]
+    """As one reads it: without colours and cursor movements."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", (platform.home / "up.out").read_text()).replace("\r", "")

@@ -2,8 +2,9 @@
 
     python -m services.chassis.tools.contracts [--against REV]
 
-Without `--against`, contracts that differ from the last commit are compared with it; else that commit's with the
-one before.
+Without `--against`, contracts are compared with what others may build on already: the newest commit that this branch
+has in common with its upstream, or with main where there is none. What is published itself, as in CI, is compared with
+the release before, or where nothing was released with the commit before.
 """
 
 import argparse
@@ -41,8 +42,18 @@ def _buf(*arguments: str) -> bool:
 
 
 def _baseline() -> str:
+    """A revision; see above."""
     changed = _git("diff", "--quiet", "HEAD", "--", str(PROTO)).returncode != 0
-    return "HEAD" if changed else "HEAD^"
+    for shared in ("@{upstream}", "origin/HEAD", "main"):
+        base = _said("merge-base", "HEAD", shared)
+        if base is not None and (changed or base != _said("rev-parse", "HEAD")):
+            return base
+    return _said("describe", "--tags", "--abbrev=0", "HEAD^") or ("HEAD" if changed else "HEAD^")
+
+
+def _said(*arguments: str) -> str | None:
+    answer = _git(*arguments)
+    return answer.stdout.decode().strip() if answer.returncode == 0 else None
 
 
 def _image_at(revision: str, path: Path) -> Path | None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -104,6 +105,33 @@ def test_logs_of_a_service_are_its_lines_of_the_domain(home: Path) -> None:
     assert "token-mgr" not in nexus("logs", "user-auth").stdout
     assert nexus("logs", "identity", "--raw").stdout == log.read_text()
     assert "has not run" in one_line(nexus("logs", "backend-api"), 1)
+
+
+def test_followed_logs_show_what_comes_also_after_the_file_was_rotated(home: Path) -> None:
+    log = home / "logs" / "identity.log"
+    log.parent.mkdir()
+    write_log(log, "user-auth", "before")
+    command = [sys.executable, "-u", "-m", "mesh.cli", "logs", "--follow", "--raw", "user-auth"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as following:
+        assert following.stdout is not None
+        try:
+            shown = [json.loads(following.stdout.readline())["message"]]
+            write_log(log, "token-mgr", "of another service")
+            write_log(log, "user-auth", "while it follows")
+            shown.append(json.loads(following.stdout.readline())["message"])
+            log.rename(log.with_suffix(".log.1"))
+            write_log(log, "user-auth", "in the next file")
+            shown.append(json.loads(following.stdout.readline())["message"])
+            assert shown == ["before", "while it follows", "in the next file"]
+        finally:
+            following.send_signal(signal.SIGINT)  # Ctrl-C
+        said, complained = following.communicate(timeout=20)
+    assert (said, following.returncode, "Traceback" in complained) == ("", 130, False)
+
+
+def write_log(log: Path, service: str, message: str) -> None:
+    with log.open("a") as file:
+        file.write(json.dumps({"service": service, "message": message, "level": "INFO"}) + "\n")
 
 
 def test_a_port_that_is_taken_is_named_with_its_holder(home: Path) -> None:
