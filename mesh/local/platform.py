@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
+from time import monotonic
 
 import httpx
 import psutil
@@ -39,6 +40,7 @@ HTTP_PORT, HTTPS_PORT, METRICS_PORT = 8080, 8443, 9400
 _FOLDERS = ("run", "logs", "secrets", "edge", "outbox")
 MESH = "mesh"
 MESH_ADDRESS = "unix:{run}/mesh/{caller}.sock"
+_SEED_SECONDS = 30.0
 _GRACE = 5.0  # seconds beyond the drain time-out, to close what is open
 
 
@@ -158,14 +160,21 @@ async def _migrate(supervisor: Supervisor, settings: Settings, specs: Sequence[S
 async def seed_demo(settings: Settings) -> dict[str, str]:
     """Create the demo tenant and user where they are missing; returns their credentials."""
     from mesh.local import seed
+    from nexus.type.v1.faults import DeadlineExceeded, DependencyUnavailable
     from services.chassis.errors import Fault
 
     if settings.environment != "development":
         raise PlatformError("The demo user has a public password: only for NEXUS_ENVIRONMENT=development.")
-    try:
-        return asdict(await seed.seed(settings))
-    except Fault as fault:
-        raise PlatformError(f"The demo user cannot be created: {fault.message}") from fault
+    began = monotonic()
+    while True:
+        try:
+            return asdict(await seed.seed(settings))
+        except Fault as fault:
+            # A service that serves may not have found the others yet.
+            passing = isinstance(fault, DependencyUnavailable | DeadlineExceeded)
+            if not passing or monotonic() - began > _SEED_SECONDS:
+                raise PlatformError(f"The demo user cannot be created: {fault.message}") from fault
+        await asyncio.sleep(0.2)
 
 
 async def _when_gone(pid: int, then: Callable[[], None]) -> None:
