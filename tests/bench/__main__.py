@@ -21,6 +21,7 @@ BENCHMARKS: dict[str, Callable[[Platform], Result]] = {
     "chassis": chassis.run,
     "read": http.read,
     "read-node": http.read_node,
+    "read-cpu": http.read_cpu,
     "write": http.write,
     "cached": http.cached,
     "scale": http.scale,

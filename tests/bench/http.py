@@ -1,10 +1,12 @@
-"""What callers of the HTTP API get, through TLS, edge and mesh: `read`, `read-node`, `write`, `cached`, `scale`.
+"""What callers of the HTTP API get, through TLS, edge and mesh: `read`, `read-node`, `read-cpu`, `write`, `cached`,
+`scale`.
 
 The peers are called on plain HTTP and on their own port, which is less than what ours does: the ratio says what all of
 that costs together. Ours and the peer have one worker process each, but for `scale`.
 """
 
 import asyncio
+import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -13,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
+from mesh.local.supervisor import read_state
 from services.chassis import contract
 from services.chassis.ids import new_id
-from tests.bench.measure import Result, Unavailable, compare, wrk
+from tests.bench.measure import WRK_SECONDS, Result, Unavailable, compare, wrk
 from tests.bench.peers import running as peers
 from tests.platforms import Platform, free_offset
 
@@ -106,6 +110,34 @@ def scale(platform: Platform) -> Result:
             )
         finally:
             doubled.down()
+
+
+def read_cpu(platform: Platform) -> Result:
+    """Where the time of a read goes: CPU of each process that it passes."""
+    work = asyncio.run(prepare(platform))
+    url = platform.https_url + work.path
+    running = read_state(platform.settings.run_dir)
+    assert running is not None
+    serving = next(process for process in running.processes if "auth-service-v2" in process.services)
+    passed = {process.name: process for process in running.processes if process.name in ("edge", "mesh", serving.name)}
+    each: dict[str, list[float]] = {name: [] for name in passed}
+
+    def microseconds() -> float:
+        before = {name: _cpu_seconds(process.pid) for name, process in passed.items()}
+        calls = wrk(url, work.headers) * WRK_SECONDS
+        for name, process in passed.items():
+            each[name].append((_cpu_seconds(process.pid) - before[name]) / calls * 1e6)
+        return sum(values[-1] for values in each.values())
+
+    result = compare("read-cpu", "", "report", microseconds, rounds=3)
+    parts = ", ".join(f"{name} {statistics.median(values):.0f}" for name, values in each.items())
+    result.unit = f"µs CPU a read ({parts})"
+    return result
+
+
+def _cpu_seconds(pid: int | None) -> float:
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
 
 
 def _read(platform: Platform, bench: str, bar: str, peer: Peer) -> Result:

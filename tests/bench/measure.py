@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 Measure = Callable[[], float]
+WRK_SECONDS = 4.0
 
 
 class Unavailable(Exception):  # noqa: N818  a fact about the machine
@@ -84,7 +85,12 @@ def h2load(
 
 
 def wrk(
-    url: str, headers: Mapping[str, str], *, seconds: float = 4.0, connections: int = 32, script: Path | None = None
+    url: str,
+    headers: Mapping[str, str],
+    *,
+    seconds: float = WRK_SECONDS,
+    connections: int = 32,
+    script: Path | None = None,
 ) -> float:
     """Requests a second over HTTP/1.1. Raises if any was not answered with 2xx."""
     program = shutil.which("wrk")
