@@ -52,7 +52,7 @@ manifests: $(READY) ## Render the Kubernetes manifests, and what the edge serves
 setup: $(READY) ## Make .venv with everything in it; the other targets do it by themselves
 	@echo "Ready: $$($(BIN)/python --version) in .venv"
 
-TOOLS := grpcurl istioctl kustomize analyze
+TOOLS := grpcurl istioctl kustomize analyze stripe-mock
 tools: ## Build what is written in Go (grpcurl, istioctl, …) into .tools/, where Go is installed
 	@[ -z "$(filter-out $(notdir $(wildcard .tools/*)),$(TOOLS))" ] || ! command -v go >/dev/null || { \
 		echo "Building $(TOOLS) into .tools: once, some minutes ..."; \

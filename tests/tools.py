@@ -1,4 +1,4 @@
-"""Programs that tests use where they are installed."""
+"""Programs that tests use where they are: built by `make tools`, or installed."""
 
 import shutil
 from pathlib import Path
@@ -8,12 +8,10 @@ import pytest
 from services.chassis.tools.generate import ROOT
 
 
-def grpcurl_path() -> Path:
-    """grpcurl, built by `make tools` or installed; skips the test where there is none."""
-    built = ROOT / ".tools" / "grpcurl"
-    if built.exists():
-        return built
-    found = shutil.which("grpcurl")
+def tool(name: str) -> Path:
+    """A program of `mesh/tools`; skips the test where there is none."""
+    built = ROOT / ".tools" / name
+    found = str(built) if built.exists() else shutil.which(name)
     if found is None:
-        pytest.skip("grpcurl is not installed, and there is no Go to build it with")
+        pytest.skip(f"{name} is neither built (`make tools`, where Go is) nor installed")
     return Path(found)

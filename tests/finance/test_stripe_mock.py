@@ -1,14 +1,12 @@
 """Stripe's own mock knows its whole API: it refuses a request with a parameter that Stripe would refuse.
 
-It is a Go program (`go install github.com/stripe/stripe-mock@latest`); where it is not installed, the requests are
-proven by tests/finance/test_payment_providers.py alone.
+It is a Go program of `mesh/tools`; where it is not built, the requests are proven by
+tests/finance/test_payment_providers.py alone.
 """
 
-import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -16,11 +14,9 @@ from nexus.finance.billing_service.v1.customers_pb2 import StripeAccount
 from services.finance.billing_service.providers.interface import Charge
 from services.finance.billing_service.providers.stripe import StripeProvider
 from tests.platforms import eventually
-
-BINARY = shutil.which("stripe-mock") or shutil.which("stripe-mock", path=str(Path.home() / "go" / "bin"))
+from tests.tools import tool
 
 pytestmark = [
-    pytest.mark.skipif(BINARY is None, reason="stripe-mock is not installed"),
     # The SDK hands httpx a form as text.
     pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),
 ]
@@ -28,10 +24,9 @@ pytestmark = [
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    ports = [_free_port(), _free_port()]
-    assert BINARY is not None
+    program, ports = tool("stripe-mock"), [_free_port(), _free_port()]
     process = subprocess.Popen(
-        [BINARY, "-http-port", str(ports[0]), "-https-port", str(ports[1])], stdout=subprocess.DEVNULL
+        [program, "-http-port", str(ports[0]), "-https-port", str(ports[1])], stdout=subprocess.DEVNULL
     )
     eventually(lambda: _listens(ports[0]))
     yield f"http://127.0.0.1:{ports[0]}"

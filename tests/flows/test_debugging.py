@@ -11,7 +11,7 @@ import pytest
 from services.chassis import contract
 from services.chassis.spec import discover
 from tests.platforms import PASSWORD, Platform, Tenant
-from tests.tools import grpcurl_path
+from tests.tools import tool
 
 BUF = Path(sys.executable).with_name("buf")
 LOGIN = "nexus.identity.auth_service.v1.AuthService/Login"
@@ -87,7 +87,7 @@ def test_buf_shows_why_a_call_is_refused(platform: Platform, tenant: Tenant) -> 
 
 
 def test_grpcurl_lists_and_describes_at_the_edge(platform: Platform) -> None:
-    grpcurl, address = grpcurl_path(), f"127.0.0.1:{platform.settings.port(8080)}"
+    grpcurl, address = tool("grpcurl"), f"127.0.0.1:{platform.settings.port(8080)}"
     assert set(run(grpcurl, "-plaintext", address, "list").split()) >= EXTERNAL_SERVICES
     described = run(grpcurl, "-plaintext", address, "describe", "nexus.identity.auth_service.v1.AuthService")
     assert "rpc Login ( .nexus.identity.auth_service.v1.LoginRequest )" in described
@@ -97,7 +97,7 @@ def test_grpcurl_lists_and_describes_at_the_edge(platform: Platform) -> None:
 
 @pytest.mark.parametrize("service", discover())
 def test_grpcurl_lists_and_describes_a_service_at_its_own_port(platform: Platform, service: str) -> None:
-    grpcurl, address = grpcurl_path(), f"127.0.0.1:{platform.settings.port(discover()[service].port)}"
+    grpcurl, address = tool("grpcurl"), f"127.0.0.1:{platform.settings.port(discover()[service].port)}"
     methods = [method for method in contract.methods().values() if method.service_id == service]
     listed = run(grpcurl, "-plaintext", address, "list").split()
     for name in {method.full_name.partition("/")[0] for method in methods}:
@@ -110,13 +110,13 @@ async def test_grpcurl_signs_in_through_the_edge_with_tls(platform: Platform, te
     data = json.dumps({"email": await tenant.provision(), "password": PASSWORD})
     root = platform.home / "secrets" / "edge" / "tls.crt"
     address = f"localhost:{platform.settings.port(8443)}"
-    login = run(grpcurl_path(), "-cacert", root, *headers(tenant.headers), "-d", data, address, LOGIN)
+    login = run(tool("grpcurl"), "-cacert", root, *headers(tenant.headers), "-d", data, address, LOGIN)
     assert json.loads(login)["tokens"]["accessToken"]
 
 
 @pytest.mark.parametrize("port", [8080, discover()["auth-service"].port])
 def test_grpcurl_shows_why_a_call_is_refused(platform: Platform, tenant: Tenant, port: int) -> None:
-    command = [str(grpcurl_path()), "-plaintext", *headers(tenant.headers), "-d", '{"email": "ann@example.com"}']
+    command = [str(tool("grpcurl")), "-plaintext", *headers(tenant.headers), "-d", '{"email": "ann@example.com"}']
     address = f"127.0.0.1:{platform.settings.port(port)}"
     result = subprocess.run([*command, address, LOGIN], capture_output=True, text=True, timeout=30)
     assert "Code: InvalidArgument" in result.stderr

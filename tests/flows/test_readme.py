@@ -9,7 +9,7 @@ import pytest
 
 from services.chassis.tools.generate import ROOT
 from tests.platforms import Platform
-from tests.tools import grpcurl_path
+from tests.tools import tool
 
 
 def lines_after(marker: str) -> str:
@@ -56,7 +56,7 @@ def test_the_shop_works_as_printed(platform: Platform) -> None:
 
 
 def test_the_grpcurl_lines_work_as_printed(platform: Platform) -> None:
-    output = run(lines_after("grpcurl"), platform, path=str(grpcurl_path().parent))
+    output = run(lines_after("grpcurl"), platform, path=str(tool("grpcurl").parent))
 
     assert "nexus.identity.auth_service.v1.AuthService" in output
     assert "rpc Login" in output

@@ -7,23 +7,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 from edge.tls import ensure_certificate
 from mesh.kubernetes.cluster import GATEWAY_LABELS, GATEWAY_NAMESPACE
 from mesh.kubernetes.rendering import RENDERED, ROOT
 from mesh.kubernetes.traffic import CREDENTIAL
+from tests.tools import tool
 
 Object = dict[str, Any]
-
-
-def tool(name: str) -> Path:
-    """A program of `mesh/tools`; skips the test where it is not built."""
-    path = ROOT / ".tools" / name
-    if not path.exists():
-        pytest.skip(f"{name} is not built: `make tools` does, where Go is installed")
-    return path
 
 
 @cache

@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from mesh.kubernetes.overlays import OVERLAYS
-from tests.mesh.kubernetes.clusters import Object, built, running, tool
+from tests.mesh.kubernetes.clusters import Object, built, running
+from tests.tools import tool
 
 NAMES = [overlay.name for overlay in OVERLAYS]
 

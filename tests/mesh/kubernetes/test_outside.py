@@ -16,7 +16,8 @@ from mesh.kubernetes import rendering
 from mesh.kubernetes.overlays import OVERLAYS, Overlay
 from mesh.topology import topology
 from services.chassis.spec import ServiceSpec, discover
-from tests.mesh.kubernetes.clusters import Object, built, of_kind, tool
+from tests.mesh.kubernetes.clusters import Object, built, of_kind
+from tests.tools import tool
 
 SPECS = discover()
 TO_ALL = {"postgres", "redis", "otlp"}
