@@ -38,7 +38,6 @@ from services.chassis.tasks import cancel_all
 
 HTTP_PORT, HTTPS_PORT, METRICS_PORT = 8080, 8443, 9400
 _FOLDERS = ("run", "logs", "secrets", "edge", "outbox")
-MESH = "mesh"
 MESH_ADDRESS = "unix:{run}/mesh/{caller}.sock"
 _SEED_SECONDS = 30.0
 _GRACE = 5.0  # seconds beyond the drain time-out, to close what is open
@@ -114,16 +113,10 @@ async def _start(supervisor: Supervisor, settings: Settings, specs: Sequence[Ser
         await _migrate(supervisor, found, specs)
         supervisor.enter("starting the services")
         services = [*domain_processes(found, specs, databases), *instance_processes(found, plan, databases)]
-
-        async def start_proxies() -> None:
-            await writing
-            edge = edge_process(found, stops_before=[process.name for process in services])
-            if through_local_mesh(found):
-                await supervisor.start([mesh_process(found), replace(edge, depends_on=[MESH])])
-            else:
-                await supervisor.start([edge])
-
-        await asyncio.gather(supervisor.start(services), start_proxies())
+        meshed = [mesh_process(found)] if through_local_mesh(found) else []
+        edge = edge_process(found, [process.name for process in meshed], [process.name for process in services])
+        await writing  # before the services, which would call each other in vain without the mesh
+        await supervisor.start([*services, *meshed, edge])
     finally:
         await cancel_all([writing])
     if settings.environment == "development" and any(spec.id == "user-auth" for spec in specs):
@@ -260,7 +253,7 @@ def mesh_process(settings: Settings) -> Process:
         except httpx.HTTPError:
             return False
 
-    return _envoy(MESH, bootstraps.mesh_file(settings), ready=ready)
+    return _envoy("mesh", bootstraps.mesh_file(settings), ready=ready)
 
 
 def edge_url(settings: Settings) -> str:
@@ -275,7 +268,7 @@ def edge_certificate(settings: Settings) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=settings.home / "secrets" / "edge" / "tls.crt")
 
 
-def edge_process(settings: Settings, stops_before: Sequence[str]) -> Process:
+def edge_process(settings: Settings, depends_on: Sequence[str], stops_before: Sequence[str]) -> Process:
     """Envoy. It stops before the services, so that none of its callers is cut off."""
     admin = settings.run_dir / "edge-admin.sock"
     trusted = edge_certificate(settings)
@@ -302,7 +295,7 @@ def edge_process(settings: Settings, stops_before: Sequence[str]) -> Process:
     if not settings.strict:
         ports["http"] = settings.port(HTTP_PORT)
     edge = _envoy("edge", bootstraps.edge_file(settings), ready=ready)
-    return replace(edge, drain=drain, stops_before=stops_before, ports=ports)
+    return replace(edge, drain=drain, depends_on=depends_on, stops_before=stops_before, ports=ports)
 
 
 def _envoy(name: str, bootstrap: Path, ready: Callable[[], Awaitable[bool]]) -> Process:
