@@ -23,7 +23,7 @@ def text(specs: Iterable[ServiceSpec]) -> str:
         parts.append(domain)
         width = max(len(spec.id) for spec in group)
         for spec in group:
-            parts.append(f"  {spec.id:{width}}  {'→ ' + ', '.join(spec.calls) if spec.calls else ''}".rstrip())
+            parts.append(f"  {spec.id:{width}}  {'→ ' + ', '.join(spec.may_call) if spec.may_call else ''}".rstrip())
             heard: dict[str, list[str]] = {}
             for _, event, subscriber in (each for each in events(specs) if each[0] == spec.id):
                 heard.setdefault(event, []).append(subscriber)
@@ -37,7 +37,7 @@ def mermaid(specs: Iterable[ServiceSpec]) -> str:
     parts = ["graph LR"]
     for domain, group in _by_domain(specs):
         parts += [f"  subgraph {domain}", *(f"    {spec.id}" for spec in group), "  end"]
-    parts += [f"  {spec.id} --> {callee}" for spec in specs for callee in spec.calls]
+    parts += [f"  {spec.id} --> {callee}" for spec in specs for callee in spec.may_call]
     parts += [f"  {publisher} -. {event} .-> {subscriber}" for publisher, event, subscriber in events(specs)]
     return "\n".join(parts)
 
@@ -48,7 +48,7 @@ def dot(specs: Iterable[ServiceSpec]) -> str:
     for domain, group in _by_domain(specs):
         names = " ".join(f'"{spec.id}";' for spec in group)
         parts.append(f'  subgraph "cluster_{domain}" {{ label="{domain}"; {names} }}')
-    parts += [f'  "{spec.id}" -> "{callee}";' for spec in specs for callee in spec.calls]
+    parts += [f'  "{spec.id}" -> "{callee}";' for spec in specs for callee in spec.may_call]
     parts += [
         f'  "{publisher}" -> "{subscriber}" [style=dotted, label="{event}"];'
         for publisher, event, subscriber in events(specs)

@@ -87,7 +87,7 @@ def _rules(callee: ServiceSpec, services: Mapping[str, ServiceSpec], methods: Se
     anyone its health, and what the contract opens to the whole mesh."""
     everything = [method.path for method in methods]
     for caller in services.values():
-        if callee.id in caller.calls:
+        if callee.id in caller.may_call:
             yield _rule(caller.id, callee.id, everything)
     yield _rule(OPERATOR, callee.id, [*everything, *REFLECTION])
     external = [method.path for method in methods if method.external]

@@ -155,7 +155,7 @@ def _service(settings: Settings, spec: ServiceSpec, client: "redis.asyncio.Redis
         database=database,
         redis=client,
         events=Events(spec.id, database, client),
-        clients=Clients(settings, spec.id, frozenset(spec.calls)),
+        clients=Clients(settings, spec.id, frozenset(spec.may_call)),
         signals=signals,
         sealer=Sealer(read_root_key(settings), spec.id),
         mailer=Mailer(settings),

@@ -8,6 +8,7 @@ import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -40,7 +41,11 @@ class ServiceSpec:
     port: int
     """The well-known port."""
     calls: Sequence[str] = ()
-    """Ids of the services that this one may call. Anything else is refused on both sides."""
+    """Ids of the services that this one may call. Anything else is refused on both sides. They are no circle: a process
+    stops callers before those they call."""
+    calls_back: Sequence[str] = ()
+    """Ids of services that call this one and that it may call too. They stop before it: it asks them nothing that
+    another service's call hangs on."""
     subscribes: Sequence[str] = ()
     """The events it hears, by the full names of their messages. `subscribers.py` has a class `Subscribers` with a
     method for each: `on_user_created(message, event)`."""
@@ -58,6 +63,10 @@ class ServiceSpec:
     """Whether its gRPC reflection describes all services, not only its own."""
     module: str = field(default="", compare=False)
     """The Python package it lives in; filled in by `discover`."""
+
+    @property
+    def may_call(self) -> Sequence[str]:
+        return (*self.calls, *self.calls_back)
 
     @property
     def domain(self) -> str:
@@ -107,10 +116,19 @@ def discover() -> dict[str, ServiceSpec]:
         by_port[spec.port] = spec.id
         if spec.jobs and "scheduler" not in spec.calls:
             raise ValueError(f"{spec.id} has jobs, so scheduler belongs among its calls")
-        for callee in spec.calls:
+        for callee in spec.may_call:
             if callee not in by_id:
                 raise ValueError(f"{spec.id} calls {callee}, which does not exist")
+    require_no_circle(specs)
     return by_id
+
+
+def require_no_circle(specs: Sequence[ServiceSpec]) -> None:
+    """Raises ValueError with the services that call each other."""
+    try:
+        TopologicalSorter({spec.id: spec.calls for spec in specs}).prepare()
+    except CycleError as error:
+        raise ValueError(f"these call each other: {', '.join(error.args[1])}") from None
 
 
 def load(folder: Path) -> ServiceSpec:
@@ -125,7 +143,7 @@ def load(folder: Path) -> ServiceSpec:
 
 def callers_of(service: str) -> frozenset[str]:
     """The services that declare this one among their calls."""
-    return frozenset(spec.id for spec in discover().values() if service in spec.calls)
+    return frozenset(spec.id for spec in discover().values() if service in spec.may_call)
 
 
 def select(names: Sequence[str]) -> list[ServiceSpec]:

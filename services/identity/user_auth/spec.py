@@ -31,7 +31,8 @@ class Config(BaseModel):
 SERVICE = ServiceSpec(
     id="user-auth",
     port=3003,
-    calls=["session-mgr", "auth-service", "auth-service-v2", "backend-api", "puabo-os", "key-service"],
+    calls=["session-mgr", "puabo-os", "key-service"],
+    calls_back=["auth-service", "auth-service-v2", "backend-api"],
     sends_mail=True,
     config=Config,
 )
