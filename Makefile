@@ -78,6 +78,7 @@ $(READY): requirements.lock pyproject.toml
 	@echo "Installing into .venv: once, about a minute ..."
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m compileall -q gen services edge mesh  # or every process would do it, where none may write it down
 	@touch $@
 
 .PHONY: up down test check format gen new-service bench bench-report manifests setup tools lock clean help

@@ -15,19 +15,19 @@ from envoy_data_plane.envoy.config.accesslog.v3 import AccessLog
 from envoy_data_plane.envoy.config.bootstrap.v3 import Admin, Bootstrap, BootstrapStaticResources
 from envoy_data_plane.envoy.config.cluster.v3 import Cluster
 from envoy_data_plane.envoy.config.core.v3 import (
+    Address,
     DataSource,
+    EnvoyInternalAddress,
     Http2ProtocolOptions,
     HttpProtocolOptions,
     Node,
     TransportSocket,
 )
 from envoy_data_plane.envoy.config.core.v3 import HttpProtocolOptionsHeadersWithUnderscoresAction as Underscores
-from envoy_data_plane.envoy.config.listener.v3 import FilterChain, Listener
-from envoy_data_plane.envoy.config.route.v3 import RouteConfiguration
+from envoy_data_plane.envoy.config.listener.v3 import Filter, FilterChain, Listener, ListenerInternalListenerConfig
 from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import (
     HttpConnectionManager,
     HttpConnectionManagerPathWithEscapedSlashesAction,
-    HttpFilter,
 )
 from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
     CommonTlsContext,
@@ -36,10 +36,11 @@ from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
 )
 from envoy_data_plane.google.protobuf import Any
 
-from edge import envoy, filters, replies, routes, tls
+from edge import cache, envoy, filters, replies, routes, tls
 from edge.envoy import manager_filter, pipe, tcp
+from edge.layout import Layout, supervisor_socket, through_local_mesh
 from edge.transcoding import MAX_REQUEST_BYTES
-from edge.upstreams import Layout, service_clusters, supervisor_socket, through_local_mesh
+from edge.upstreams import service_clusters
 from services.chassis.config import Settings, load_settings
 from services.chassis.spec import discover
 
@@ -52,16 +53,15 @@ MAX_HEADERS = 100
 def write(settings: Settings, path: Path, layout: Layout | None = None) -> None:
     """Write the bootstrap, and the certificate it serves if there is none yet."""
     certificate = tls.ensure_certificate(settings.home / "secrets" / "edge")
-    for folder in (path.parent, settings.run_dir):
+    for folder in (path.parent, settings.run_dir, cache.folder(settings)):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     envoy.write(build(settings, certificate, layout or Layout()), path)
 
 
 def build(settings: Settings, certificate: tls.Certificate, layout: Layout) -> Bootstrap:
-    http_filters = filters.chain(settings)
-    table = routes.table(settings, layout)
-    plain = [] if settings.strict else [_listener(settings, "http", HTTP_PORT, http_filters, table)]
-    secure = _listener(settings, "https", HTTPS_PORT, http_filters, table, certificate)
+    public = _public(settings, layout)
+    plain = [] if settings.strict else [_listener(settings, "http", HTTP_PORT, public)]
+    secure = _listener(settings, "https", HTTPS_PORT, public, certificate)
     clusters = [each for spec in discover().values() for each in service_clusters(settings, spec, layout)]
     if through_local_mesh(settings):
         clusters.append(envoy.supervisor_cluster(supervisor_socket(settings)))
@@ -69,25 +69,21 @@ def build(settings: Settings, certificate: tls.Certificate, layout: Layout) -> B
         node=Node(id="edge", cluster="edge"),
         admin=Admin(address=pipe(settings.run_dir / "edge-admin.sock")),
         layered_runtime=envoy.runtime(),
+        bootstrap_extensions=[cache.extension()],
         static_resources=BootstrapStaticResources(
-            listeners=[*plain, secure, _keys_listener(settings)], clusters=[*clusters, _keys_cluster(settings)]
+            listeners=[*plain, secure, _origin_listener(settings, layout), _keys_listener(settings)],
+            clusters=[*clusters, _origin_cluster(), _keys_cluster(settings)],
         ),
     )
 
 
-def _listener(
-    settings: Settings,
-    name: str,
-    port: int,
-    http_filters: list[HttpFilter],
-    table: RouteConfiguration,
-    certificate: tls.Certificate | None = None,
-) -> Listener:
+def _public(settings: Settings, layout: Layout) -> Filter:
+    """What all outside callers meet, with TLS and without."""
     manager = HttpConnectionManager(
-        stat_prefix=name,
+        stat_prefix="edge",
         server_name="nexus",
-        route_config=table,
-        http_filters=http_filters,
+        route_config=routes.table(settings, layout),
+        http_filters=filters.chain(settings),
         access_log=[access_log()],
         local_reply_config=replies.local_replies(),
         # The address of the caller is what the connection says, not what a header claims.
@@ -114,7 +110,13 @@ def _listener(
         # A browser that shuts a connection sees the answer to what it sent before.
         delayed_close_timeout=timedelta(seconds=1),
     )
-    chain = FilterChain(filters=[manager_filter(manager)])
+    return manager_filter(manager)
+
+
+def _listener(
+    settings: Settings, name: str, port: int, public: Filter, certificate: tls.Certificate | None = None
+) -> Listener:
+    chain = FilterChain(filters=[public])
     if certificate is not None:
         chain.transport_socket = _tls_1_3(certificate)
     return Listener(
@@ -162,6 +164,26 @@ def access_log() -> AccessLog:
             "client": "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
         },
     )
+
+
+def _origin_listener(settings: Settings, layout: Layout) -> Listener:
+    """Where the cache asks for what it lacks."""
+    manager = HttpConnectionManager(
+        stat_prefix=cache.ORIGIN,
+        route_config=routes.origin_table(settings, layout),
+        http_filters=filters.origin_chain(),
+        local_reply_config=replies.local_replies(),
+    )
+    return Listener(
+        name=cache.ORIGIN,
+        internal_listener=ListenerInternalListenerConfig(),
+        filter_chains=[FilterChain(filters=[manager_filter(manager)])],
+    )
+
+
+def _origin_cluster() -> Cluster:
+    address = Address(envoy_internal_address=EnvoyInternalAddress(server_listener_name=cache.ORIGIN))
+    return envoy.cluster(cache.ORIGIN, [address])
 
 
 def _keys_listener(settings: Settings) -> Listener:

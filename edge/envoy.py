@@ -1,6 +1,7 @@
 """Envoy configuration that the edge and the local mesh have in common: upstreams, identities by SDS, logs."""
 
 import json
+import re
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -78,6 +79,7 @@ from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
 from envoy_data_plane.envoy.type.v3 import Percent
 from envoy_data_plane.google.protobuf import Any, Struct
 
+from edge.layout import TRUST
 from edge.replies import FAILED, UNDELIVERED
 from services.chassis.contract import Method
 from services.chassis.peers import MESH_REPLY
@@ -87,8 +89,6 @@ TLS_1_3 = TlsParameters(
     tls_maximum_protocol_version=TlsParametersTlsProtocol.TLSv1_3,
 )
 SUPERVISOR = "supervisor"
-TRUST = "trust"
-"""The secret with the authority that the mesh trusts."""
 FAILURES_TO_EJECT = 5
 EJECTION = timedelta(seconds=30)
 _HTTP2_UPSTREAM = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
@@ -274,7 +274,8 @@ def write(bootstrap: Bootstrap, path: Path) -> None:
 
 
 def as_json(bootstrap: Bootstrap) -> str:
-    return json.dumps(bootstrap.to_dict(), indent=1, sort_keys=True)
+    text = json.dumps(bootstrap.to_dict(), indent=1, sort_keys=True)
+    return re.sub(r'\{\s*"@type": ""\s*\}', "{}", text)  # an empty Any, as JSON has it
 
 
 def runtime() -> LayeredRuntime:

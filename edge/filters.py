@@ -55,7 +55,7 @@ from envoy_data_plane.envoy.type.metadata.v3 import (
 from envoy_data_plane.envoy.type.v3 import FractionalPercent, FractionalPercentDenominatorType, TokenBucket
 from envoy_data_plane.google.protobuf import Any, Empty
 
-from edge import paths, replies, schemas
+from edge import cache, paths, replies, schemas
 from edge.envoy import http_filter
 from edge.routes import JWKS_METHOD, METADATA, served
 from edge.transcoding import transcoder
@@ -84,15 +84,29 @@ _SECURITY_HEADERS = {
 
 
 def chain(settings: Settings) -> list[HttpFilter]:
+    script = request_script(paths.tree(served()).lua(), schemas.lua_table())
     return [
         http_filter("header_mutation", _security_headers()),
         http_filter("compressor", _compressor()),
         http_filter("cors", Cors()),
         http_filter("grpc_web", GrpcWeb()),
-        http_filter("lua", _requests()),
+        http_filter("lua", _requests(script)),
         http_filter("grpc_json_transcoder", transcoder()),
         http_filter("jwt_authn", _jwt(settings)),
         http_filter("local_ratelimit", _rate_limits(settings)),
+        cache.cache_filter(settings),
+        http_filter("router", Router(suppress_envoy_headers=True)),
+    ]
+
+
+def origin_chain() -> list[HttpFilter]:
+    """For requests that the cache makes: no body, no user, counted already."""
+    kept = cache.cacheable(served())
+    return [
+        http_filter("lua", _requests(request_script(paths.tree(kept).lua(), "{}"))),
+        http_filter(
+            "grpc_json_transcoder", transcoder(*sorted({method.path[1:].partition("/")[0] for method in kept}))
+        ),
         http_filter("router", Router(suppress_envoy_headers=True)),
     ]
 
@@ -107,11 +121,16 @@ def keys_chain() -> list[HttpFilter]:
 
 def _security_headers() -> HeaderMutation:
     absent = HeaderValueOptionHeaderAppendAction.ADD_IF_ABSENT
+    added = [
+        HeaderValueOption(header=HeaderValue(key=name, value=value), append_action=absent)
+        for name, value in _SECURITY_HEADERS.items()
+    ]
+    added.append(HeaderValueOption(header=HeaderValue(key="vary", value="x-nexus-tenant")))
     return HeaderMutation(
         mutations=Mutations(
             response_mutations=[
-                Mutation(append=HeaderValueOption(header=HeaderValue(key=name, value=value), append_action=absent))
-                for name, value in _SECURITY_HEADERS.items()
+                Mutation(remove="x-envoy-upstream-service-time"),
+                *(Mutation(append=each) for each in added),
             ]
         )
     )
@@ -128,9 +147,13 @@ def _compressor() -> Compressor:
     )
 
 
-def _requests() -> Lua:
-    script = request_script(paths.tree(served()).lua(), schemas.lua_table())
-    return Lua(default_source_code=DataSource(inline_string=script), stat_prefix="requests")
+def _requests(script: str) -> Lua:
+    cached = DataSource(inline_string=(FOLDER / "cached.lua").read_text())
+    return Lua(
+        default_source_code=DataSource(inline_string=script),
+        source_codes={cache.SCRIPT: cached},
+        stat_prefix="requests",
+    )
 
 
 def request_script(routes: str, messages: str) -> str:

@@ -73,8 +73,13 @@ function envoy_on_request(handle)
 end
 
 -- Methods that answer as HTTP standards have it say their status in a header; of others it is not believed.
+-- What may be kept says so, if it is good.
 function envoy_on_response(handle)
   local headers = handle:headers()
+  local lasts = handle:metadata():get("cache_control")
+  if lasts and headers:get(":status") == "200" then
+    headers:replace("cache-control", lasts)
+  end
   local status = headers:get("x-http-status")
   if not status then return end
   headers:remove("x-http-status")

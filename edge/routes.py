@@ -4,7 +4,7 @@ A JSON request first matches the route of all HTTP paths, where the request filt
 it matches, like any gRPC request, its method's route.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from datetime import timedelta
 
 from envoy_data_plane.envoy.config.core.v3 import (
@@ -26,14 +26,15 @@ from envoy_data_plane.envoy.extensions.filters.http.jwt_authn.v3 import PerRoute
 from envoy_data_plane.envoy.type.matcher.v3 import RegexMatcher, StringMatcher
 from envoy_data_plane.google.protobuf import Any, Struct
 
-from edge import openapi, reference
+from edge import cache, openapi, reference
 from edge.envoy import retries
+from edge.layout import TIMEOUT_MARGIN, Layout
 from edge.transcoding import speaks_for_itself, transcoder
-from edge.upstreams import TIMEOUT_MARGIN, Layout, routes_to
+from edge.upstreams import routes_to
 from services.chassis import contract
 from services.chassis.config import Settings
 from services.chassis.context import EDGE
-from services.chassis.contract import HttpRoute, Method
+from services.chassis.contract import Method
 from services.chassis.peers import API_KEY, MESH_REPLY, XFCC
 from services.chassis.spec import discover
 
@@ -42,6 +43,8 @@ JWKS_METHOD = "/nexus.identity.token_mgr.v1.TokenService/GetJwks"
 DOCS_METHOD = "/nexus.platform.backend_api.v1.PlatformService/GetReference"
 REFLECTION = ("/grpc.reflection.v1.ServerReflection/", "/grpc.reflection.v1alpha.ServerReflection/")
 REFLECTION_SERVICE = "backend-api"
+LENIENT = ("/t/",)
+"""Where OAuth's endpoints are, which ignore parameters they do not know (RFC 6749, section 3.1)."""
 # gRPC and gRPC-Web, which only becomes gRPC after the route has been chosen.
 _GRPC = HeaderMatcher(name="content-type", string_match=StringMatcher(prefix="application/grpc"))
 _OVERWRITE = HeaderValueOptionHeaderAppendAction.OVERWRITE_IF_EXISTS_OR_ADD
@@ -60,7 +63,8 @@ def table(settings: Settings, layout: Layout) -> RouteConfiguration:
                 routes=[
                     *(route for method in external for route in _grpc_routes(settings, method, layout)),
                     *(_reflection_route(settings, prefix) for prefix in REFLECTION),
-                    *_http_routes(external),
+                    *_cached_routes(external),
+                    *_http_routes(),
                 ],
                 typed_per_filter_config={"envoy.filters.http.cors": Any.pack(_cors())},
             )
@@ -82,7 +86,27 @@ def keys_table(settings: Settings) -> RouteConfiguration:
     )
 
 
-def _grpc_routes(settings: Settings, method: Method, layout: Layout) -> list[Route]:
+def origin_table(settings: Settings, layout: Layout) -> RouteConfiguration:
+    """The routes of the listener that the cache asks: methods whose good answers may be kept, and are told for how
+    long."""
+    kept = cache.cacheable(served())
+    grpc = [route for method in kept for route in _grpc_routes(settings, method, layout, cache.cache_control(method))]
+    return RouteConfiguration(
+        name=cache.ORIGIN,
+        virtual_hosts=[VirtualHost(name="cache", domains=["*"], routes=[*grpc, _http_route("/", {})])],
+    )
+
+
+def _cached_routes(methods: Iterable[Method]) -> list[Route]:
+    result = []
+    for method in cache.cacheable(methods):
+        for template in method.routes:
+            result.append(cache.route(method, template))
+            result[-1].metadata = _metadata(method.rate_class)
+    return result
+
+
+def _grpc_routes(settings: Settings, method: Method, layout: Layout, cache_control: str = "") -> list[Route]:
     limit = method.timeout(settings.default_timeout)
     wait = timedelta(seconds=limit + TIMEOUT_MARGIN) if limit is not None else timedelta(0)
     action = RouteAction(
@@ -100,7 +124,7 @@ def _grpc_routes(settings: Settings, method: Method, layout: Layout) -> list[Rou
         unwanted = [] if wanted else ["authorization"]
         route.request_headers_to_remove = unwanted if method.needs_user else [*unwanted, API_KEY]
         route.response_headers_to_add = _page_headers(settings) if method.path == DOCS_METHOD else []
-        route.metadata = _rate_class(method.rate_class)
+        route.metadata = _metadata(method.rate_class, cache_control=cache_control)
         route.typed_per_filter_config = {
             "envoy.filters.http.jwt_authn": Any.pack(
                 PerRouteConfig(requirement_name="signed_in") if method.needs_user else PerRouteConfig(disabled=True)
@@ -121,7 +145,7 @@ def _reflection_route(settings: Settings, prefix: str) -> Route:
         match=RouteMatch(prefix=prefix, headers=[_GRPC]),
         route=RouteAction(cluster=REFLECTION_SERVICE, timeout=timedelta(0)),
         request_headers_to_add=[_identity(settings)],
-        metadata=_rate_class("READ"),
+        metadata=_metadata("READ"),
         typed_per_filter_config={"envoy.filters.http.jwt_authn": Any.pack(PerRouteConfig(disabled=True))},
     )
 
@@ -136,37 +160,30 @@ def _header(key: str, value: str) -> HeaderValueOption:
     return HeaderValueOption(header=HeaderValue(key=key, value=value), append_action=_OVERWRITE)
 
 
-def _rate_class(rate_class: str, http: bool = False) -> Metadata:
-    """What the rate limit needs to know of a route, and the request filter: whether paths are HTTP's here."""
+def _metadata(rate_class: str, http: bool = False, cache_control: str = "") -> Metadata:
+    """What the rate limit needs to know of a route, and the request filter: whether paths are HTTP's here, and what
+    its good answers say to caches."""
     of_filters = {METADATA: Struct.from_dict({"rate_class": rate_class})}
-    if http:
-        of_filters["envoy.filters.http.lua"] = Struct.from_dict({"http": True})
+    for_script = {"http": True} if http else {"cache_control": cache_control} if cache_control else None
+    if for_script:
+        of_filters["envoy.filters.http.lua"] = Struct.from_dict(for_script)
     return Metadata(filter_metadata=of_filters)
 
 
-def _http_routes(methods: Sequence[Method]) -> list[Route]:
+def _http_routes() -> list[Route]:
     """One for all paths: the request filter knows them, and transcoding moves a request on to its method's gRPC route.
-    Only where a method takes what others may have put into a query is there a route of its own."""
-    lenient = [
-        _http_route(_path_match(route), {"envoy.filters.http.grpc_json_transcoder": Any.pack(transcoder(lenient=True))})
-        for method in methods
-        if speaks_for_itself(method)
-        for route in method.routes
-        if "{" in route.path
-    ]
-    return [*lenient, _http_route(RouteMatch(prefix="/"), {})]
+    A transcoder of its own, which takes megabytes, only the paths have where unknown parameters are ignored."""
+    lenient = {"envoy.filters.http.grpc_json_transcoder": Any.pack(transcoder(lenient=True))}
+    return [*(_http_route(prefix, lenient) for prefix in LENIENT), _http_route("/", {})]
 
 
-def _http_route(match: RouteMatch, config: dict[str, Any]) -> Route:
+def _http_route(prefix: str, config: dict[str, Any]) -> Route:
     # It leads nowhere. What is refused counts as a read, so that probing for paths is limited too.
-    nowhere = RouteAction(cluster=REFLECTION_SERVICE)
-    return Route(match=match, route=nowhere, metadata=_rate_class("READ", http=True), typed_per_filter_config=config)
-
-
-def _path_match(route: HttpRoute) -> RouteMatch:
-    return RouteMatch(
-        safe_regex=RegexMatcher(regex=route.regex),
-        headers=[HeaderMatcher(name=":method", string_match=StringMatcher(exact=route.verb))],
+    return Route(
+        match=RouteMatch(prefix=prefix),
+        route=RouteAction(cluster=REFLECTION_SERVICE),
+        metadata=_metadata("READ", http=True),
+        typed_per_filter_config=config,
     )
 
 

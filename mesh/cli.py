@@ -112,7 +112,7 @@ def up(
 
 def _plan(replicas: Sequence[str], canaries: Sequence[str]) -> "Plan":
     """What `--replicas` and `--canary` ask for."""
-    from edge.upstreams import Layout
+    from edge.layout import Layout
     from mesh.local.platform import Plan
     from mesh.local.supervisor import PlatformError
 

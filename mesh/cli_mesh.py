@@ -108,7 +108,7 @@ def certificates_renew() -> None:
 
 def _running(service: str | None = None) -> Settings:
     """The settings of the platform that runs in this home."""
-    from edge.upstreams import through_local_mesh
+    from edge.layout import through_local_mesh
     from mesh.local.platform import connected
     from mesh.local.supervisor import PlatformError, read_state
 

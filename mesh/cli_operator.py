@@ -225,7 +225,7 @@ def user_create(
 @user.command("list")
 def user_list(
     tenant_id: OfTenant,
-    email: Annotated[str, typer.Option(help="Only addresses that begin so.")] = "",
+    email: Annotated[str, typer.Option(help="Only the user with this address.")] = "",
     role: Annotated[str, typer.Option(help="Only users with this role.")] = "",
     as_json: AsJson = False,
 ) -> None:
@@ -515,7 +515,7 @@ async def _users(operator: _Operator, tenant_id: str, email: str, role: str = ""
     from nexus.identity.user_auth.v1.user_auth_pb2 import ListUsersRequest
     from nexus.identity.user_auth.v1.user_auth_pb2_grpc import UserServiceStub
 
-    request = ListUsersRequest(email_prefix=email, role=role, page_size=_PAGE)
+    request = ListUsersRequest(email=email, role=role, page_size=_PAGE)
     stub = operator.clients.stub(UserServiceStub)
     return await _all_pages(
         lambda: operator.call_as(stub.ListUsers, request, "users.read", tenant_id=tenant_id),

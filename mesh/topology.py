@@ -14,7 +14,7 @@ from services.chassis.contract import Method
 from services.chassis.spec import ServiceSpec, discover
 
 ANYONE = "*"
-"""Every identity of the mesh."""
+"""Every identity of the mesh: of its trust domain and its namespace."""
 HEALTH = "/grpc.health.v1.Health/*"
 REFLECTION = ("/grpc.reflection.v1.ServerReflection/*", "/grpc.reflection.v1alpha.ServerReflection/*")
 

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
+import hypothesis
 import pytest
 from filelock import FileLock
 
@@ -20,6 +21,10 @@ from services.chassis.context import OPERATOR
 from tests.platforms import RUN, Platform, Tenant, free_offset
 
 HOME = "TEST_PLATFORM_HOME"
+
+# How long an example takes is not what a test is about; benchmarks are.
+hypothesis.settings.register_profile("nexus", deadline=None)
+hypothesis.settings.load_profile("nexus")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from lightkube.models.meta_v1 import ObjectMeta
 
-from services.chassis.config import Settings
+from services.chassis.config import Settings, service_prefix
 from services.chassis.context import EDGE, OPERATOR
 
 NAMESPACE = "nexus"
@@ -24,6 +24,7 @@ SERVICE, MIGRATIONS = "service", "migrations"
 """Components, beside the edge and the operator, which are components of one."""
 STABLE, CANARY = "stable", "canary"
 COMPONENT = "app.kubernetes.io/component"
+NAME = "app.kubernetes.io/name"
 
 SETTINGS = Settings.model_validate(
     {
@@ -40,6 +41,11 @@ SETTINGS = Settings.model_validate(
     }
 )
 """What is true of every cluster. Secrets are not here: the pods get them by reference."""
+SERVICE_SETTINGS = {
+    # istiod reads the keys that verify tokens every 20 minutes; a key must be published for longer before it signs.
+    "token-mgr": {"key_propagation": "PT25M"},
+}
+"""The same of the services' own settings, as the environment has them."""
 
 
 class Manifest(Protocol):
@@ -54,7 +60,7 @@ def labels(name: str) -> dict[str, str]:
 
 
 def selector(name: str) -> dict[str, str]:
-    return {"app.kubernetes.io/name": name}
+    return {NAME: name}
 
 
 def meta(name: str, labels: Mapping[str, str] | None = None, namespace: str = NAMESPACE) -> ObjectMeta:
@@ -73,3 +79,12 @@ def principal(account: str, namespace: str = NAMESPACE) -> str:
 def variables(settings: Settings, fields: Iterable[str]) -> dict[str, str]:
     """Settings as environment variables."""
     return {f"NEXUS_{name.upper()}": str(getattr(settings, name)) for name in sorted(fields)}
+
+
+def service_variables(settings: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """The services' own settings as environment variables."""
+    return {service_variable(service, name): value for service, own in settings.items() for name, value in own.items()}
+
+
+def service_variable(service: str, name: str) -> str:
+    return f"{service_prefix(service)}{name.upper()}"

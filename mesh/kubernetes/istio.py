@@ -234,11 +234,11 @@ class Port(Message):
 
 class ServiceEntry(Spec):
     hosts: list[str]
-    addresses: list[str]
     ports: list[Port]
     location: str
     resolution: str
     export_to: list[str]
+    addresses: list[str] = []
 
 
 class ServerTls(Message):

@@ -3,11 +3,8 @@
 Both start from "nobody" and open what the topology allows.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-
-from lightkube.models.meta_v1 import LabelSelector, LabelSelectorRequirement
+from lightkube.models.meta_v1 import LabelSelector
 from lightkube.models.networking_v1 import (
-    IPBlock,
     NetworkPolicy,
     NetworkPolicyEgressRule,
     NetworkPolicyIngressRule,
@@ -18,7 +15,6 @@ from lightkube.models.networking_v1 import (
 
 from edge.routes import JWKS_METHOD
 from mesh.kubernetes.cluster import (
-    COMPONENT,
     EDGE_PORT,
     GATEWAY_ACCOUNT,
     GATEWAY_NAMESPACE,
@@ -96,22 +92,6 @@ def _from(identity: str) -> From:
     return From(source=Source(principals=[identity]))
 
 
-def allowed(policies: Iterable[Resource[AuthorizationPolicy]]) -> set[tuple[str, str, str]]:
-    """What policies allow within the namespace, as (caller, callee, path): the form in which renderings of the
-    topology are compared."""
-    return set(_allowed(policies))
-
-
-def _allowed(policies: Iterable[Resource[AuthorizationPolicy]]) -> Iterator[tuple[str, str, str]]:
-    own = principal("")
-    for policy in policies:
-        callee = policy.spec.selector.match_labels["app.kubernetes.io/name"] if policy.spec.selector else ANYONE
-        for rule in policy.spec.rules:
-            callers = [name.removeprefix(own) for each in rule.from_ for name in each.source.principals]
-            paths = [path for each in rule.to for path in each.operation.paths]
-            yield from ((caller, callee, path) for caller in callers or [ANYONE] for path in paths or ["*"])
-
-
 def base_network() -> list[NetworkPolicy]:
     """Nothing, but for what every pod needs: names, its sidecar's istiod, and being measured."""
     dns = NetworkPolicyEgressRule(
@@ -146,17 +126,6 @@ def edge_network(topology: Topology) -> NetworkPolicy:
 
 def operator_network(topology: Topology) -> NetworkPolicy:
     return _network(OPERATOR, selector(OPERATOR), ingress=[], egress=_to_callees(topology, OPERATOR))
-
-
-def outside_network(name: str, components: Sequence[str], cidr: str, port: int) -> NetworkPolicy:
-    """To an address outside the cluster."""
-    pods = LabelSelector(
-        matchExpressions=[LabelSelectorRequirement(key=COMPONENT, operator="In", values=list(components))]
-    )
-    egress = NetworkPolicyEgressRule(to=[NetworkPolicyPeer(ipBlock=IPBlock(cidr=cidr))], ports=_tcp(port))
-    return NetworkPolicy(
-        metadata=meta(name), spec=NetworkPolicySpec(podSelector=pods, policyTypes=["Egress"], egress=[egress])
-    )
 
 
 def _to_callees(topology: Topology, name: str) -> list[NetworkPolicyEgressRule]:

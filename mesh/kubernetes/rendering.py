@@ -9,13 +9,23 @@ from lightkube.models.core_v1 import Namespace
 from lightkube.models.meta_v1 import ObjectMeta
 
 from mesh import graph
-from mesh.kubernetes import compose, policies, traffic, workloads
-from mesh.kubernetes.cluster import COMPONENT, EDGE_PORT, NAMESPACE, SERVICE, SETTINGS, Manifest, variables
+from mesh.kubernetes import compose, outside, policies, traffic, workloads
+from mesh.kubernetes.cluster import (
+    COMPONENT,
+    EDGE_PORT,
+    NAME,
+    NAMESPACE,
+    SERVICE,
+    SERVICE_SETTINGS,
+    SETTINGS,
+    Manifest,
+    service_variables,
+    variables,
+)
 from mesh.kubernetes.kustomize import ConfigMapArgs, Image, Kustomization, Operation, Patch, Target, patch
 from mesh.kubernetes.overlays import OVERLAYS, Bounds, Overlay
 from mesh.kubernetes.workloads import CANARY_IMAGE, IMAGE, SETTINGS_MAP
 from mesh.topology import Topology
-from services.chassis.config import service_prefix
 from services.chassis.context import EDGE, OPERATOR
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,12 +35,6 @@ Documents = dict[str, list[Manifest]]
 """Manifests by the name of their file."""
 _HEADER = "# Rendered by `make manifests`; not edited by hand.\n"
 _HEAD = ("apiVersion", "kind", "metadata")
-_SERVICE_SETTINGS = {
-    # istiod reads the keys that verify tokens every 20 minutes; a key must be published for longer before it signs.
-    f"{service_prefix('token-mgr')}KEY_PROPAGATION": "PT25M",
-}
-
-
 MESH_PAGE = Path("docs/mesh.md")
 _GRAPH = re.compile(r"(?<=```mermaid\n).*?(?=```)", re.DOTALL)
 
@@ -48,7 +52,7 @@ def files(topology: Topology) -> dict[Path, str]:
     found |= _folder(RENDERED / "base", common, _base_kustomization(common))
     for overlay in OVERLAYS:
         documents, patches = environment(overlay, topology), canaries(overlay, topology)
-        kustomization = _kustomization(overlay, documents, patches)
+        kustomization = _kustomization(overlay, topology, documents, patches)
         found |= _folder(RENDERED / "overlays" / overlay.name, {**documents, **patches}, kustomization)
     return found
 
@@ -98,21 +102,16 @@ def environment(overlay: Overlay, topology: Topology) -> Documents:
     documents: Documents = {
         "environment": [
             *traffic.gateway(overlay.host),
-            traffic.request_authentication(settings),
+            *traffic.request_authentications(settings, topology),
             traffic.telemetry(settings),
         ],
         "migrate": [workloads.migration_job(overlay.tag)],
-        "outside": [],
+        "outside": outside.objects(outside.places(overlay, topology.services)),
     }
     if overlay.canaries:
         documents["canaries"] = [
             workloads.service_deployment(topology.services[name], canary.tag)
             for name, canary in overlay.canaries.items()
-        ]
-    for each in overlay.outside:
-        documents["outside"] += [
-            traffic.service_entry(each.name, each.host, each.port, each.cidr),
-            policies.outside_network(f"outside-{each.name}", each.used_by, each.cidr, each.port),
         ]
     return documents
 
@@ -129,14 +128,14 @@ def canaries(overlay: Overlay, topology: Topology) -> Documents:
 
 
 def _base_kustomization(documents: Documents) -> Kustomization:
-    settings = {**variables(SETTINGS, SETTINGS.model_fields_set), **_SERVICE_SETTINGS}
+    settings = {**variables(SETTINGS, SETTINGS.model_fields_set), **service_variables(SERVICE_SETTINGS)}
     return Kustomization(
         resources=[f"{name}.yaml" for name in documents],
         config_map_generator=[_settings_map(settings)],
     )
 
 
-def _kustomization(overlay: Overlay, documents: Documents, patches: Documents) -> Kustomization:
+def _kustomization(overlay: Overlay, topology: Topology, documents: Documents, patches: Documents) -> Kustomization:
     settings = overlay.all_settings(SETTINGS)
     own = settings.model_fields_set - SETTINGS.model_fields_set
     tags = {each.tag for each in overlay.canaries.values()}
@@ -144,12 +143,15 @@ def _kustomization(overlay: Overlay, documents: Documents, patches: Documents) -
     images += [Image(name=f"{CANARY_IMAGE}-{tag}", new_name=overlay.image, new_tag=tag) for tag in sorted(tags)]
     return Kustomization(
         resources=["../../base", *(f"{name}.yaml" for name in documents)],
-        config_map_generator=[_settings_map(variables(settings, own), behavior="merge")],
+        config_map_generator=[
+            _settings_map({**variables(settings, own), **service_variables(overlay.service_settings)}, "merge")
+        ],
         images=images,
         patches=[
             _bounds(SERVICE, overlay.services),
             _bounds(EDGE, overlay.edge),
-            _outside_hosts(overlay),
+            *outside.sidecar_patches(outside.places(overlay, topology.services), topology.services),
+            *_secrets(overlay),
             *(Patch(path=f"{name}.yaml") for name in patches),
         ],
     )
@@ -168,12 +170,18 @@ def _bounds(component: str, bounds: Bounds) -> Patch:
     )
 
 
-def _outside_hosts(overlay: Overlay) -> Patch:
-    """Lets the services' sidecars out to what the environment has outside."""
-    return patch(
-        Target(kind="Sidecar", label_selector=f"{COMPONENT}={SERVICE}"),
-        *(Operation(op="add", path="/spec/egress/0/hosts/-", value=f"./{each.host}") for each in overlay.outside),
-    )
+def _secrets(overlay: Overlay) -> list[Patch]:
+    """Give the services, and their canaries, those of their own settings that are secrets."""
+    return [
+        patch(
+            Target(kind="Deployment", label_selector=f"{NAME}={service}"),
+            *(
+                Operation(op="add", path="/spec/template/spec/containers/0/env/-", value=variable.to_dict())
+                for variable in workloads.service_secrets(service, names)
+            ),
+        )
+        for service, names in overlay.service_secrets.items()
+    ]
 
 
 def _folder(folder: Path, documents: Documents, kustomization: Kustomization) -> dict[Path, str]:

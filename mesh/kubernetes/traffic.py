@@ -4,15 +4,14 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from edge.envoy import EJECTION, FAILURES_TO_EJECT, retries
-from edge.upstreams import TIMEOUT_MARGIN, VERSION_HEADER
+from edge.layout import TIMEOUT_MARGIN
+from edge.transcoding import speaks_for_itself
 from mesh.kubernetes.cluster import (
     CANARY,
-    COMPONENT,
     EDGE_PORT,
     GATEWAY_LABELS,
     GATEWAY_NAMESPACE,
     ISTIO_NAMESPACE,
-    SERVICE,
     SETTINGS,
     STABLE,
     host,
@@ -45,7 +44,6 @@ from mesh.kubernetes.istio import (
     Selector,
     Server,
     ServerTls,
-    ServiceEntry,
     Sidecar,
     StringMatch,
     Subset,
@@ -63,6 +61,7 @@ from mesh.topology import Topology
 from services.chassis.config import Settings
 from services.chassis.context import EDGE
 from services.chassis.contract import Method
+from services.chassis.peers import VERSION_HEADER
 from services.chassis.spec import ServiceSpec
 
 CREDENTIAL = "nexus-edge-tls"
@@ -175,19 +174,6 @@ def sidecar(topology: Topology, name: str) -> Resource[Sidecar]:
     return Resource(meta(name, labels(name)), spec)
 
 
-def service_entry(name: str, address: str, port: int, cidr: str) -> Resource[ServiceEntry]:
-    """An address outside the cluster; connections go where the service itself resolved its name to."""
-    spec = ServiceEntry(
-        hosts=[address],
-        addresses=[cidr],
-        ports=[Port(number=port, name=f"tcp-{name}", protocol="TCP")],
-        location="MESH_EXTERNAL",
-        resolution="NONE",
-        export_to=["."],
-    )
-    return Resource(meta(name), spec)
-
-
 def gateway(public_host: str) -> list[Resource[Gateway] | Resource[VirtualService]]:
     """TLS 1.3 for people outside ends at the gateway, which calls the edge over mTLS."""
     tls = ServerTls(mode="SIMPLE", credential_name=CREDENTIAL, min_protocol_version="TLSV1_3")
@@ -208,16 +194,26 @@ def gateway(public_host: str) -> list[Resource[Gateway] | Resource[VirtualServic
     ]
 
 
-def request_authentication(settings: Settings) -> Resource[RequestAuthentication]:
-    """A call with a token that token-mgr did not sign ends at the sidecar; the chassis asks the rest."""
+def request_authentications(settings: Settings, topology: Topology) -> list[Resource[RequestAuthentication]]:
+    """A call with a token that token-mgr did not sign for this platform ends at the sidecar; the chassis asks the rest.
+
+    Istio knows only services, not methods: where one of a service's public methods is handed the header as it came, as
+    OpenID's UserInfo is, which takes tokens of other kinds, the chassis alone judges.
+    """
     rule = JwtRule(
         issuer=settings.token_issuer,
         audiences=[settings.token_audience],
         jwks_uri=JWKS_URI,
         forward_original_token=True,
     )
-    services = Selector(match_labels={COMPONENT: SERVICE})
-    return Resource(meta("access-tokens"), RequestAuthentication(selector=services, jwt_rules=[rule]))
+    return [
+        Resource(
+            meta(service, labels(service)),
+            RequestAuthentication(selector=Selector(match_labels=selector(service)), jwt_rules=[rule]),
+        )
+        for service, methods in topology.methods.items()
+        if not any(speaks_for_itself(method) and not method.needs_user for method in methods)
+    ]
 
 
 def telemetry(settings: Settings) -> Resource[Telemetry]:

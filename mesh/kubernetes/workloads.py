@@ -1,7 +1,7 @@
 """What runs: one Deployment, Service, autoscaler and disruption budget for each service, and for the edge."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from lightkube.models.apps_v1 import Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment
 from lightkube.models.autoscaling_v2 import (
@@ -54,6 +54,7 @@ from mesh.kubernetes.cluster import (
     EDGE_PORT,
     HOME,
     MIGRATIONS,
+    NAMESPACE,
     ROOT_KEY,
     SERVICE,
     SETTINGS,
@@ -61,6 +62,7 @@ from mesh.kubernetes.cluster import (
     labels,
     meta,
     selector,
+    service_variable,
 )
 from mesh.kubernetes.policies import MERGED_METRICS_PORT
 from services.chassis.context import EDGE, OPERATOR
@@ -76,6 +78,8 @@ LIVE = "live"
 """The name under which a service's health says that the process works, whatever its database does."""
 USER = 65532
 _EDGE_BOOTSTRAP = f"{HOME}/edge/bootstrap.pb"
+_HOME_MIB = 64
+_EDGE_HOME_MIB = 256  # with the response cache, which is half of that at most
 _APART = ("topology.kubernetes.io/zone", "kubernetes.io/hostname")
 _UNHURRIED = 5  # seconds in which the cluster learns that a pod is going away, before the pod is told
 _GRACE = 10  # seconds beyond the drain time-out, to close what is open
@@ -103,14 +107,14 @@ def service_deployment(spec: ServiceSpec, canary_tag: str | None = None) -> Depl
         env=[
             *_database_env(DATABASE),
             _secret("NEXUS_REDIS_URL", REDIS),
-            _secret("NEXUS_SMTP_URL", SMTP, optional=True),
+            *([_secret("NEXUS_SMTP_URL", SMTP, optional=True)] if spec.sends_mail else []),
         ],
         ports=[_container_port("grpc-api", spec.port), _container_port("metrics", SETTINGS.metrics_port)],
         startupProbe=_probe(spec, LIVE, every=1, failures=60),
         livenessProbe=_probe(spec, LIVE, every=10, failures=3),
         readinessProbe=_probe(spec, "", every=2, failures=2),
         lifecycle=_leave_after(_UNHURRIED),
-        resources=_resources(cpu="100m", memory="160Mi", memory_limit="384Mi"),
+        resources=_resources(cpu="100m", memory_mib=spec.memory_mib),
         volumeMounts=[VolumeMount(name="root-key", mountPath=ROOT_KEY, subPath="root.key", readOnly=True)],
     )
     root_key = Volume(name="root-key", secret=SecretVolumeSource(secretName=ROOT, defaultMode=0o440))
@@ -135,8 +139,8 @@ def edge_deployment() -> Deployment:
         lifecycle=_leave_after(round(SETTINGS.drain_timeout)),
     )
     for container in (write, envoy):
-        container.resources = _resources(cpu="200m", memory="160Mi", memory_limit="512Mi")
-    return _deployment(EDGE, [envoy], prepare=[write])
+        container.resources = _resources(cpu="200m", memory_mib=512)
+    return _deployment(EDGE, [envoy], prepare=[write], home_mib=_EDGE_HOME_MIB)
 
 
 def write_edge_bootstrap() -> list[str]:
@@ -156,7 +160,7 @@ def migration_job(tag: str) -> Job:
         image=IMAGE,
         args=["migrate"],
         env=_database_env(OWNER),
-        resources=_resources(cpu="100m", memory="160Mi", memory_limit="384Mi"),
+        resources=_resources(cpu="100m", memory_mib=384),
     )
     template = _template(
         name,
@@ -217,6 +221,7 @@ def _deployment(
     prepare: list[Container] | None = None,
     volumes: list[Volume] | None = None,
     annotations: Mapping[str, str] | None = None,
+    home_mib: int = _HOME_MIB,
 ) -> Deployment:
     """Without a number of replicas, which is the autoscaler's to say."""
     return Deployment(
@@ -234,6 +239,7 @@ def _deployment(
                 volumes=volumes,
                 labels={**labels(name), "version": version},
                 annotations={**_sidecar_config(), **(annotations or {})},
+                home_mib=home_mib,
             ),
         ),
     )
@@ -249,6 +255,7 @@ def _template(
     prepare: list[Container] | None = None,
     volumes: list[Volume] | None = None,
     restart_policy: str | None = None,
+    home_mib: int = _HOME_MIB,
 ) -> PodTemplateSpec:
     for container in [*(prepare or []), *containers]:
         container.envFrom = [EnvFromSource(configMapRef=ConfigMapEnvSource(name=SETTINGS_MAP))]
@@ -271,7 +278,10 @@ def _template(
             ),
             initContainers=prepare,
             containers=containers,
-            volumes=[Volume(name="home", emptyDir=EmptyDirVolumeSource(sizeLimit="64Mi")), *(volumes or [])],
+            volumes=[
+                Volume(name="home", emptyDir=EmptyDirVolumeSource(sizeLimit=f"{home_mib}Mi")),
+                *(volumes or []),
+            ],
             topologySpreadConstraints=[_spread(name, key) for key in _APART],
             restartPolicy=restart_policy,
             terminationGracePeriodSeconds=round(SETTINGS.drain_timeout) + _UNHURRIED + _GRACE,
@@ -305,9 +315,12 @@ def _leave_after(seconds: int) -> Lifecycle:
     return Lifecycle(preStop=LifecycleHandler(sleep=SleepAction(seconds=seconds)))
 
 
-def _resources(*, cpu: str, memory: str, memory_limit: str) -> ResourceRequirements:
-    """No limit on CPU: it would only slow a service down while the node has time to spare."""
-    return ResourceRequirements(requests={"cpu": cpu, "memory": memory}, limits={"memory": memory_limit})
+def _resources(*, cpu: str, memory_mib: int) -> ResourceRequirements:
+    """No limit on CPU: it would only slow a service down while the node has time to spare. Of the memory that it may
+    have, a pod is usually content with less than half."""
+    return ResourceRequirements(
+        requests={"cpu": cpu, "memory": f"{memory_mib * 5 // 12}Mi"}, limits={"memory": f"{memory_mib}Mi"}
+    )
 
 
 def _container_port(name: str, port: int) -> ContainerPort:
@@ -316,6 +329,11 @@ def _container_port(name: str, port: int) -> ContainerPort:
 
 def _database_env(secret: str) -> list[EnvVar]:
     return [_secret("NEXUS_DATABASE_URL", secret), _secret("NEXUS_DATABASE_ROLE_KEY", DATABASE, "role-key")]
+
+
+def service_secrets(service: str, names: Sequence[str]) -> list[EnvVar]:
+    """Settings of a service's own, out of its secret."""
+    return [_secret(service_variable(service, name), f"{NAMESPACE}-{service}", name) for name in names]
 
 
 def _secret(variable: str, secret: str, key: str = "url", *, optional: bool | None = None) -> EnvVar:

@@ -18,7 +18,7 @@ from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
     TlsCertificate,
 )
 
-from edge.envoy import TRUST
+from edge.layout import TRUST
 from services.chassis.clock import now
 from services.chassis.config import Settings
 

@@ -1,14 +1,12 @@
-"""What the local mesh and the edge run on: their bootstraps, and the secrets that the supervisor hands them."""
+"""What the local mesh runs on: the secrets that the supervisor hands to the proxies."""
 
 import asyncio
 import contextlib
 import json
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 
-from edge import bootstrap, envoy
-from edge.upstreams import Layout, supervisor_socket, through_local_mesh
-from mesh.local import proxy
+from edge.layout import Layout, supervisor_socket, through_local_mesh
 from mesh.local.discovery import Discovery
 from mesh.local.identities import LIFETIME, RENEW_AFTER, Authority
 from mesh.topology import topology
@@ -19,9 +17,8 @@ RENEW_SIGNAL = signal.SIGUSR1
 
 
 @contextlib.asynccontextmanager
-async def prepared(settings: Settings, layout: Layout, services: Sequence[str]) -> AsyncIterator[None]:
-    """Everything that the proxies need, for as long as they run."""
-    bootstrap.write(settings, settings.home / "edge" / "bootstrap.pb", layout)
+async def secrets(settings: Settings, layout: Layout) -> AsyncIterator[None]:
+    """The certificates of the mesh, handed out for as long as the proxies run."""
     if not through_local_mesh(settings):
         yield
         return
@@ -29,7 +26,6 @@ async def prepared(settings: Settings, layout: Layout, services: Sequence[str]) 
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     for stale in folder.glob("*.sock"):
         stale.unlink()
-    envoy.write(proxy.build(settings, topology(), layout, services), folder / "bootstrap.pb")
     (folder / "canaries.json").write_text(json.dumps(sorted(layout.canaries)))
     discovery = Discovery(supervisor_socket(settings))
     await discovery.start()

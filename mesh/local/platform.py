@@ -17,7 +17,8 @@ import httpx
 import psutil
 from pydantic import SecretStr
 
-from edge.upstreams import CANARY, Layout, through_local_mesh
+from edge.layout import CANARY, Layout, through_local_mesh
+from mesh.local import bootstraps
 from mesh.local.embedded import Postgres, Redis
 from mesh.local.supervisor import (
     POLL_INTERVAL,
@@ -32,9 +33,11 @@ from mesh.local.supervisor import (
 )
 from services.chassis.config import Settings
 from services.chassis.spec import ServiceSpec, discover
+from services.chassis.tasks import cancel_all
 
 HTTP_PORT, HTTPS_PORT, METRICS_PORT = 8080, 8443, 9400
 _FOLDERS = ("run", "logs", "secrets", "edge", "outbox")
+MESH = "mesh"
 MESH_ADDRESS = "unix:{run}/mesh/{caller}.sock"
 _GRACE = 5.0  # seconds beyond the drain time-out, to close what is open
 
@@ -87,7 +90,7 @@ async def run(
         stop = _obey_signals(supervisor)
         watching = asyncio.create_task(_when_gone(until_exit_of, stop)) if until_exit_of else None
         try:
-            async with meshed.prepared(connected(settings), plan.layout, [spec.id for spec in specs]), supervisor:
+            async with meshed.secrets(connected(settings), plan.layout), supervisor:
                 await _start(supervisor, settings, specs, plan)
                 await supervisor.watch()
         except asyncio.CancelledError:
@@ -101,8 +104,34 @@ async def run(
 
 
 async def _start(supervisor: Supervisor, settings: Settings, specs: Sequence[ServiceSpec], plan: Plan) -> None:
-    from services.chassis import migrations
+    found = connected(settings)
+    names = [spec.id for spec in specs]
+    writing = asyncio.create_task(bootstraps.ensure(found, _environment(found), plan.layout, names), name="bootstraps")
+    try:
+        databases = await _start_databases(supervisor, settings)
+        await _migrate(supervisor, found, specs)
+        supervisor.enter("starting the services")
+        services = [*domain_processes(found, specs, databases), *instance_processes(found, plan, databases)]
 
+        async def start_proxies() -> None:
+            await writing
+            edge = edge_process(found, stops_before=[process.name for process in services])
+            if through_local_mesh(found):
+                await supervisor.start([mesh_process(found), replace(edge, depends_on=[MESH])])
+            else:
+                await supervisor.start([edge])
+
+        await asyncio.gather(supervisor.start(services), start_proxies())
+    finally:
+        await cancel_all([writing])
+    if settings.environment == "development" and any(spec.id == "user-auth" for spec in specs):
+        supervisor.enter("seeding")
+        supervisor.state.demo = await seed_demo(found)
+    supervisor.enter("ready")
+
+
+async def _start_databases(supervisor: Supervisor, settings: Settings) -> list[str]:
+    """Start those that are embedded. Returns their processes' names."""
     embedded: list[Postgres | Redis] = []
     if settings.database_url is None:
         embedded.append(Postgres(settings))
@@ -113,24 +142,17 @@ async def _start(supervisor: Supervisor, settings: Settings, specs: Sequence[Ser
         await asyncio.to_thread(database.prepare)
     databases = [database.process() for database in embedded]
     await supervisor.start(databases)
-    settings = connected(settings)
+    return [process.name for process in databases]
+
+
+async def _migrate(supervisor: Supervisor, settings: Settings, specs: Sequence[ServiceSpec]) -> None:
+    from services.chassis import migrations
+
     supervisor.enter("migrating")
     try:
         await migrations.migrate(settings, specs)
     except migrations.MigrationError as error:
         raise PlatformError(f"Migration failed: {error}.") from error
-    supervisor.enter("starting the services")
-    databases_up = [process.name for process in databases]
-    services = [
-        *domain_processes(settings, specs, databases_up),
-        *instance_processes(settings, plan, databases_up),
-        *([mesh_process(settings)] if through_local_mesh(settings) else []),
-    ]
-    await supervisor.start([*services, edge_process(settings, [process.name for process in services])])
-    if settings.environment == "development" and any(spec.id == "user-auth" for spec in specs):
-        supervisor.enter("seeding")
-        supervisor.state.demo = await seed_demo(settings)
-    supervisor.enter("ready")
 
 
 async def seed_demo(settings: Settings) -> dict[str, str]:
@@ -229,7 +251,7 @@ def mesh_process(settings: Settings) -> Process:
         except httpx.HTTPError:
             return False
 
-    return _envoy("mesh", settings.run_dir / "mesh" / "bootstrap.pb", ready=ready)
+    return _envoy(MESH, bootstraps.mesh_file(settings), ready=ready)
 
 
 def edge_url(settings: Settings) -> str:
@@ -244,13 +266,14 @@ def edge_certificate(settings: Settings) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=settings.home / "secrets" / "edge" / "tls.crt")
 
 
-def edge_process(settings: Settings, depends_on: Sequence[str]) -> Process:
-    """Envoy. It starts after the services, so that an open port means an answer, and stops before them."""
+def edge_process(settings: Settings, stops_before: Sequence[str]) -> Process:
+    """Envoy. It stops before the services, so that none of its callers is cut off."""
     admin = settings.run_dir / "edge-admin.sock"
+    trusted = edge_certificate(settings)
 
     async def ready() -> bool:
         try:
-            async with httpx.AsyncClient(timeout=2, trust_env=False, verify=edge_certificate(settings)) as client:
+            async with httpx.AsyncClient(timeout=2, trust_env=False, verify=trusted) as client:
                 return (await client.get(f"{edge_url(settings)}/healthz")).status_code == 200
         except httpx.HTTPError:
             return False
@@ -269,8 +292,8 @@ def edge_process(settings: Settings, depends_on: Sequence[str]) -> Process:
     ports = {"https": settings.port(HTTPS_PORT)}
     if not settings.strict:
         ports["http"] = settings.port(HTTP_PORT)
-    edge = _envoy("edge", settings.home / "edge" / "bootstrap.pb", ready=ready)
-    return replace(edge, drain=drain, depends_on=depends_on, ports=ports)
+    edge = _envoy("edge", bootstraps.edge_file(settings), ready=ready)
+    return replace(edge, drain=drain, stops_before=stops_before, ports=ports)
 
 
 def _envoy(name: str, bootstrap: Path, ready: Callable[[], Awaitable[bool]]) -> Process:

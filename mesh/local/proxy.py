@@ -33,6 +33,8 @@ from envoy_data_plane.envoy.config.route.v3 import (
     RouteMatch,
     VirtualHost,
 )
+from envoy_data_plane.envoy.extensions.filters.common.fault.v3 import FaultDelay
+from envoy_data_plane.envoy.extensions.filters.http.fault.v3 import FaultAbort, HttpFault
 from envoy_data_plane.envoy.extensions.filters.http.rbac.v3 import Rbac
 from envoy_data_plane.envoy.extensions.filters.http.router.v3 import Router
 from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import (
@@ -43,10 +45,12 @@ from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v
     HttpFilter,
 )
 from envoy_data_plane.envoy.type.matcher.v3 import PathMatcher, StringMatcher
+from grpc import StatusCode
 
 from edge import envoy, replies
 from edge.envoy import cluster, http_filter, manager_filter, pipe, retries
-from edge.upstreams import TIMEOUT_MARGIN, Layout, inbound_socket, mesh_clusters, routes_to, supervisor_socket
+from edge.layout import TIMEOUT_MARGIN, Layout, inbound_socket, supervisor_socket
+from edge.upstreams import mesh_clusters, routes_to
 from mesh.local import traffic
 from mesh.topology import ANYONE, Topology
 from services.chassis import contract
@@ -54,6 +58,7 @@ from services.chassis.config import Settings
 from services.chassis.context import EDGE
 
 NAME = "mesh"
+_REPLACED_BY_RUNTIME = timedelta(milliseconds=1)
 
 
 def build(settings: Settings, topology: Topology, layout: Layout, services: Iterable[str]) -> Bootstrap:
@@ -91,15 +96,12 @@ def rules_of(topology: Topology, settings: Settings, service: str) -> Rules:
     """The topology's rules for one callee, as Envoy's RBAC has them."""
     policies = {}
     for rule in topology.rules_of_callee(service):
-        principal = (
-            Principal(any=True)
+        caller = (
+            StringMatcher(prefix=settings.spiffe_id(""))  # of our namespace; the trust domain may have others
             if rule.caller == ANYONE
-            else Principal(
-                authenticated=PrincipalAuthenticated(
-                    principal_name=StringMatcher(exact=settings.spiffe_id(rule.caller))
-                )
-            )
+            else StringMatcher(exact=settings.spiffe_id(rule.caller))
         )
+        principal = Principal(authenticated=PrincipalAuthenticated(principal_name=caller))
         paths = [Permission(url_path=PathMatcher(path=_path(path))) for path in rule.paths]
         policies[rule.caller] = Policy(
             principals=[principal], permissions=[Permission(or_rules=PermissionSet(rules=paths))]
@@ -179,7 +181,7 @@ def _inbound(settings: Settings, topology: Topology, service: str, instance: str
         route_config=_inbound_routes(service, instance),
         http_filters=[
             http_filter("rbac", Rbac(rules=rules_of(topology, settings, service))),
-            http_filter("fault", traffic.filter_of(service)),
+            http_filter("fault", _faults(service)),
             _router(),
         ],
         # The service learns who calls from the certificate, whatever the caller wrote into the header.
@@ -199,6 +201,19 @@ def _inbound(settings: Settings, topology: Topology, service: str, instance: str
                 transport_socket=envoy.server_tls(service, settings.trust_domain),
             )
         ],
+    )
+
+
+def _faults(service: str) -> HttpFault:
+    """Does nothing until the keys of a `traffic.Fault` are set."""
+    names = traffic.fault_keys(service)
+    return HttpFault(
+        abort=FaultAbort(grpc_status=StatusCode.UNAVAILABLE.value[0]),
+        abort_percent_runtime=names["abort"],
+        abort_grpc_status_runtime=names["status"],
+        delay=FaultDelay(fixed_delay=_REPLACED_BY_RUNTIME),
+        delay_percent_runtime=names["delay"],
+        delay_duration_runtime=names["duration"],
     )
 
 

@@ -61,6 +61,8 @@ class Process:
     """Done before the stop signal, for a program that does not finish its work by itself."""
     depends_on: Sequence[str] = ()
     """Processes that must be ready before it starts, and that stop after it."""
+    stops_before: Sequence[str] = ()
+    """More processes that stop after it."""
     services: Sequence[str] = ()
     ports: Mapping[str, int] = field(default_factory=dict)
 
@@ -309,7 +311,8 @@ class Supervisor:
         children = self._children.values()
         await asyncio.gather(*(child.abandon() for child in children))
         dependents = {
-            name: [child for child in children if name in child.process.depends_on] for name in self._children
+            name: [child for child in children if name in (*child.process.depends_on, *child.process.stops_before)]
+            for name in self._children
         }
         await asyncio.gather(*(child.stop(dependents[name]) for name, child in self._children.items()))
 

@@ -5,19 +5,15 @@ admin sockets. Nothing is kept: a fault does not outlive the proxy it was put in
 """
 
 from collections.abc import Mapping
-from datetime import timedelta
 
 import httpx
-from envoy_data_plane.envoy.extensions.filters.common.fault.v3 import FaultDelay
-from envoy_data_plane.envoy.extensions.filters.http.fault.v3 import FaultAbort, HttpFault
 from grpc import StatusCode
 from pydantic import BaseModel, Field
 
-from edge.upstreams import canary_share, mirror_share
+from edge.layout import canary_share, mirror_share
 from mesh.local.supervisor import PlatformError
 from services.chassis.config import Settings
 
-_REPLACED_BY_RUNTIME = timedelta(milliseconds=1)
 PROXIES = ("mesh", "edge")
 LONGEST_DELAY_MS = 60_000
 
@@ -32,7 +28,7 @@ class Fault(BaseModel):
 
     def keys(self, service: str) -> dict[str, int]:
         """The runtime keys that put it into effect."""
-        names = _names(service)
+        names = fault_keys(service)
         return {
             names["abort"]: self.percent if self.abort else 0,
             names["status"]: StatusCode[self.abort].value[0] if self.abort else 0,
@@ -41,20 +37,7 @@ class Fault(BaseModel):
         }
 
 
-def filter_of(service: str) -> HttpFault:
-    """The fault filter before a service: does nothing until its keys are set."""
-    names = _names(service)
-    return HttpFault(
-        abort=FaultAbort(grpc_status=StatusCode.UNAVAILABLE.value[0]),
-        abort_percent_runtime=names["abort"],
-        abort_grpc_status_runtime=names["status"],
-        delay=FaultDelay(fixed_delay=_REPLACED_BY_RUNTIME),
-        delay_percent_runtime=names["delay"],
-        delay_duration_runtime=names["duration"],
-    )
-
-
-def _names(service: str) -> dict[str, str]:
+def fault_keys(service: str) -> dict[str, str]:
     return {part: f"nexus.fault.{service}.{part}" for part in ("abort", "status", "delay", "duration")}
 
 
@@ -64,7 +47,7 @@ def faults(settings: Settings) -> dict[str, Fault]:
     services = sorted({key.split(".")[2] for key in keys if key.startswith("nexus.fault.")})
     found = {}
     for service in services:
-        names = _names(service)
+        names = fault_keys(service)
         percent = max(keys.get(names["abort"], 0), keys.get(names["delay"], 0))
         if percent:
             status = next(code.name for code in StatusCode if code.value[0] == keys.get(names["status"], 0))

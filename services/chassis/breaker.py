@@ -11,15 +11,12 @@ SUCCESSES_TO_CLOSE = 3
 class Breaker:
     """Closed, open, or half-open for one callee. Not for several threads."""
 
-    def __init__(
-        self, reachable: Callable[[], bool] = lambda: False, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        """`reachable` says whether a connection stands again: then there is no reason to wait further."""
-        self._reachable = reachable
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._failures = 0
         self._successes = 0
         self._opened: float | None = None
+        self._back = False
         self._probing = False
 
     @property
@@ -31,7 +28,7 @@ class Breaker:
         if self._opened is None:
             return True
         waited = self._clock() - self._opened >= OPEN_SECONDS
-        if self._probing or not (waited or self._reachable()):
+        if self._probing or not (waited or self._back):
             return False
         self._probing = True
         return True
@@ -47,9 +44,14 @@ class Breaker:
     def failed(self) -> None:
         self._failures += 1
         self._successes = 0
+        self._back = False
         self._probing = False
         if self._opened is not None or self._failures >= FAILURES_TO_OPEN:
             self._opened = self._clock()
+
+    def is_back(self) -> None:
+        """The callee, which was away, is there again: no reason to wait further."""
+        self._back = True
 
     def abandoned(self) -> None:
         """The call ended without saying anything of the callee: its caller gave up."""

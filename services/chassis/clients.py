@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar
 
 import grpc
 from google.rpc import status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from opentelemetry import trace
 
 from nexus.type.v1.faults import CallerNotAllowed, DeadlineExceeded, DependencyUnavailable, Internal
@@ -22,6 +23,7 @@ from services.chassis.contract import Method
 from services.chassis.errors import STATUS_DETAILS, fault_from_status
 from services.chassis.peers import API_KEY, MESH_REPLY, VERSION_HEADER, XFCC
 from services.chassis.spec import discover
+from services.chassis.tasks import cancel_all
 
 Stub = TypeVar("Stub")
 
@@ -32,6 +34,10 @@ _BACKOFF_SECONDS = 0.025
 _AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 """How a call ends that nobody answered. CANCELLED comes from a service that stops before it has begun with the call;
 when we cancel a call ourselves, there is no status."""
+_UNANSWERED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+"""How a call ends that speaks against its callee, unless the callee itself says so."""
+_UNDELIVERED = "undelivered"
+_WATCH_SECONDS = 0.5
 _CHANNEL_OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 2000),
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -83,12 +89,11 @@ class _Callee:
         self._traced = grpc.aio.insecure_channel(
             target, options, interceptors=telemetry.client_interceptors(trace.get_tracer_provider())
         )
-        self.breaker = Breaker(reachable=self._connected)
+        self.breaker = Breaker()
+        self._away = False
+        self._watching: asyncio.Task[None] | None = None
         self._gauge = telemetry.BREAKER_OPEN.labels(caller, callee)
         self.identity = (XFCC, f"URI={settings.spiffe_id(caller)}")
-
-    def _connected(self) -> bool:
-        return self._plain.get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY
 
     def channel(self) -> "grpc.aio.Channel":
         return self._traced if trace.get_current_span().get_span_context().is_valid else self._plain
@@ -96,7 +101,38 @@ class _Callee:
     def report(self) -> None:
         self._gauge.set(self.breaker.is_open)
 
+    def failed(self, *, reached: bool) -> None:
+        """A call got no answer; `reached` where there was somebody to give one."""
+        self.breaker.failed()
+        self._away = not reached
+        if self.breaker.is_open and (self._watching is None or self._watching.done()):
+            self._watching = asyncio.create_task(self._watch(), name=f"{self.caller} waits for {self.callee}")
+
+    async def _watch(self) -> None:
+        """Tell the breaker when a callee that was away serves again. One that was there all the time, and does not
+        answer in time, gets its rest.
+
+        The connection would not tell: through a mesh it ends at a proxy, and stands whatever the callee does.
+        """
+        while self.breaker.is_open:
+            serves = await self._serves()
+            if serves and self._away:
+                self.breaker.is_back()
+                return
+            self._away = self._away or not serves
+            await asyncio.sleep(_WATCH_SECONDS)
+
+    async def _serves(self) -> bool:
+        health = health_pb2_grpc.HealthStub(self._plain)
+        try:
+            answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=1.0, metadata=[self.identity])
+        except grpc.aio.AioRpcError:
+            return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
     async def stop(self) -> None:
+        if self._watching is not None:
+            await cancel_all([self._watching])
         await self._plain.close(None)
         await self._traced.close(None)
 
@@ -166,16 +202,16 @@ class _Callable:
         if not self._callee.breaker.admit():
             raise DependencyUnavailable(dependency=self._callee.callee, retry_after=1)
 
-    def _note(self, code: grpc.StatusCode, answered: bool, started: float) -> None:
+    def _note(self, started: float, error: "grpc.aio.AioRpcError | None" = None) -> None:
         """Tell the breaker and the metrics how a call ended. An error that the callee itself answered with
         shows that the callee is well."""
-        breaker = self._callee.breaker
+        breaker, code = self._callee.breaker, error.code() if error is not None else grpc.StatusCode.OK
         if code is grpc.StatusCode.CANCELLED:
             breaker.abandoned()
-        elif answered or code not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+        elif error is None or code not in _UNANSWERED or _status(error) is not None:
             breaker.succeeded()
         else:
-            breaker.failed()
+            self._callee.failed(reached=_reached(error))
         self._callee.report()
         method = self._path.rpartition("/")[2]
         self._seconds.labels(self._callee.caller, self._callee.callee, method, code.name).observe(
@@ -211,16 +247,15 @@ class _Unary(_Callable):
             try:
                 answer = await self._multicallable()(request, timeout=limit, metadata=self._metadata(metadata))
             except grpc.aio.AioRpcError as error:
-                answered = _status(error) is not None
-                self._note(error.code(), answered, started)
-                if answered or error.code() not in _AWAY or attempt == attempts:
+                self._note(started, error)
+                if _status(error) is not None or error.code() not in _AWAY or attempt == attempts:
                     self._raise(error)
                 await asyncio.sleep(_BACKOFF_SECONDS * 2**attempt * random.uniform(0.5, 1.5))  # noqa: S311
             except asyncio.CancelledError:
                 self._callee.breaker.abandoned()
                 raise
             else:
-                self._note(grpc.StatusCode.OK, True, started)
+                self._note(started)
                 return answer
         raise AssertionError("the last attempt returns or raises")
 
@@ -243,13 +278,20 @@ class _Stream(_Callable):
             async for answer in self._multicallable()(request, timeout=limit, metadata=self._metadata(metadata)):
                 yield answer
         except grpc.aio.AioRpcError as error:
-            self._note(error.code(), _status(error) is not None, started)
+            self._note(started, error)
             self._raise(error)
         except (asyncio.CancelledError, GeneratorExit):
             self._callee.breaker.abandoned()
             raise
         else:
-            self._note(grpc.StatusCode.OK, True, started)
+            self._note(started)
+
+
+def _reached(error: "grpc.aio.AioRpcError") -> bool:
+    """Whether a call that nobody answered found somebody who could have."""
+    pairs: Any = error.trailing_metadata()
+    undelivered = dict(pairs or ()).get(MESH_REPLY, _UNDELIVERED) == _UNDELIVERED
+    return not (error.code() is grpc.StatusCode.UNAVAILABLE and undelivered)
 
 
 def _status(error: "grpc.aio.AioRpcError") -> status_pb2.Status | None:

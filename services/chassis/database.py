@@ -10,7 +10,7 @@ import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 import asyncpg
@@ -65,6 +65,13 @@ async def _keep_session(_connection: object) -> None:
     """No reset between uses: a session's only state is its tenant, and `serve` sees to that."""
 
 
+class _Hooks(NamedTuple):
+    """What is to be called when a transaction is over."""
+
+    after_commit: list[Callable[[], None]]
+    after_rollback: list[Callable[[], None]]
+
+
 class Database:
     """The rows of one service.
 
@@ -77,7 +84,7 @@ class Database:
         self._spec = spec
         self._pool_size = settings.database_pool_size
         self._pool: Any = None
-        self._hooks: ContextVar[list[Callable[[], None]] | None] = ContextVar(f"{spec.id}_hooks", default=None)
+        self._hooks: ContextVar[_Hooks | None] = ContextVar(f"{spec.id}_hooks", default=None)
         self._transaction: ContextVar[Any] = ContextVar(f"{spec.id}_transaction", default=None)
 
     async def start(self) -> None:
@@ -141,17 +148,20 @@ class Database:
         connection = await self._acquire()
         try:
             await _run_on(connection, asyncpg.Connection.execute, f"BEGIN; {scope}")
-            token, hooks_token = self._transaction.set(connection), self._hooks.set([])
+            hooks = _Hooks([], [])
+            token, hooks_token = self._transaction.set(connection), self._hooks.set(hooks)
             try:
                 yield
             except BaseException:
                 # If this fails, the connection is lost, and what was done on it too.
                 with contextlib.suppress(Exception):
                     await asyncpg.Connection.execute(connection, "ROLLBACK")
+                for hook in hooks.after_rollback:
+                    hook()
                 raise
             else:
                 await _run_on(connection, asyncpg.Connection.execute, "COMMIT")
-                for hook in self._hooks.get() or ():
+                for hook in hooks.after_commit:
                     hook()
             finally:
                 self._transaction.reset(token)
@@ -161,9 +171,16 @@ class Database:
 
     def after_commit(self, callback: Callable[[], None]) -> None:
         """Call this once the running transaction has committed; not at all if it does not."""
+        self._open_hooks().after_commit.append(callback)
+
+    def after_rollback(self, callback: Callable[[], None]) -> None:
+        """Call this once the running transaction has been rolled back; not at all if it commits, or might have."""
+        self._open_hooks().after_rollback.append(callback)
+
+    def _open_hooks(self) -> "_Hooks":
         hooks = self._hooks.get()
         assert hooks is not None, "there is no transaction to commit"
-        hooks.append(callback)
+        return hooks
 
     async def _run(self, operation: _Operation, *args: Any) -> Any:
         open_transaction = self._transaction.get()

@@ -79,6 +79,7 @@ _UNSENT_ROWS = """
 SELECT tenant_id, event_id::text, sequence, type, aggregate, payload, actor, request_id, create_time
 FROM events WHERE position IS NULL ORDER BY sequence LIMIT $1
 """
+_UNSENT = "SELECT count(*) FROM (SELECT FROM events WHERE position IS NULL LIMIT $1) AS unsent"
 _HEAD = """
 SELECT position, hash FROM events WHERE tenant_id = $1 AND position IS NOT NULL ORDER BY position DESC LIMIT 1
 """
@@ -238,7 +239,7 @@ class Events:
             if not await self._database.fetchval(_ONE_RELAY, self._service):
                 return None
             rows = await self._database.fetch(_UNSENT_ROWS, BATCH)
-            UNSENT.labels(self._service).set(len(rows))
+            UNSENT.labels(self._service).set(len(rows) if len(rows) < BATCH else await self._unsent())
             if not rows:
                 return 0
             placed = await self._place(rows)
@@ -255,6 +256,11 @@ class Events:
         for event in placed:
             SENT.labels(self._service, event.type).inc()
         return len(placed)
+
+    async def _unsent(self) -> int:
+        """In a platform-wide transaction. Counts no further than 10,000."""
+        counted: int = await self._database.fetchval(_UNSENT, _COUNT_UP_TO)
+        return counted
 
     async def _place(self, rows: Sequence[asyncpg.Record]) -> list[Event]:
         heads: dict[str, tuple[int, bytes]] = {}

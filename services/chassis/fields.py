@@ -15,25 +15,36 @@ A sealed value, integers big-endian:
 """
 
 import asyncio
+import logging
 import os
 import struct
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import asyncpg
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from nexus.platform.key_service.v1.faults import CiphertextInvalid
-from nexus.platform.key_service.v1.vault_pb2 import IssueDataKeyRequest, OpenRequest, ShredSubjectRequest
+from nexus.platform.key_service.v1.vault_pb2 import (
+    IssueDataKeyRequest,
+    OpenAllRequest,
+    OpenRequest,
+    ShredSubjectRequest,
+)
 from nexus.platform.key_service.v1.vault_pb2_grpc import VaultServiceStub
 from services.chassis.clients import Clients
-from services.chassis.context import current_tenant
+from services.chassis.context import acting_for, current_tenant
+from services.chassis.database import Database
+from services.chassis.errors import Fault
 from services.chassis.sealing import SealBroken
 
 Name = TypeVar("Name")
+
+logger = logging.getLogger(__name__)
 
 KEY_NAME = "fields"
 REMEMBER_SECONDS = 60.0
@@ -41,6 +52,7 @@ _REMEMBER = 10_000
 _FORMAT = 1
 _HEAD = struct.Struct(">BH")
 _NONCE_BYTES = 12
+_OPEN_AT_ONCE = 1_000
 
 
 @dataclass(frozen=True)
@@ -95,6 +107,19 @@ class FieldCipher:
         )
         return {field: _open(keys[encrypted[field]], value, tenant, subject, field) for field, value in sealed.items()}
 
+    async def open_rows(self, sealed: Sequence[tuple[str, bytes]], *, field: str) -> list[bytes | None]:
+        """One field of many rows, each (subject, sealed value); asks once for all data keys among them.
+
+        None for a row whose subject was shredded. Raises SealBroken.
+        """
+        tenant = _tenant()
+        wanted = [(tenant, subject, _encrypted_key(value, field)) for subject, value in sealed]
+        keys = await self._keys(dict.fromkeys(wanted))
+        return [
+            _open(keys[name], value, tenant, subject, field) if name in keys else None
+            for name, (subject, value) in zip(wanted, sealed, strict=True)
+        ]
+
     async def shred(self, subject: str) -> None:
         """Make everything that any service sealed for the subject unreadable, for good."""
         await self._vault.ShredSubject(ShredSubjectRequest(subject=subject))
@@ -118,8 +143,48 @@ class FieldCipher:
             _remember(self._to_open, (tenant, subject, encrypted), key)
         return key
 
+    async def _keys(self, names: Iterable[tuple[str, str, bytes]]) -> dict[tuple[str, str, bytes], _DataKey]:
+        """Those of the data keys that can be opened."""
+        keys, unknown = {}, []
+        for name in names:
+            key = self._to_open.get(name)
+            if key is None or key.expires < time.monotonic():
+                unknown.append(name)
+            else:
+                keys[name] = key
+        for first in range(0, len(unknown), _OPEN_AT_ONCE):
+            some = unknown[first : first + _OPEN_AT_ONCE]
+            try:
+                answer = await self._vault.OpenAll(OpenAllRequest(ciphertexts=[encrypted for _, _, encrypted in some]))
+            except CiphertextInvalid:
+                raise SealBroken("a data key") from None
+            for name, opened in zip(some, answer.opened, strict=True):
+                if opened.HasField("plaintext"):
+                    keys[name] = self._data_key(opened.plaintext, name[2])
+                    _remember(self._to_open, name, keys[name])
+        return keys
+
     def _data_key(self, plaintext: bytes, encrypted: bytes) -> _DataKey:
         return _DataKey(AESGCM(plaintext), encrypted, time.monotonic() + self._remember_seconds)
+
+
+async def seal_rows(
+    database: Database, unsealed: str, seal: Callable[[asyncpg.Record], Awaitable[None]], *, at_once: int = 500
+) -> None:
+    """Seal rows from before their columns were: a job, for `service.every`.
+
+    `unsealed` selects such rows of all tenants, `tenant_id` among their columns, up to `$1` of them. `seal` writes one
+    back sealed, if it is still as it was read; it is called as of the row's tenant. A row that cannot be sealed is
+    logged, and keeps no other from it.
+    """
+    async with database.transaction(platform_wide=True):
+        rows = await database.fetch(unsealed, at_once)
+    for row in rows:
+        with acting_for(row["tenant_id"]):
+            try:
+                await seal(row)
+            except (Fault, asyncpg.PostgresError):
+                logger.exception("a row stays unsealed for now", extra={"tenant": row["tenant_id"]})
 
 
 def _tenant() -> str:

@@ -18,6 +18,7 @@ from services.chassis.tasks import cancel_all
 
 _CHANNEL = "nexus:signals"
 _ENDED_SESSIONS = "nexus:ended_sessions"
+EVERY_TENANT = "*"
 _RETRY_SECONDS = 0.25
 _PING_SECONDS = 2.0
 
@@ -74,6 +75,7 @@ class Signals:
         self._on_session_ended.append(callback)
 
     def on_tenant_changed(self, callback: Callable[[str], None]) -> None:
+        """Called with the tenant's id, or EVERY_TENANT when any may have changed."""
         self._on_tenant_changed.append(callback)
 
     async def tenant_changed(self, tenant_id: str) -> None:

@@ -9,10 +9,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
+from typing import Annotated, TypeVar
 
 from pydantic import BaseModel
 
 SERVICES = Path(__file__).resolve().parents[1]
+
+_OUTSIDE = "outside"
+Value = TypeVar("Value")
+Outside = Annotated[Value, _OUTSIDE]
+"""The type of a setting with the URL of somebody outside of the platform: `stripe_url: Outside[str]`. A cluster lets
+the service out to there and, with `ServiceSpec.outside`, nowhere else."""
 
 
 class NoConfig(BaseModel):
@@ -42,6 +49,11 @@ class ServiceSpec:
     `Jobs` with a method for each; see services.chassis.jobs."""
     config: type[BaseModel] = NoConfig
     """Its own settings, `NEXUS_<SERVICE>_…`."""
+    outside: Sequence[str] = ()
+    """The hosts that it reaches by HTTPS beside those in its settings."""
+    sends_mail: bool = False
+    memory_mib: int = 384
+    """What its processes take together at most: a pod that takes more is ended."""
     reflects_platform: bool = False
     """Whether its gRPC reflection describes all services, not only its own."""
     module: str = field(default="", compare=False)
@@ -69,6 +81,12 @@ class ServiceSpec:
     def role(self) -> str:
         """Its role in the database."""
         return f"nexus_{self.package_name}"
+
+    def urls_outside(self, config: BaseModel) -> list[str]:
+        """Whom it calls outside of the platform when this is its configuration."""
+        fields = [name for name, field in type(config).model_fields.items() if _OUTSIDE in field.metadata]
+        configured = [getattr(config, name) for name in fields]
+        return [*filter(None, configured), *(f"https://{host}" for host in self.outside)]
 
     @cached_property
     def folder(self) -> Path:

@@ -3,9 +3,12 @@
 import asyncio
 import json
 import os
+import re
+import shutil
 import signal
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -78,6 +81,48 @@ class Load:
                 failure = repr(error)
             self.ended.append(Ended(began, time.monotonic() - began, failure))
             await asyncio.sleep(PAUSE)
+
+
+class H2Load:
+    """A load by a client that is not ours, as often as the block is long; without one where h2load is missing."""
+
+    COUNTS = re.compile(r"(\d+) (succeeded|failed|errored|timeout|[2-5]xx)")
+    SECONDS = 2
+
+    def __init__(self, url: str, headers: Mapping[str, str]) -> None:
+        given = [part for name, value in headers.items() for part in ("-H", f"{name}: {value}")]
+        self._command = ["h2load", f"--duration={self.SECONDS}", "--clients=4", "--rps=25", *given, url]
+        self._over = False
+        self._task: asyncio.Task[None] | None = None
+        self.installed = shutil.which("h2load") is not None
+        self.ended: Counter[str] = Counter()
+        """How many calls "succeeded", "failed", …, and were answered by "2xx", …."""
+
+    @property
+    def failures(self) -> dict[str, int]:
+        return {how: count for how, count in self.ended.items() if count and how not in ("succeeded", "2xx")}
+
+    async def __aenter__(self) -> Self:
+        if self.installed:
+            self._task = asyncio.create_task(self._repeat())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over = True
+        if self._task is not None:
+            await self._task
+
+    async def _repeat(self) -> None:
+        while not self._over:
+            run = await asyncio.create_subprocess_exec(
+                *self._command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+            )
+            said, _ = await run.communicate()
+            assert run.returncode == 0, said.decode()
+            for count, how in self.COUNTS.findall(said.decode()):
+                self.ended[how] += int(count)
 
 
 async def when(condition: Callable[[], Any], seconds: float = 30.0) -> Any:

@@ -9,19 +9,24 @@ import signal
 import statistics
 import time
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import grpc.aio
 import httpx
 import psutil
 import pytest
 
-from edge.upstreams import TIMEOUT_MARGIN
+from edge.layout import TIMEOUT_MARGIN
 from mesh.local import traffic
-from mesh.local.platform import edge_certificate
-from nexus.identity.user_auth.v1.user_auth_pb2 import VerifyPasswordRequest
+from mesh.local.platform import MESH_ADDRESS, edge_certificate
+from nexus.identity.user_auth.v1.user_auth_pb2 import ResendVerificationRequest, VerifyPasswordRequest
 from nexus.identity.user_auth.v1.user_auth_pb2_grpc import UserServiceStub
+from nexus.type.v1.faults import DeadlineExceeded, DependencyUnavailable
 from services.chassis import contract
-from tests.chaos.mesh import nexus, restart, send
+from services.chassis.breaker import FAILURES_TO_OPEN, OPEN_SECONDS
+from services.chassis.clients import Clients
+from services.chassis.context import OPERATOR
+from tests.chaos.mesh import nexus, process, restart, send, when
 from tests.edge.wire import reason
 from tests.platforms import PASSWORD, Platform, Tenant
 
@@ -172,6 +177,65 @@ async def timed_call(platform: Platform, tenant: Tenant) -> tuple[grpc.StatusCod
         with pytest.raises(grpc.aio.AioRpcError) as refusal:
             await UserServiceStub(channel).VerifyPassword(request, metadata=tuple(tenant.headers.items()))
         return refusal.value.code(), time.monotonic() - began
+
+
+async def test_a_caller_leaves_a_service_alone_that_hangs_until_it_serves_again(
+    faulty: Platform, users: Any, at: Tenant
+) -> None:
+    """Though the caller's connection, which ends at its proxy, stands all the while."""
+    send(faulty, "identity", signal.SIGSTOP)
+    try:
+        for _ in range(FAILURES_TO_OPEN):
+            with pytest.raises(DeadlineExceeded):
+                await ask(users, at, timeout=0.2)
+        for _ in range(15):
+            with pytest.raises(DependencyUnavailable) as refusal:
+                await ask(users, at, timeout=0.2)
+            assert refusal.value.__cause__ is None, "it was not even tried"
+            await asyncio.sleep(0.1)
+    finally:
+        send(faulty, "identity", signal.SIGCONT)
+    assert await seconds_until_answered(users, at) < OPEN_SECONDS / 3
+
+
+async def test_a_caller_calls_a_service_that_was_killed_as_soon_as_it_is_back(
+    faulty: Platform, users: Any, at: Tenant
+) -> None:
+    send(faulty, "identity", signal.SIGKILL)
+    for _ in range(FAILURES_TO_OPEN):
+        with pytest.raises(DependencyUnavailable):
+            await ask(users, at)
+    with pytest.raises(DependencyUnavailable) as refusal:
+        await ask(users, at)
+    assert refusal.value.__cause__ is None, "it was not even tried"
+    await when(lambda: process(faulty, "identity").state == "ready", seconds=60)
+    assert await seconds_until_answered(users, at) < OPEN_SECONDS / 3
+
+
+@pytest.fixture
+async def users(faulty: Platform) -> AsyncIterator[Any]:
+    """User-auth as the operator reaches it through the mesh, with a breaker of the test's own."""
+    through_the_mesh = faulty.settings.model_copy(update={"service_address": MESH_ADDRESS})
+    clients = Clients(through_the_mesh, OPERATOR, None)
+    yield clients.stub(UserServiceStub)
+    await clients.stop()
+
+
+async def ask(users: Any, at: Tenant, timeout: float = 5.0) -> None:
+    """A call that is not repeated, and does nothing."""
+    request = ResendVerificationRequest(email="nobody@example.com")
+    await users.ResendVerification(request, timeout=timeout, metadata=tuple(at.headers.items()))
+
+
+async def seconds_until_answered(users: Any, at: Tenant) -> float:
+    began = time.monotonic()
+    while True:
+        try:
+            await ask(users, at)
+        except DependencyUnavailable:
+            await asyncio.sleep(0.1)
+        else:
+            return time.monotonic() - began
 
 
 async def test_a_service_that_is_away_is_said_in_the_platforms_words(

@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator, Iterator
 import httpx
 import pytest
 
-from edge.upstreams import VERSION_HEADER, inbound_socket
-from tests.chaos.mesh import Load, Proxy, gained, nexus, percentile, restart, send, when
+from edge.layout import inbound_socket
+from services.chassis.peers import VERSION_HEADER
+from tests.chaos.mesh import H2Load, Load, Proxy, gained, nexus, percentile, restart, send, when
 from tests.mesh.local.wire import identity_of, shake_hands
 from tests.platforms import PASSWORD, Platform, Tenant
 
@@ -50,14 +51,14 @@ class Client:
     def __init__(self, http: httpx.AsyncClient, tenant: Tenant, signed_in: dict[str, str], email: str) -> None:
         self._http = http
         self._tenant = tenant
-        self._signed_in = signed_in
+        self.signed_in = signed_in
         self._email = email
 
     async def me(self) -> httpx.Response:
-        return await self._http.get("/api/v1/auth/me", headers=self._signed_in)
+        return await self._http.get("/api/v1/auth/me", headers=self.signed_in)
 
     async def me_at_the_canary(self) -> httpx.Response:
-        return await self._http.get("/api/v1/auth/me", headers={**self._signed_in, **TO_CANARY})
+        return await self._http.get("/api/v1/auth/me", headers={**self.signed_in, **TO_CANARY})
 
     async def resend_at_the_canary(self) -> httpx.Response:
         """A method of user-auth itself."""
@@ -81,18 +82,21 @@ async def test_every_instance_is_well_and_serves(replicated: Platform, mesh: Pro
     assert min(gained(before[1], edge.calls("auth-service")).values()) > 0
 
 
-async def test_a_rolling_restart_drops_no_call(replicated: Platform, mesh: Proxy, client: Client) -> None:
+async def test_a_rolling_restart_drops_no_call(
+    replicated: Platform, mesh: Proxy, client: Client, subtests: pytest.Subtests
+) -> None:
     """Not even one that may not be repeated. The first instance shares its process with those of all its domain."""
-    async with Load(client.me, client.login, clients=2) as load:
+    async with Load(client.me, client.login, clients=2) as load, me_by_h2load(replicated, client) as by_h2load:
         for name in INSTANCES.values():
             await restart(replicated, name)
             await when(lambda: all(instance.healthy for instance in mesh.instances(FROM_AUTH).values()))
         await load.more(20)
     assert load.failures == []
+    assert_nothing_failed(by_h2load, subtests)
 
 
 async def test_certificates_are_renewed_without_dropping_a_call(
-    replicated: Platform, mesh: Proxy, client: Client
+    replicated: Platform, mesh: Proxy, client: Client, subtests: pytest.Subtests
 ) -> None:
     def served() -> dict[str, int]:
         operator = identity_of(replicated.settings, "operator")
@@ -103,13 +107,14 @@ async def test_certificates_are_renewed_without_dropping_a_call(
 
     proxies = [mesh, Proxy(replicated, "edge")]
     before, held = served(), [proxy.serials() for proxy in proxies]
-    async with Load(client.me, client.login) as load:
+    async with Load(client.me, client.login) as load, me_by_h2load(replicated, client) as by_h2load:
         for _ in range(2):
             nexus(replicated, "certificates", "renew")
             await load.more(50)
         after = await when(lambda: not set(before.values()) & set((new := served()).values()) and new)
         await load.more(50)
     assert load.failures == []
+    assert_nothing_failed(by_h2load, subtests)
     assert after.keys() == before.keys()
     for proxy, old in zip(proxies, held, strict=True):
         assert proxy.serials() - old, "it holds new certificates"
@@ -165,6 +170,18 @@ def test_traffic_to_a_service_without_a_canary_cannot_be_divided(replicated: Pla
     refused = replicated.nexus("traffic", "set", "--to", "auth-service", "--canary", "10", check=False)
     assert (refused.returncode, refused.stdout) == (1, "")
     assert refused.stderr == "Error: auth-service runs no canary: start with `nexus up --canary auth-service`.\n"
+
+
+def me_by_h2load(platform: Platform, client: Client) -> H2Load:
+    return H2Load(f"{platform.http_url}/api/v1/auth/me", client.signed_in)
+
+
+def assert_nothing_failed(load: H2Load, subtests: pytest.Subtests) -> None:
+    with subtests.test("for h2load"):
+        if not load.installed:
+            pytest.skip("h2load is not installed: it comes with Debian's nghttp2-client")
+        assert load.failures == {}
+        assert load.ended["2xx"] == load.ended["succeeded"] > 20
 
 
 async def at_the_canary(mesh: Proxy, client: Client, calls: int) -> int:

@@ -15,8 +15,8 @@ class Clock:
         return self.time
 
 
-def opened(clock: Clock, reachable: bool = False) -> Breaker:
-    breaker = Breaker(lambda: reachable, clock)
+def opened(clock: Clock) -> Breaker:
+    breaker = Breaker(clock)
     for _ in range(5):
         breaker.admit()
         breaker.failed()
@@ -24,7 +24,7 @@ def opened(clock: Clock, reachable: bool = False) -> Breaker:
 
 
 def test_five_failures_in_a_row_open_it() -> None:
-    breaker = Breaker(clock=Clock())
+    breaker = Breaker(Clock())
     for _ in range(4):
         assert breaker.admit()
         breaker.failed()
@@ -36,7 +36,7 @@ def test_five_failures_in_a_row_open_it() -> None:
 
 
 def test_a_success_in_between_begins_the_count_anew() -> None:
-    breaker = Breaker(clock=Clock())
+    breaker = Breaker(Clock())
     for _ in range(3):
         for _ in range(4):
             breaker.failed()
@@ -97,11 +97,23 @@ def test_a_probe_whose_caller_gave_up_makes_room_for_the_next() -> None:
     assert breaker.admit()
 
 
-def test_a_connection_that_stands_again_need_not_wait() -> None:
-    breaker = opened(Clock(), reachable=True)
-    assert breaker.is_open
-    assert breaker.admit()
-    assert not breaker.admit(), "also then one probe at a time"
+def test_a_callee_that_is_back_need_not_wait() -> None:
+    breaker = opened(Clock())
+    breaker.is_back()
+    for _ in range(3):
+        assert breaker.is_open
+        assert breaker.admit()
+        assert not breaker.admit(), "also then one probe at a time"
+        breaker.succeeded()
+    assert not breaker.is_open
+
+
+def test_a_callee_that_is_back_and_fails_again_waits_again() -> None:
+    breaker = opened(Clock())
+    breaker.is_back()
+    breaker.admit()
+    breaker.failed()
+    assert not breaker.admit()
 
 
 class Calls(RuleBasedStateMachine):
@@ -110,8 +122,8 @@ class Calls(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.clock = Clock()
-        self.reachable = False
-        self.breaker = Breaker(lambda: self.reachable, self.clock)
+        self.back = False
+        self.breaker = Breaker(self.clock)
         self.out = 0
         """Calls that are under way."""
         self.probes = 0
@@ -126,7 +138,7 @@ class Calls(RuleBasedStateMachine):
             self.out += 1
             self.probes += was_open
             waited = self.clock.time - self.last_failure >= 30
-            assert not was_open or waited or self.reachable
+            assert not was_open or waited or self.back
         else:
             assert was_open
 
@@ -139,6 +151,7 @@ class Calls(RuleBasedStateMachine):
         if how == "failed":
             self.failures += 1
             self.last_failure = self.clock.time
+            self.back = False
         elif how == "succeeded":
             self.failures = 0
 
@@ -146,9 +159,10 @@ class Calls(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         self.clock.time += seconds
 
-    @rule(stands=st.booleans())
-    def connection(self, stands: bool) -> None:
-        self.reachable = stands
+    @rule()
+    def come_back(self) -> None:
+        self.breaker.is_back()
+        self.back = True
 
     @invariant()
     def one_probe_at_a_time(self) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import grpc.aio
 import pytest
 from google.protobuf.message import Message
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from prometheus_client import REGISTRY
 
 from nexus.identity.token_mgr.v1.token_mgr_pb2_grpc import TokenServiceStub
@@ -34,11 +35,22 @@ READ, KEYED, ANEW = "GetUser", "Register", "ResendVerification"
 Answer = Callable[["grpc.aio.ServicerContext"], Awaitable[None]]
 
 
+class Checks(health.aio.HealthServicer):
+    """Health that counts who asks for it."""
+
+    asked = 0
+
+    async def Check(self, request: Any, context: Any) -> Any:
+        self.asked += 1
+        return await super().Check(request, context)
+
+
 class UserAuth:
     """A user-auth that answers as it is told, and remembers what reached it."""
 
     def __init__(self, folder: Path) -> None:
         self._address = f"unix:{folder}/user-auth.sock"
+        self.checks = Checks()
         self.received: list[str] = []
         self.metadata: dict[str, str] = {}
         self.seconds: float | None = None
@@ -57,6 +69,8 @@ class UserAuth:
             for method in contract.methods_of(service)
         }
         self._server = grpc.aio.server()
+        await self.checks.set("", health_pb2.HealthCheckResponse.SERVING)
+        health_pb2_grpc.add_HealthServicer_to_server(self.checks, self._server)
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
         self._server.add_insecure_port(self._address)
         await self._server.start()
@@ -292,9 +306,24 @@ async def test_attempts_share_the_time_of_the_call(callee: UserAuth, users: "Use
     assert callee.received == [READ] * 2
 
 
-async def test_a_callee_that_is_away_is_left_alone_until_a_connection_stands(
-    folder: Path, users: "UserServiceAsyncStub"
+async def test_a_callee_that_is_there_and_does_not_answer_is_left_alone(
+    callee: UserAuth, users: "UserServiceAsyncStub"
 ) -> None:
+    """Its connection stands and its health is good, which is no reason to send it more."""
+    callee.answers = [never] * 5
+    for _ in range(5):
+        with pytest.raises(DeadlineExceeded):
+            await get_user(users, timeout=0.05)
+    assert breaker_is_open()
+    async with asyncio.timeout(5):
+        while callee.checks.asked < 2:  # noqa: ASYNC110  nobody tells
+            await asyncio.sleep(0.02)
+    with pytest.raises(DependencyUnavailable):
+        await get_user(users)
+    assert len(callee.received) == 5
+
+
+async def test_a_callee_that_is_away_is_left_alone_until_it_serves(folder: Path, users: "UserServiceAsyncStub") -> None:
     callee = UserAuth(folder)
 
     async def failure() -> DependencyUnavailable | None:

@@ -11,15 +11,14 @@ from nexus.type.v1.faults import Conflict, DeadlineExceeded, DependencyUnavailab
 from services.chassis import context
 from services.chassis.config import Settings
 from services.chassis.database import Database, acting_for, service_dsn
-from services.chassis.ids import new_id
 from services.chassis.spec import ServiceSpec, discover
 from tests.chassis.calls import USERS, call_of
 from tests.platforms import Tenant
 
 TENANT_OF_SESSION = "SELECT nexus.tenant_id()"
-EMAILS = "SELECT email FROM users ORDER BY email"
-INSERT = "INSERT INTO users (user_id, email, email_key, display_name, password_hash) VALUES ($1, $2::text, $2, '', '')"
-UPDATE = "UPDATE users SET display_name = $2 WHERE email = $1"
+NAMES = "SELECT name FROM roles ORDER BY name"
+INSERT = "INSERT INTO roles (name, description, allow, deny) VALUES ($1, '', '{}', '{}')"
+UPDATE = "UPDATE roles SET description = $2 WHERE name = $1"
 
 
 def spec() -> ServiceSpec:
@@ -44,12 +43,12 @@ async def narrow(settings: Settings) -> AsyncIterator[Database]:
     await database.stop()
 
 
-async def insert(database: Database, email: str) -> None:
-    await database.execute(INSERT, new_id(), email)
+async def insert(database: Database, name: str) -> None:
+    await database.execute(INSERT, name)
 
 
-async def emails(database: Database) -> list[str]:
-    return [row["email"] for row in await database.fetch(EMAILS)]
+async def names(database: Database) -> list[str]:
+    return [row["name"] for row in await database.fetch(NAMES)]
 
 
 async def test_a_tenant_sees_and_changes_its_own_rows_only(
@@ -58,14 +57,14 @@ async def test_a_tenant_sees_and_changes_its_own_rows_only(
     with acting_for(tenant.tenant_id):
         await insert(database, "ours")
     with acting_for(other_tenant.tenant_id):
-        assert await emails(database) == []
+        assert await names(database) == []
         assert await database.execute(UPDATE, "ours", "stolen") == 0
-        assert await database.execute("DELETE FROM users WHERE email = 'ours'") == 0
+        assert await database.execute("DELETE FROM roles WHERE name = 'ours'") == 0
         await insert(database, "theirs")
-        assert await emails(database) == ["theirs"]
+        assert await names(database) == ["theirs"]
     with acting_for(tenant.tenant_id):
-        assert await emails(database) == ["ours"]
-        assert await database.fetchval("SELECT tenant_id FROM users") == tenant.tenant_id
+        assert await names(database) == ["ours"]
+        assert await database.fetchval("SELECT tenant_id FROM roles") == tenant.tenant_id
 
 
 async def test_a_row_cannot_be_written_for_or_moved_to_another_tenant(
@@ -75,21 +74,19 @@ async def test_a_row_cannot_be_written_for_or_moved_to_another_tenant(
         await insert(database, "ours")
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             await database.execute(
-                "INSERT INTO users (tenant_id, user_id, email, email_key, display_name, password_hash) "
-                "VALUES ($1, $2, '', '', '', '')",
+                "INSERT INTO roles (tenant_id, name, description, allow, deny) VALUES ($1, 'theirs', '', '{}', '{}')",
                 other_tenant.tenant_id,
-                new_id(),
             )
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
-            await database.execute("UPDATE users SET tenant_id = $1", other_tenant.tenant_id)
+            await database.execute("UPDATE roles SET tenant_id = $1", other_tenant.tenant_id)
 
 
 async def test_without_a_tenant_there_are_no_rows_and_none_can_be_written(database: Database, tenant: Tenant) -> None:
     with acting_for(tenant.tenant_id):
         await insert(database, "ours")
-    assert await emails(database) == []
+    assert await names(database) == []
     async with database.transaction():
-        assert await emails(database) == []
+        assert await names(database) == []
     with pytest.raises(asyncpg.PostgresError):
         await insert(database, "nobody's")
 
@@ -100,14 +97,14 @@ async def test_each_query_on_one_connection_has_the_tenant_of_its_own_call(
     with acting_for(tenant.tenant_id):
         await insert(narrow, "ours")
         async with narrow.transaction():
-            assert await emails(narrow) == ["ours"]
-    assert await emails(narrow) == []
+            assert await names(narrow) == ["ours"]
+    assert await names(narrow) == []
     with acting_for(other_tenant.tenant_id):
-        assert await emails(narrow) == []
+        assert await names(narrow) == []
         async with narrow.transaction():
-            assert await emails(narrow) == []
+            assert await names(narrow) == []
     with acting_for(tenant.tenant_id):
-        assert await emails(narrow) == ["ours"]
+        assert await names(narrow) == ["ours"]
 
 
 async def test_a_transaction_that_fails_leaves_its_tenant_to_nobody(
@@ -119,8 +116,8 @@ async def test_a_transaction_that_fails_leaves_its_tenant_to_nobody(
             async with narrow.transaction():
                 await narrow.fetchval("SELECT 1 / 0")
     with acting_for(other_tenant.tenant_id):
-        assert await emails(narrow) == []
-    assert await emails(narrow) == []
+        assert await names(narrow) == []
+    assert await names(narrow) == []
 
 
 @pytest.mark.parametrize("turns", range(12))
@@ -154,9 +151,9 @@ async def test_a_transaction_cancelled_at_any_moment_leaves_its_tenant_to_nobody
         assert await narrow.fetchval(TENANT_OF_SESSION) == other_tenant.tenant_id
         await insert(narrow, "kept")
     with acting_for(tenant.tenant_id):
-        assert await emails(narrow) == []
+        assert await names(narrow) == []
     with acting_for(other_tenant.tenant_id):
-        assert await emails(narrow) == ["kept"]
+        assert await names(narrow) == ["kept"]
 
 
 async def _cancel_after(turns: int, task: "asyncio.Task[None]") -> None:
@@ -227,7 +224,7 @@ async def test_a_transaction_commits_or_rolls_back_as_a_whole(database: Database
             await insert(database, "second")
         with pytest.raises(RuntimeError):
             await fail()
-        assert await emails(database) == ["first", "second"]
+        assert await names(database) == ["first", "second"]
 
 
 async def test_a_transaction_within_another_is_part_of_it(database: Database, tenant: Tenant) -> None:
@@ -238,16 +235,16 @@ async def test_a_transaction_within_another_is_part_of_it(database: Database, te
     async def fail() -> None:
         async with database.transaction():
             await inner()
-            assert await emails(database) == ["inner"]
+            assert await names(database) == ["inner"]
             raise RuntimeError
 
     with acting_for(tenant.tenant_id):
         with pytest.raises(RuntimeError):
             await fail()
-        assert await emails(database) == []
+        assert await names(database) == []
         async with database.transaction():
             await inner()
-        assert await emails(database) == ["inner"]
+        assert await names(database) == ["inner"]
 
 
 async def test_others_see_a_transaction_only_when_it_has_committed(database: Database, tenant: Tenant) -> None:
@@ -262,10 +259,10 @@ async def test_others_see_a_transaction_only_when_it_has_committed(database: Dat
     with acting_for(tenant.tenant_id):
         writer = asyncio.create_task(write())
         await written.wait()
-        assert await emails(database) == []
+        assert await names(database) == []
         seen.set()
         await writer
-        assert await emails(database) == ["new"]
+        assert await names(database) == ["new"]
 
 
 async def test_a_connection_serves_on_after_a_statement_that_failed(narrow: Database, tenant: Tenant) -> None:
@@ -278,10 +275,10 @@ async def test_a_connection_serves_on_after_a_statement_that_failed(narrow: Data
         await insert(narrow, "ann")
         with pytest.raises(asyncpg.UniqueViolationError):
             await insert(narrow, "ann")
-        assert await emails(narrow) == ["ann"]
+        assert await names(narrow) == ["ann"]
         with pytest.raises(asyncpg.UniqueViolationError):
             await insert_both()
-        assert await emails(narrow) == ["ann"]
+        assert await names(narrow) == ["ann"]
 
 
 async def test_a_platform_wide_transaction_sees_all_tenants_and_the_next_query_one(
@@ -292,12 +289,12 @@ async def test_a_platform_wide_transaction_sees_all_tenants_and_the_next_query_o
         with acting_for(each):
             await insert(narrow, each)
     async with narrow.transaction(platform_wide=True):
-        seen = await narrow.fetch("SELECT email FROM users WHERE tenant_id = ANY($1)", both)
-        assert sorted(row["email"] for row in seen) == sorted(both)
-        assert await narrow.execute("UPDATE users SET roles = '{x}' WHERE tenant_id = ANY($1)", both) == 2
-    assert await emails(narrow) == []
+        seen = await narrow.fetch("SELECT name FROM roles WHERE tenant_id = ANY($1)", both)
+        assert sorted(row["name"] for row in seen) == sorted(both)
+        assert await narrow.execute("UPDATE roles SET allow = '{x}' WHERE tenant_id = ANY($1)", both) == 2
+    assert await names(narrow) == []
     with acting_for(tenant.tenant_id):
-        assert await emails(narrow) == [tenant.tenant_id]
+        assert await names(narrow) == [tenant.tenant_id]
 
 
 async def test_a_platform_wide_transaction_is_no_tenants_whoever_was_served_before(
@@ -320,9 +317,9 @@ async def test_a_tenants_transaction_cannot_become_platform_wide(database: Datab
 
 async def test_execute_says_how_many_rows_it_touched(database: Database, tenant: Tenant) -> None:
     with acting_for(tenant.tenant_id):
-        await database.executemany(INSERT, [(new_id(), "ann"), (new_id(), "bob")])
-        assert await database.execute("UPDATE users SET roles = '{owner}'") == 2
-        assert await database.execute("DELETE FROM users WHERE email = 'carl'") == 0
+        await database.executemany(INSERT, [("ann",), ("bob",)])
+        assert await database.execute("UPDATE roles SET allow = '{x}'") == 2
+        assert await database.execute("DELETE FROM roles WHERE name = 'carl'") == 0
         assert await database.execute("SELECT 1") == 1
         assert await database.execute("SET LOCAL nexus.unused = ''") == 0
 
@@ -385,7 +382,7 @@ async def test_a_connection_cut_inside_a_transaction_is_an_unavailable_dependenc
         with acting_for(tenant.tenant_id):
             with pytest.raises(DependencyUnavailable):
                 await lose_connection()
-            assert await emails(narrow) == []
+            assert await names(narrow) == []
             assert await narrow.fetchval(TENANT_OF_SESSION) == tenant.tenant_id
     finally:
         await admin.close()

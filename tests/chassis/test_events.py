@@ -144,6 +144,19 @@ async def test_what_is_rolled_back_never_happened(bench: Bench) -> None:
     await subscriber.stop()
 
 
+async def test_what_waits_for_the_relay_is_counted_beyond_one_batch(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "BATCH", 2)
+    async with bench.hearing.transaction():
+        async with asyncio.timeout(30):
+            while not await bench.hearing.fetchval(events._ONE_RELAY, "auth-service"):  # noqa: ASYNC110  a try-lock
+                await asyncio.sleep(0.02)
+        await bench.publish(*map(str, range(9)))  # no relay takes it away meanwhile
+        async with bench.publishing.transaction(platform_wide=True):
+            assert await bench.publisher._unsent() >= 9
+
+
 async def test_an_event_that_arrives_twice_is_handled_once(bench: Bench) -> None:
     await bench.publish("first")
     await bench.publisher.relay_batch()

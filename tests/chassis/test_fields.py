@@ -104,3 +104,26 @@ async def test_a_subject_shredded_elsewhere_is_forgotten_when_its_time_is_over(
         await FieldCipher(clients).shred(subject)
         with pytest.raises(KeyNotUsable):
             await cipher.open(sealed, subject=subject, field="phone")
+
+
+async def test_rows_of_many_subjects_cost_one_call_and_leave_out_who_was_shredded(
+    platform: Platform, clients: Clients, tenant: Tenant, other_tenant: Tenant
+) -> None:
+    cipher, subjects = FieldCipher(clients), [new_id() for _ in range(20)]
+    with acting_for(tenant.tenant_id):
+        rows = [
+            (subject, await cipher.seal(f"{n}".encode(), subject=subject, field="phone"))
+            for n, subject in enumerate(subjects)
+        ]
+        await FieldCipher(clients).shred(subjects[3])
+        expected = [None if n == 3 else f"{n}".encode() for n in range(20)]
+        before, reader = await data_keys(platform, tenant), FieldCipher(clients)
+        assert await reader.open_rows([*rows, *rows], field="phone") == expected * 2
+        assert await data_keys(platform, tenant) == before + 19
+        assert await reader.open_rows(rows[4:], field="phone") == expected[4:]
+        assert await data_keys(platform, tenant) == before + 19
+        assert await reader.open_rows([], field="phone") == []
+        with pytest.raises(SealBroken):
+            await reader.open_rows([(subjects[1], rows[0][1])], field="phone")
+    with acting_for(other_tenant.tenant_id), pytest.raises(SealBroken):
+        await FieldCipher(clients).open_rows(rows[:1], field="phone")

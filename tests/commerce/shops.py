@@ -21,6 +21,7 @@ from nexus.commerce.puabo_nuki_product_catalog.v1.prices_pb2_grpc import PriceSe
 from services.chassis.clients import Clients
 from services.chassis.context import acting_for
 from services.chassis.ids import new_id
+from services.chassis.peers import VERSION_HEADER
 from tests.platforms import Platform, SignedIn, Tenant
 
 Json = dict[str, Any]
@@ -61,8 +62,8 @@ class Shop:
         return _body(await self.ask("PUT", path, body))
 
     async def visit(self, path: str, **params: Any) -> httpx.Response:
-        """As somebody who is not signed in."""
-        return await self.http.get(path, params=params, headers=self.tenant.headers)
+        """As somebody who is not signed in; what the services say now, not what the edge has kept."""
+        return await self.http.get(path, params=params, headers={**self.tenant.headers, VERSION_HEADER: "stable"})
 
     async def value(self, query: str, *values: object) -> Any:
         """One value from the database, whatever the services say. The tenant is $1."""

@@ -10,11 +10,15 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from nexus.commerce.puabo_nuki_order_processor.v1.faults import OrderStateConflict, QuantityExceeded
 from services.commerce.puabo_nuki_order_processor.order import (
+    ACTION_REQUIRED,
     CANCELLED,
     CANCELLING,
+    CHECKING_OUT,
     CONFIRMED,
     LEGAL,
+    OPEN,
     PAID,
+    PAYMENT_DECLINED,
     REFUND_PARTS,
     STEPS,
     WAITING,
@@ -22,6 +26,7 @@ from services.commerce.puabo_nuki_order_processor.order import (
     Order,
     apply,
     can_cancel,
+    can_stay,
     check_units,
     decide,
     due,
@@ -85,6 +90,8 @@ class OrderMachine(RuleBasedStateMachine):
                 self.happen("SaleBooked", {"platform_share": 1_800})
             case Action("do", step):
                 self.happen(STEPS[step][0], {})
+            case Action("undo", "label") if outcome == "refused" and can_stay(self.order):
+                self.happen("CancellationRefused", {"under_way": [0]})
             case Action("undo", "capture"):
                 self.happen("PaymentReturned", {"captured": self.order.captured, "refunded": self.order.captured})
             case Action("undo", step):
@@ -107,6 +114,13 @@ class OrderMachine(RuleBasedStateMachine):
     @precondition(lambda self: can_cancel(self.order))
     def somebody_cancels(self) -> None:
         self.happen("CancellationBegun", {"cause": "CUSTOMER"})
+
+    @rule()
+    @precondition(lambda self: self.order.state in PAID)
+    def a_parcel_moves(self) -> None:
+        shipment_id = self.order.parcels[0].shipment_id
+        self.happen("ParcelMoved", {"shipment_id": shipment_id, "state": "IN_TRANSIT"})
+        assert not can_cancel(self.order)
 
     @rule()
     def time_passes(self) -> None:
@@ -164,10 +178,12 @@ class OrderMachine(RuleBasedStateMachine):
                     check_units(self.order, {at: max(left, 0) + 1}, verb)
 
     @invariant()
-    def steps_are_done_in_order_and_undone_in_reverse(self) -> None:
+    def steps_are_done_in_order_and_undone_in_reverse_after_the_labels(self) -> None:
         done, undone = self.order.done, self.order.undone
         assert done == self.order.steps[: len(done)]
         order = self.order.steps[: len(done) + 1][::-1]
+        if "label" in order:
+            order = ["label", *(step for step in order if step != "label")]
         assert undone == order[: len(undone)]
 
     @invariant()
@@ -201,11 +217,15 @@ class OrderMachine(RuleBasedStateMachine):
         assert 0 <= parts <= max(order.platform_share, 0) + 1
 
     def teardown(self) -> None:
-        """Left alone, with everything going well, every order comes to an end."""
+        """Left alone, with everything going well, every order comes to its end: who does not act, or has cancelled,
+        gets nothing; all others get what they ordered."""
+        state, expires = self.order.state, self.order.expire_time
+        is_late = state == ACTION_REQUIRED and expires is not None and expires <= self.now
+        is_lost = is_late or state in (CHECKING_OUT, OPEN, PAYMENT_DECLINED, CANCELLING, CANCELLED)
         for _ in range(100):
             if decide(self.order, self.now) is None:
                 if self.order.state in PAID | {CANCELLED}:
-                    assert self.order.state in PAID or self.order.state == CANCELLED
+                    assert (self.order.state == CANCELLED) == is_lost
                     return
                 self.now += LONG
             self.the_saga_does_the_next_thing("well")
@@ -263,4 +283,6 @@ def apply_refund(order: Order) -> Any:
 def test_what_may_have_been_begun_is_undone_too() -> None:
     order = Order(order_id="1", state=CANCELLING, total=TOTAL, done=["reserve", "authorise", "label"])
     order.parcels = apply(Order(order_id="2"), "CheckedOut", drafted(), START).parcels
+    assert decide(order, START) == Action("undo", "label")
+    order.undone.append("label")
     assert decide(order, START) == Action("undo", "capture")

@@ -2,12 +2,14 @@
 
 import asyncio
 from collections import Counter
+from urllib.parse import quote
 
 import pytest
 
 from services.chassis.ids import new_id
 from tests.commerce.buyers import ADDRESS, PRICE, SHIPPING, Buyer, all_is_well, furnish, put_right, stocked
 from tests.commerce.shops import Json, Shop, reason
+from tests.platforms import PASSWORD
 
 HAPPY = [
     "CheckedOut",
@@ -214,7 +216,9 @@ async def test_the_same_checkout_and_the_same_payment_twice_at_once_happen_once(
     assert await all_is_well(shop) == []
 
 
-async def test_a_confirmed_order_that_is_cancelled_is_undone_last_step_first(open_shop: Shop) -> None:
+async def test_a_confirmed_order_that_is_cancelled_is_undone_labels_first_and_then_the_last_step_first(
+    open_shop: Shop,
+) -> None:
     shop = open_shop
     variant = await stocked(shop, "Boots", 3)
     buyer = await Buyer.of(shop)
@@ -225,11 +229,11 @@ async def test_a_confirmed_order_that_is_cancelled_is_undone_last_step_first(ope
     undone = (await buyer.timeline(order["orderId"]))[len(HAPPY) :]
     assert undone == [
         "CancellationBegun",
+        "LabelsVoided",
         "SaleReverted",
         "InvoiceCredited",
         "StockRestocked",
         "PaymentReturned",
-        "LabelsVoided",
         "PaymentVoided",
         "StockReleased",
         "OrderCancelled",
@@ -240,20 +244,68 @@ async def test_a_confirmed_order_that_is_cancelled_is_undone_last_step_first(ope
     assert again["state"] == "ORDER_STATE_CANCELLED"
 
 
-async def test_a_label_that_cannot_be_bought_gives_the_money_back_to_the_card(open_shop: Shop) -> None:
-    """The rate table's carrier has no account: the quote is given, the label refused."""
+async def test_what_the_carrier_has_is_not_cancelled(open_shop: Shop) -> None:
+    """Not even before the order has heard of the scan: the carrier is asked before anything is given back."""
     shop = open_shop
-    variant = await stocked(shop, "Jacket", 1)
+    variant = await stocked(shop, "Boots", 2)
     buyer = await Buyer.of(shop)
-    order = (await buyer.checkout({variant: 1})).json()["order"]
+    unheard, heard = await buyer.buy({variant: 1}), await buyer.buy({variant: 1})
+    paths = [f"/api/v1/orders/{order['orderId']}" for order in (unheard, heard)]
     await put_right(
         shop,
-        order["orderId"],
-        "UPDATE puabo_nuki_shipping_service.quotes SET quote_id = gen_random_uuid() WHERE tenant_id = $1",
+        unheard["orderId"],
+        "UPDATE puabo_nuki_shipping_service.shipments SET state = 'DELIVERED' WHERE tenant_id = $1 AND order_id = $2",
     )
-    placed = await buyer.place(order)
+    assert reason(await buyer.ask("POST", f"{paths[0]}:cancel", {})) == "ORDER_STATE_CONFLICT"
+    assert (await buyer.timeline(unheard["orderId"]))[len(HAPPY) :] == ["CancellationBegun", "CancellationRefused"]
+    scan = {"scanId": new_id(), "status": "SCAN_STATUS_ACCEPTED", "scanTime": heard["placeTime"], "place": "Paris"}
+    await shop.post(f"/api/v1/shipping/shipments/{heard['parcels'][0]['shipmentId']}/scans", scan)
+    async with asyncio.timeout(20):
+        while (await buyer.timeline(heard["orderId"]))[-1] != "ParcelMoved":  # noqa: ASYNC110  an event brings it
+            await asyncio.sleep(0.1)
+    for path in (*paths, *paths):
+        assert reason(await buyer.ask("POST", f"{path}:cancel", {})) == "ORDER_STATE_CONFLICT"
+    for order in (unheard, heard):
+        assert (await buyer.order(order["orderId"]))["state"] == "ORDER_STATE_CONFIRMED"
+    assert len(await buyer.timeline(heard["orderId"])) == len(HAPPY) + 1
+    assert await shop.level(variant) == (0, 0)
+    assert (await buyer.get("/api/v1/billing/payments"))["payments"][0]["refunded"]["minorUnits"] == "0"
+    # Goods that come back are refunded as a return.
+    desk = f"/api/v1/order-desk/orders/{heard['orderId']}"
+    await shop.post(f"{desk}:refund", {"reason": "never arrived", "requestId": new_id()})
+    await refunded(buyer, heard["orderId"], 1)
+
+
+async def test_an_order_whose_payment_the_bank_has_taken_back_is_cancelled_without_paying_twice(
+    open_shop: Shop,
+) -> None:
+    shop = open_shop
+    variant = await stocked(shop, "Boots", 1)
+    buyer = await Buyer.of(shop, "card_disputed")
+    order = await buyer.buy({variant: 1})
+    cancelled = (await buyer.post(f"/api/v1/orders/{order['orderId']}:cancel"))["order"]
+    assert cancelled["state"] == "ORDER_STATE_CANCELLED"
+    assert cancelled["refunded"]["minorUnits"] == "0"
+    assert await shop.level(variant) == (1, 0)
+    (payment,) = (await buyer.get("/api/v1/billing/payments"))["payments"]
+    assert payment["disputed"] == payment["captured"]
+    assert payment["refunded"]["minorUnits"] == "0"
+
+
+async def test_a_label_that_cannot_be_bought_releases_what_was_reserved_on_the_card(open_shop: Shop) -> None:
+    """The rate table's carrier has no account: the quote is given, the label refused. Nothing has been taken yet."""
+    shop = open_shop
+    tables = (await shop.get("/api/v1/shipping/rate-tables"))["rateTables"]
+    table = {name: value for name, value in tables[0].items() if name != "rateTableId"}
+    await shop.put("/api/v1/shipping/rate-tables/standard", {**table, "carrier": "easypost"})
+    variant = await stocked(shop, "Jacket", 1)
+    buyer = await Buyer.of(shop)
+    placed = await buyer.buy({variant: 1})
     assert (placed["state"], placed["cause"]) == ("ORDER_STATE_CANCELLED", "FAILED")
     assert placed["captured"]["minorUnits"] == "0"
+    (payment,) = (await buyer.get("/api/v1/billing/payments"))["payments"]
+    assert (payment["state"], payment["captured"]["minorUnits"]) == ("PAYMENT_STATE_VOIDED", "0")
+    assert await shop.level(variant) == (1, 0)
     assert await all_is_well(shop) == []
 
 
@@ -383,6 +435,48 @@ async def test_what_the_carrier_reports_stands_in_the_timeline(open_shop: Shop) 
         while not (await buyer.order(order["orderId"]))["parcels"][0]["delivered"]:  # noqa: ASYNC110  an event brings it
             await asyncio.sleep(0.1)
     assert (await buyer.timeline(order["orderId"]))[-1] == "ParcelDelivered"
+
+
+async def test_an_operator_who_sets_an_overdraft_does_not_stop_the_sales(open_shop: Shop) -> None:
+    shop = open_shop
+    variant = await stocked(shop, "Gloves", 2)
+    buyer = await Buyer.of(shop)
+    for limit in (1, 2):
+        order = await buyer.buy({variant: 1})
+        assert (await buyer.settled(order["orderId"]))["state"] == "ORDER_STATE_CONFIRMED"
+        for account in ("customers:prepaid", "income:sales", "tenant:earnings"):
+            body = {"allowOverdraft": True, "overdraftLimit": str(limit * 1_000_000)}
+            changed = await shop.ask("PATCH", f"/api/v1/ledger/accounts/{quote(account, safe='')}", body)
+            assert changed.status_code == 200, changed.text
+    assert await all_is_well(shop) == []
+
+
+async def test_an_erased_customer_is_named_on_no_order_and_no_parcel(open_shop: Shop) -> None:
+    shop = open_shop
+    variant = await stocked(shop, "Gloves", 1)
+    buyer = await Buyer.of(shop)
+    order = await buyer.buy({variant: 1})
+    path = f"/api/v1/shipping/shipments/{order['parcels'][0]['shipmentId']}"
+    assert (await shop.get(path))["shipment"]["to"]["name"] == ADDRESS["name"]
+    assert (await shop.ask("GET", f"{path}/label")).content.startswith(b"%PDF")
+    await buyer.post("/api/v1/auth/me:erase", password=PASSWORD)
+    admin = await shop.platform.admin()
+    try:
+        named = """
+            SELECT (SELECT count(*) FROM puabo_nuki_order_processor.orders WHERE tenant_id = $1 AND shipping_address
+                    IS NOT NULL)
+                 + (SELECT count(*) FROM puabo_nuki_shipping_service.shipments WHERE tenant_id = $1
+                    AND label_order::text ~ 'Dubois|Lilas|claire|75011|Paris')
+                 + (SELECT count(*) FROM puabo_nuki_shipping_service.labels WHERE tenant_id = $1)
+        """
+        async with asyncio.timeout(20):
+            while await admin.fetchval(named, shop.tenant.tenant_id):  # noqa: ASYNC110  events bring it
+                await asyncio.sleep(0.1)
+    finally:
+        await admin.close()
+    forgotten = (await shop.get(path))["shipment"]
+    assert forgotten["to"]["country"] == ADDRESS["country"]
+    assert forgotten["trackingNumber"] == order["parcels"][0]["trackingNumber"]
 
 
 async def test_settings_are_not_overwritten_by_who_has_not_read_them(open_shop: Shop) -> None:

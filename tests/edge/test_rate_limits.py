@@ -25,7 +25,7 @@ def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """A platform with low limits. An hour's window, so that nothing comes back while a test runs."""
     variables = {"NEXUS_RATE_CREDENTIALS": f"{CREDENTIALS}/hour", "NEXUS_RATE_READ": f"{READS}/hour"}
     platform = Platform(tmp_path_factory.mktemp("limited") / "home", variables=variables)
-    platform.up()
+    platform.up("--only", "identity")
     yield platform
     platform.down()
 

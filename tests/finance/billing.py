@@ -160,6 +160,16 @@ class Billing:
             """
         )
 
+    async def age(self, by: str) -> None:
+        """Let everything in doubt be of so long ago."""
+        await self.rows(
+            """
+            UPDATE billing_service.payment_operations SET create_time = now() - $2::text::interval
+            WHERE tenant_id = $1 AND state = 'PENDING'
+            """,
+            by,
+        )
+
     async def events(self, name: str) -> int:
         """How many events of a message have been published."""
         rows = await self.rows(

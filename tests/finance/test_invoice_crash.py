@@ -20,7 +20,7 @@ DRAFTS, KILLS = 60, 3
 def own_platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     platform = Platform(tmp_path_factory.mktemp("crash") / "home")
     try:
-        platform.up()
+        platform.up("--only", "identity", "--only", "finance")
         yield platform
     finally:
         platform.down()

@@ -269,6 +269,11 @@ async def test_accounts_open_with_the_transaction_that_needs_them(ledger: Ledger
     different = pb.NewAccount(name="users:new", type=pb.ACCOUNT_TYPE_INCOME)
     with pytest.raises(faults.AccountDiffers):
         await ledger.post(transfer(WORLD, "users:new", 5, open_accounts=[different]))
+    # The overdraft is the tenant's to change: whoever opened the account with another one goes on with it.
+    lenient = pb.NewAccount(name="users:new", type=pb.ACCOUNT_TYPE_LIABILITY, allow_overdraft=True)
+    await ledger.post(transfer(WORLD, "users:new", 5, open_accounts=[lenient]))
+    with pytest.raises(faults.InsufficientFunds):
+        await ledger.post(transfer("users:new", WORLD, 16, open_accounts=[lenient]))
     other = pb.NewAccount(name="users:other", type=pb.ACCOUNT_TYPE_LIABILITY)
     with pytest.raises(faults.InsufficientFunds):
         await ledger.post(transfer("users:other", WORLD, 5, open_accounts=[other]))

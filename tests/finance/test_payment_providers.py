@@ -5,16 +5,21 @@ import itertools
 import signal
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
 
 import httpx
 import pytest
 
 from nexus.finance.billing_service.v1 import payments_pb2 as pb
+from nexus.finance.billing_service.v1.faults import AmountExceeded, ProviderNotConfigured
 from nexus.type.v1.faults import DependencyUnavailable
 from services.chassis.clients import Clients
+from services.chassis.clock import now
 from services.chassis.context import OPERATOR
 from services.chassis.ids import new_id
-from tests.chaos.processes import send, status
+from services.finance.billing_service.payments import may_charge
+from tests.chaos.processes import replaced, send, status
 from tests.finance.billing import Billing, reason
 from tests.finance.provider_servers import PaypalServer, StripeServer
 from tests.platforms import Platform, eventually
@@ -40,7 +45,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             "NEXUS_BILLING_SERVICE_PROVIDER_TIMEOUT": "3",
         }
         platform = Platform(tmp_path_factory.mktemp("providers") / "home", variables=variables)
-        platform.up()
+        platform.up("--only", "identity", "--only", "finance")
         yield World(platform, stripe, paypal)
         platform.down()
 
@@ -82,6 +87,34 @@ async def test_stripe_authorizes_captures_and_refunds(world: World, billing: Bil
     assert refunded.operation.state == pb.OPERATION_STATE_SUCCEEDED
     voided = await billing.void(await billing.authorize(500))
     assert voided.payment.state == pb.PAYMENT_STATE_VOIDED
+
+
+async def test_customers_of_a_live_tenant_cannot_pay_by_the_sandbox(world: World, billing: Billing) -> None:
+    """Nor by a sandbox card from before, unless the tenant itself says that it rehearses."""
+    old = await billing.card("card_ok")
+    await billing.ok("/provider-accounts", stripe={"apiKey": "sk_test_good", "webhookSecret": "whsec_test"})
+    sandbox: dict[str, Any] = {"providerToken": "card_ok", "provider": "PAYMENT_PROVIDER_SANDBOX"}
+    assert reason(await billing.post("/payment-methods", **sandbox, requestId=new_id())) == "PROVIDER_NOT_CONFIGURED"
+    for chosen in (old, ""):
+        with pytest.raises(ProviderNotConfigured):
+            await billing.authorize(payment_method_id=chosen)
+    assert await billing.charges() == []
+    await billing.card("pm_card_visa")  # the first account is the default
+    assert (await billing.authorize()).provider == pb.PAYMENT_PROVIDER_STRIPE
+    await billing.ok("/provider-accounts", sandbox={})
+    await billing.card("card_ok", provider="PAYMENT_PROVIDER_SANDBOX")
+    assert (await billing.authorize()).provider == pb.PAYMENT_PROVIDER_SANDBOX
+
+
+@pytest.mark.parametrize(
+    ("accounts", "production", "may"),
+    [([], False, True), ([], True, False), (["STRIPE"], False, False), (["SANDBOX", "STRIPE"], True, True)],
+)
+def test_the_sandbox_takes_payments_where_nobody_sells_for_money(
+    accounts: list[str], production: bool, may: bool
+) -> None:
+    assert may_charge("SANDBOX", accounts, production=production) == may
+    assert not may_charge("PAYPAL", accounts, production=production)
 
 
 async def test_a_card_that_stripe_declines_cannot_be_swapped_in_the_browser(world: World, billing: Billing) -> None:
@@ -132,14 +165,39 @@ async def test_a_charge_whose_key_stripe_has_forgotten_is_looked_up_and_not_repe
     world.stripe.lose_answers = 1
     payment = await billing.authorize(capture=True)
     made = len(world.stripe.intents)
-    await billing.rows(
-        "UPDATE billing_service.payment_operations SET create_time = now() - interval '2 days' WHERE tenant_id = $1"
-    )
+    await billing.age("2 days")
     world.stripe._answers.clear()
     await billing.due_now()
     await billing.reconcile()
     assert (await billing.payment(payment.payment_id)).payment.state == pb.PAYMENT_STATE_CAPTURED
     assert len(world.stripe.intents) == made
+
+
+async def test_a_payment_that_turns_up_after_another_has_paid_the_bill_is_given_back(
+    world: World, billing: Billing
+) -> None:
+    """Stripe forgets a charge for as long as it takes to try again, and then tells of it, twice."""
+    await set_stripe(billing)
+    await billing.card("pm_card_visa")
+    world.stripe.lose_answers = 1
+    made = await billing.subscribe(await billing.price(1000))
+    known, world.stripe.intents = world.stripe.intents, {}
+    await billing.age("2 days")
+    await billing.due_now()
+    await billing.reconcile()
+    assert (await billing.run_dunning(now() + timedelta(hours=25)))[0] == 1
+    world.stripe.intents |= known
+    lost = (await billing.read("/payments"))["payments"][-1]["paymentId"]
+    late = next(item for item in known.values() if item["metadata"]["nexus_payment"] == lost)
+    for _ in range(2):
+        assert (await tell(billing, "stripe", world.stripe.notice("payment_intent.succeeded", late))).status_code == 200
+        await billing.reconcile()
+    payments = (await billing.read("/payments"))["payments"]
+    moved = [(int(item["captured"]["minorUnits"]), int(item["refunded"].get("minorUnits", 0))) for item in payments]
+    assert moved == [(1000, 0), (1000, 1000)]  # the latest first
+    assert [refund["payment_intent"] for refund in world.stripe.refunds if refund["amount"] == 1000] == [late["id"]]
+    bill = (await billing.read(f"/bills/{made['bill']['billId']}"))["bill"]
+    assert (bill["state"], bill["paymentId"]) == ("BILL_STATE_PAID", payments[0]["paymentId"])
 
 
 async def test_paypal_captures_in_parts_and_refunds_each_capture(world: World, billing: Billing) -> None:
@@ -159,6 +217,54 @@ async def test_paypal_captures_in_parts_and_refunds_each_capture(world: World, b
     assert amounts == ["6.00", "4.00"]
     await billing.card("declined")
     assert (await billing.authorize()).failure.code == pb.FAILURE_CODE_CARD_DECLINED
+
+
+async def test_what_paypal_may_have_charged_is_not_charged_again(world: World, billing: Billing) -> None:
+    """An order from the vault is charged as it is made, and PayPal cannot be asked for it when its key is forgotten."""
+    await set_paypal(billing)
+    await billing.card("token-1")
+    made = len(world.paypal.orders)
+    world.paypal.lose_answers = 1
+    subscribed = await billing.subscribe(await billing.price(1000))
+    await billing.age("6 hours")
+    world.paypal._answers.clear()
+    for _ in range(2):
+        await billing.due_now()
+        await billing.reconcile()
+        await billing.run_dunning(now() + timedelta(days=3))
+    (payment,) = (await billing.read("/payments"))["payments"]
+    assert payment["state"] == "PAYMENT_STATE_PENDING"
+    (order,) = list(world.paypal.orders.values())[made:]
+    assert (await tell(billing, "paypal", world.paypal.notice("CHECKOUT.ORDER.COMPLETED", order))).status_code == 200
+    bill = (await billing.read(f"/bills/{subscribed['bill']['billId']}"))["bill"]
+    assert (bill["state"], bill["paymentId"]) == ("BILL_STATE_PAID", payment["paymentId"])
+    assert len(world.paypal.orders) == made + 1
+
+
+@pytest.mark.parametrize("kind", ["capture", "refund"])
+async def test_a_movement_that_never_reached_stripe_is_given_up_and_can_be_asked_for_again(
+    world: World, billing: Billing, kind: str
+) -> None:
+    await set_stripe(billing)
+    await billing.card("pm_card_visa")
+    payment = await billing.authorize(1000, capture=kind == "refund")
+    ask = getattr(billing, kind)
+    intent = dict(world.stripe.intents[payment.provider_payment_id])
+    world.stripe.lose_answers = 1
+    request_id = new_id()
+    assert (await ask(payment, 1000, request_id=request_id)).operation.state == pb.OPERATION_STATE_PENDING
+    world.stripe.intents[payment.provider_payment_id] = intent  # as if the request had been lost, not the answer
+    world.stripe.refunds.clear()
+    world.stripe._answers.clear()
+    with pytest.raises(AmountExceeded):
+        await ask(payment, 1000)
+    await billing.age("2 days")
+    await billing.due_now()
+    await billing.reconcile()
+    lost = (await ask(payment, 1000, request_id=request_id)).operation
+    assert (lost.state, lost.failure.code) == (pb.OPERATION_STATE_FAILED, pb.FAILURE_CODE_LOST)
+    assert (await ask(payment, 1000)).operation.state == pb.OPERATION_STATE_SUCCEEDED
+    assert (await billing.events("PaymentProcessed"), await billing.events("PaymentRefunded")) == (1, kind == "refund")
 
 
 async def test_a_paypal_order_is_paid_when_its_payer_has_approved_it(world: World, billing: Billing) -> None:
@@ -267,7 +373,8 @@ async def test_a_service_killed_while_it_pays_has_charged_once(world: World, bil
     send(victim, signal.SIGKILL)
     ended = await asyncio.gather(*calls, return_exceptions=True)
     assert all(isinstance(item, pb.Payment | DependencyUnavailable) for item in ended), ended
-    eventually(world.platform.ready, 60)
+    eventually(lambda: replaced(world.platform, victim), 60)
+    eventually(lambda: status(world.platform, "finance").state == "ready", 60)
     await billing.due_now()
     await billing.reconcile()
     payment = await billing.authorize(capture=True, request_id=request_id)

@@ -204,6 +204,24 @@ async def test_a_dispute_is_answered_and_decided_once(billing: Billing, evidence
     assert (await billing.events("PaymentDisputed"), await billing.events("DisputeClosed")) == (1, 1)
 
 
+async def test_what_a_bank_has_taken_back_is_not_given_back_again(billing: Billing) -> None:
+    await billing.card("card_disputed")
+    payment = await billing.authorize(capture=True)
+    with pytest.raises(AmountExceeded):
+        await billing.refund(payment, 1)
+    (dispute,) = (await billing.read("/disputes"))["disputes"]
+    await billing.ok(f"/disputes/{dispute['disputeId']}:answer", evidence="winning")
+    assert (await billing.refund(payment)).payment.refunded.minor_units == 1000
+
+
+async def test_the_payment_of_an_order_is_refunded_with_its_order_only(billing: Billing) -> None:
+    await billing.card()
+    ordered = await billing.authorize(capture=True, reference="order/0197c1d2")
+    path = f"/payments/{ordered.payment_id}:refund"
+    assert reason(await billing.post(path, requestId=new_id())) == "PAYMENT_STATE_CONFLICT"
+    assert (await billing.refund(ordered)).payment.refunded.minor_units == 1000  # by order-processor
+
+
 async def test_a_removed_or_foreign_payment_method_is_not_charged(billing: Billing, tenant: Tenant) -> None:
     method_id = await billing.card()
     stranger = await tenant.sign_in("member")

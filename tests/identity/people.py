@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pyotp
 
+from tests.identity.authenticators import Authenticator
 from tests.platforms import PASSWORD, Platform, SignedIn, Tenant, eventually
 
 Json = dict[str, Any]
@@ -106,6 +107,12 @@ async def enroll_totp(http: httpx.AsyncClient, user: SignedIn) -> tuple[Totp, li
         await http.post("/api/v1/auth/factors/totp:confirm", headers=user.headers, json={"code": totp.code()})
     )
     return totp, confirmed["recoveryCodes"]
+
+
+async def register_passkey(http: httpx.AsyncClient, user: SignedIn, key: Authenticator) -> Json:
+    started = body(await http.post("/api/v1/auth/factors/passkeys:start", headers=user.headers, json={}))
+    answer = {"challengeId": started["challengeId"], "passkey": key.create(started["options"]), "name": "Laptop"}
+    return body(await http.post("/api/v1/auth/factors/passkeys:finish", headers=user.headers, json=answer))
 
 
 async def verify_mfa(http: httpx.AsyncClient, tenant: Tenant, challenge_id: str, **proof: object) -> httpx.Response:

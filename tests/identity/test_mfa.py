@@ -18,6 +18,7 @@ from tests.identity.people import (
     enroll_totp,
     login,
     reason,
+    register_passkey,
     session_of,
     value,
     verify_mfa,
@@ -36,12 +37,6 @@ async def asked(http: httpx.AsyncClient, tenant: Tenant, email: str) -> Json:
     assert answer.get("session") is None
     mfa: Json = answer["mfa"]
     return mfa
-
-
-async def register_passkey(http: httpx.AsyncClient, user: SignedIn, key: Authenticator) -> Json:
-    started = body(await http.post("/api/v1/auth/factors/passkeys:start", headers=user.headers, json={}))
-    answer = {"challengeId": started["challengeId"], "passkey": key.create(started["options"]), "name": "Laptop"}
-    return body(await http.post("/api/v1/auth/factors/passkeys:finish", headers=user.headers, json=answer))
 
 
 async def passkey_login(

@@ -171,13 +171,11 @@ async def test_asking_for_another_code_tells_nobody_who_is_registered(tenant: Te
 
 
 async def test_a_password_is_stored_as_argon2id_and_nothing_else(platform: Platform, tenant: Tenant) -> None:
-    email = await tenant.provision()
+    await tenant.provision()
     admin = await platform.admin()
     try:
         row = await admin.fetchrow(
-            "SELECT password_hash, u::text AS all FROM user_auth.users u WHERE tenant_id = $1 AND email = $2",
-            tenant.tenant_id,
-            email,
+            "SELECT password_hash, u::text AS all FROM user_auth.users u WHERE tenant_id = $1", tenant.tenant_id
         )
     finally:
         await admin.close()

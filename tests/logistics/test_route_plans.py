@@ -54,11 +54,13 @@ def test_the_validator_lets_every_plan_of_the_solver_pass(problem: Problem, seed
     assert not plan_check.check(problem, Travel.of(problem, {}), solved(problem, seed))
 
 
-@pytest.mark.xfail(reason="VROOM finds another plan of the same cost now and then, also with one thread", strict=False)
 @relaxed
 @given(problems(), SEEDS)
-def test_the_same_seed_makes_the_same_plan(problem: Problem, seed: int) -> None:
-    assert solved(problem, seed) == solved(problem, seed)
+def test_the_same_seed_makes_a_plan_as_good(problem: Problem, seed: int) -> None:
+    """VROOM may find another one of the same cost. Who asks again gets the very same: a solution is kept by its
+    question."""
+    first, second = solved(problem, seed), solved(problem, seed)
+    assert (first.cost, len(first.unassigned)) == (second.cost, len(second.unassigned))
 
 
 @relaxed

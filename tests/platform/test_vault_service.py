@@ -3,6 +3,7 @@
 import asyncio
 import base64
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -20,8 +21,10 @@ from nexus.platform.key_service.v1.faults import (
 from nexus.platform.key_service.v1.vault_pb2_grpc import VaultServiceStub
 from nexus.type.v1.faults import CallerNotAllowed
 from services.chassis.clients import Clients
+from services.chassis.clock import moment, now
 from services.chassis.context import OPERATOR, acting_for
 from services.chassis.ids import new_id
+from tests.identity.people import change
 from tests.platforms import Platform, Tenant
 
 if TYPE_CHECKING:
@@ -105,6 +108,28 @@ async def test_what_was_sealed_before_a_rotation_opens_and_can_be_resealed(
         fresh = await vault.Reseal(vault_pb2.ResealRequest(ciphertext=sealed.ciphertext))
         opened = await vault.Open(vault_pb2.OpenRequest(ciphertext=fresh.ciphertext))
         assert (opened.plaintext, opened.key_version) == (b"mine", 2)
+
+
+async def test_a_key_that_a_service_seals_with_rotates_by_itself(
+    platform: Platform, vault: "VaultServiceAsyncStub"
+) -> None:
+    sealed = (await vault.Seal(vault_pb2.SealRequest(key="k", plaintext=b"mine"))).ciphertext
+    await vault.IssueDataKey(vault_pb2.IssueDataKeyRequest(key="fields", subject="ann"))
+
+    async def key(name: str, subject: str = "") -> pb.Key:
+        request = vault_pb2.EnsureKeyRequest(key=name, subject=subject, algorithm=pb.KEY_ALGORITHM_AES_256_GCM)
+        return (await vault.EnsureKey(request)).key
+
+    for made in (await key("k"), await key("fields", "ann")):
+        assert made.rotation_period.ToTimedelta() == timedelta(days=90)
+        assert timedelta(days=89) < moment(made.next_rotation_time) - now() < timedelta(days=91)
+    assert not (await key("kept")).HasField("rotation_period"), "a service that makes its key says how often"
+    await change(platform, "UPDATE key_service.keys SET next_rotation_time = now() WHERE key_id = $1", made.key_id)
+    deadline = now() + timedelta(seconds=20)
+    while (await key("fields", "ann")).primary_version == 1:
+        assert now() < deadline
+        await asyncio.sleep(0.25)
+    assert (await vault.Open(vault_pb2.OpenRequest(ciphertext=sealed))).plaintext == b"mine"
 
 
 async def test_a_shredded_subject_is_lost_to_every_service_and_gets_no_key_again(

@@ -58,7 +58,9 @@ LEGAL: dict[str, tuple[frozenset[str], str]] = {
     **{undone: (_UNDOING, "") for _, undone in STEPS.values()},
     "RepaymentRefused": (_UNDOING | PAID, ""),
     "OrderCancelled": (_UNDOING, CANCELLED),
+    "CancellationRefused": (_UNDOING, CONFIRMED),
     "ItemsFulfilled": (frozenset({CONFIRMED, PARTIALLY_FULFILLED}), PARTIALLY_FULFILLED),
+    "ParcelMoved": (PAID, ""),
     "ParcelDelivered": (PAID, ""),
     "ReturnRequested": (frozenset({PARTIALLY_FULFILLED, FULFILLED}), ""),
     "ReturnAccepted": (frozenset({PARTIALLY_FULFILLED, FULFILLED}), ""),
@@ -98,6 +100,8 @@ class Parcel(BaseModel):
     carrier: str = ""
     service: str = ""
     tracking_number: str = ""
+    moved: bool = False
+    """Whether the carrier has it, or had it."""
     delivered: bool = False
 
 
@@ -141,6 +145,7 @@ class Order(BaseModel):
     cart_id: str = ""
     state: str = ""
     version: int = 0
+    confirmed: bool = False
     channel: str = ""
     currency: str = ""
     tax_included: bool = False
@@ -247,6 +252,7 @@ def apply(order: Order, kind: str, data: Mapping[str, Any], at: datetime) -> Ord
     require(order, kind, kind)
     after = order.model_copy(deep=True)
     after.state = LEGAL[kind][1] or order.state
+    after.confirmed |= after.state == CONFIRMED
     after.version += 1
     after.update_time = at
     if order.state in WAITING:
@@ -293,8 +299,17 @@ def check_units(order: Order, lines: Mapping[int, int], verb: str) -> dict[int, 
 
 
 def can_cancel(order: Order) -> bool:
-    """Whether nothing has been handed over, given back or sent back."""
-    return order.state in LEGAL["CancellationBegun"][0] and not order.refunds
+    """Whether nothing has been handed over, to the customer or to a carrier, given back or sent back."""
+    return order.state in LEGAL["CancellationBegun"][0] and not order.refunds and not is_on_its_way(order)
+
+
+def is_on_its_way(order: Order) -> bool:
+    return any(parcel.moved or parcel.delivered for parcel in order.parcels)
+
+
+def can_stay(order: Order) -> bool:
+    """Whether an order that is to be cancelled is still as it was when it was confirmed."""
+    return order.confirmed and not order.undone
 
 
 def platform_part(order: Order, refund: Refund) -> int:
@@ -312,9 +327,10 @@ def platform_part(order: Order, refund: Refund) -> int:
 
 
 def _to_undo(order: Order) -> list[str]:
-    """What was done, the last first; before it, what may have been begun by somebody who died doing it."""
-    steps = order.steps
-    return steps[: len(order.done) + 1][::-1]
+    """What was done, the last first; before it, what may have been begun by somebody who died doing it. But first of
+    all the carrier is asked for the parcels: while it has one, nothing is given back for it."""
+    begun = order.steps[: len(order.done) + 1][::-1]
+    return sorted(begun, key=lambda step: step != "label")
 
 
 def _check_out(order: Order, data: Mapping[str, Any], at: datetime) -> None:
@@ -357,9 +373,20 @@ def _fulfil(order: Order, data: Mapping[str, Any], at: datetime) -> None:
     _complete(order)
 
 
+def _move(order: Order, data: Mapping[str, Any], at: datetime) -> None:
+    for parcel in order.parcels:
+        parcel.moved |= parcel.shipment_id == data["shipment_id"]
+
+
 def _deliver(order: Order, data: Mapping[str, Any], at: datetime) -> None:
     for parcel in order.parcels:
         parcel.delivered |= parcel.shipment_id == data["shipment_id"]
+
+
+def _stay(order: Order, data: Mapping[str, Any], at: datetime) -> None:
+    order.cause = ""
+    for number in data["under_way"]:
+        order.parcels[number].moved = True
 
 
 def _request_return(order: Order, data: Mapping[str, Any], at: datetime) -> None:
@@ -426,7 +453,9 @@ _CHANGES: dict[str, Any] = {
     "PaymentRetried": _place,
     "RepaymentRefused": _refused,
     "ItemsFulfilled": _fulfil,
+    "ParcelMoved": _move,
     "ParcelDelivered": _deliver,
+    "CancellationRefused": _stay,
     "ReturnRequested": _request_return,
     "ReturnAccepted": _accept,
     "ReturnRejected": _reject,

@@ -99,10 +99,15 @@ class Orders:
         """Goes on by itself; returned as it is after a while. Raises OrderStateConflict."""
         if order.state not in (rules.CANCELLING, rules.CANCELLED):
             if not rules.can_cancel(order) or order.state == rules.CHECKING_OUT:
-                raise OrderStateConflict(state=order.state, verb="cancelled")
+                under_way = order.state == rules.CONFIRMED and rules.is_on_its_way(order)
+                raise OrderStateConflict(state="ON_ITS_WAY" if under_way else order.state, verb="cancelled")
             cause = "CUSTOMER" if actor == order.customer_id else "STAFF"
             order = await self.record(order, "CancellationBegun", {"cause": cause, "reason": reason}, actor)
-        return await self._carried_on(order.order_id) if order.state == rules.CANCELLING else order
+        if order.state == rules.CANCELLING:
+            order = await self._carried_on(order.order_id)
+            if order.state == rules.CONFIRMED:  # the carrier has it
+                raise OrderStateConflict(state="ON_ITS_WAY", verb="cancelled")
+        return order
 
     async def request_return(self, order: Order, lines: dict[int, int], reason: str, days: int, actor: str) -> Order:
         """Raises OrderStateConflict, QuantityExceeded, ReturnTooLate."""

@@ -28,8 +28,12 @@ from nexus.commerce.puabo_nuki_inventory_mgr.v1.reservations_pb2 import (
 )
 from nexus.commerce.puabo_nuki_inventory_mgr.v1.reservations_pb2_grpc import ReservationServiceStub
 from nexus.commerce.puabo_nuki_shipping_service.v1 import shipment_pb2 as shipping
-from nexus.commerce.puabo_nuki_shipping_service.v1.faults import ShipmentUnderWay
-from nexus.commerce.puabo_nuki_shipping_service.v1.shipping_pb2 import CancelParcelRequest, ShipParcelRequest
+from nexus.commerce.puabo_nuki_shipping_service.v1.faults import ShipmentNotFound, ShipmentUnderWay
+from nexus.commerce.puabo_nuki_shipping_service.v1.shipping_pb2 import (
+    CancelParcelRequest,
+    GetParcelRequest,
+    ShipParcelRequest,
+)
 from nexus.commerce.puabo_nuki_shipping_service.v1.shipping_pb2_grpc import FulfilmentServiceStub
 from nexus.finance.billing_service.v1 import payments_pb2 as billing
 from nexus.finance.billing_service.v1.faults import (
@@ -62,12 +66,19 @@ from services.commerce.puabo_nuki_order_processor.order import (
     STEPS,
     Order,
     Refund,
+    can_stay,
     platform_part,
 )
 from services.commerce.puabo_nuki_order_processor.spec import Config
 from services.commerce.puabo_nuki_order_processor.store import OrderStore
 
 Event = tuple[str, dict[str, Any]]
+_WITH_CARRIER = (
+    shipping.SHIPMENT_STATE_IN_TRANSIT,
+    shipping.SHIPMENT_STATE_OUT_FOR_DELIVERY,
+    shipping.SHIPMENT_STATE_DELIVERED,
+    shipping.SHIPMENT_STATE_RETURNED,
+)
 CALL_SECONDS = 12.0
 """The longest call. The lease of an order is longer than the two that a step makes at most; what is done for several
 parcels has keys that the carrier's side keeps, cancelled ones too."""
@@ -112,6 +123,9 @@ class Steps:
         return await self._do[step](order)
 
     async def undo(self, order: Order, step: str) -> Event:
+        """The event that tells of it; CancellationRefused when the order is on its way, and stays."""
+        if step == "label" and can_stay(order) and (under_way := await self._parcels_under_way(order)):
+            return "CancellationRefused", {"under_way": under_way}
         return STEPS[step][1], await self._undo[step](order)
 
     async def refund(self, order: Order, refund: Refund, part: str) -> dict[str, Any]:
@@ -231,16 +245,18 @@ class Steps:
         return "PaymentCaptured", {"captured": answer.payment.captured.minor_units}
 
     async def _return_payment(self, order: Order) -> dict[str, Any]:
-        """Whatever has been taken, by us or by one of us that died, goes back."""
+        """Whatever has been taken, by us or by one of us that died, goes back; but for what the customer's bank has
+        taken back already."""
         if not order.payment_id:
             return {"nothing": "true"}
         known = await self._payments.GetPayment(billing.GetPaymentRequest(payment_id=order.payment_id))
         if any(operation.state == billing.OPERATION_STATE_PENDING for operation in known.operations):
             raise Later("a movement of the payment is not settled yet")
         taken = known.payment.captured.minor_units
-        if known.payment.refunded.minor_units < taken:
-            await self._repay(order, order.payment_id, taken - known.payment.refunded.minor_units, "repay")
-        return {"captured": taken, "refunded": taken}
+        left = max(0, taken - known.payment.refunded.minor_units - known.payment.disputed.minor_units)
+        if left:
+            await self._repay(order, order.payment_id, left, "repay")
+        return {"captured": taken, "refunded": known.payment.refunded.minor_units + left}
 
     async def _repay(self, order: Order, payment_id: str, amount: int, key: str) -> None:
         """Raises RepaymentRefused; the next attempt has another key."""
@@ -288,8 +304,19 @@ class Steps:
             parcels.append(parcel.model_copy(update=known).model_dump())
         return "LabelsBought", {"parcels": parcels}
 
+    async def _parcels_under_way(self, order: Order) -> list[int]:
+        found = []
+        for number in range(len(order.parcels)):
+            request = GetParcelRequest(key=_parcel_key(order, number))
+            with contextlib.suppress(ShipmentNotFound):
+                parcel = (await self._shipping.GetParcel(request, timeout=CALL_SECONDS)).shipment
+                if parcel.state in _WITH_CARRIER:
+                    found.append(number)
+        return found
+
     async def _void_labels(self, order: Order) -> dict[str, Any]:
-        """A parcel that the carrier has cannot be called back; it comes back by itself, and its label is paid for."""
+        """A parcel that the carrier has got since it was asked, or before the order was confirmed, cannot be called
+        back; it comes back by itself, and its label is paid for."""
         kept = 0
         for number in range(len(order.parcels)):
             try:

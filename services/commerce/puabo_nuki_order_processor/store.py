@@ -258,12 +258,16 @@ class OrderStore:
             )
         )
 
-    async def forget_addresses(self, customer_id: str) -> None:
-        await self._database.execute(
-            "UPDATE orders SET shipping_address = NULL, billing_address = NULL "
-            "WHERE tenant_id = nexus.tenant_id() AND customer_id = $1",
+    async def forget_addresses(self, customer_id: str) -> list[str]:
+        """The ids of the orders that had any."""
+        rows = await self._database.fetch(
+            """
+            UPDATE orders SET shipping_address = NULL, billing_address = NULL
+            WHERE tenant_id = nexus.tenant_id() AND customer_id = $1 RETURNING order_id::text
+            """,
             customer_id,
         )
+        return [row["order_id"] for row in rows]
 
     async def settings(self) -> asyncpg.Record | None:
         return await self._database.fetchrow(

@@ -294,6 +294,20 @@ class ShipmentStore:
         """It has been looked after; let others come first."""
         await self._database.execute("UPDATE shipments SET update_time = now() WHERE shipment_id = $1", shipment_id)
 
+    async def forget_addresses(self, order_id: str) -> None:
+        """Of an order's shipments, all that says to whom they went, but for the country."""
+        rows = await self._database.fetch(
+            """
+            UPDATE shipments SET label_order = jsonb_set(label_order - 'note', '{to}',
+                jsonb_strip_nulls(jsonb_build_object('country', label_order->'to'->'country')))
+            WHERE tenant_id = nexus.tenant_id() AND order_id = $1 RETURNING shipment_id
+            """,
+            order_id,
+        )
+        await self._database.execute(
+            "DELETE FROM labels WHERE shipment_id = ANY ($1::uuid[])", [row["shipment_id"] for row in rows]
+        )
+
     async def label(self, shipment_id: str) -> bytes | None:
         pdf: bytes | None = await self._database.fetchval("SELECT pdf FROM labels WHERE shipment_id = $1", shipment_id)
         return pdf

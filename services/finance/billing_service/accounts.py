@@ -9,6 +9,7 @@ from nexus.finance.billing_service.v1.customers_pb2 import PaypalAccount, Sandbo
 from nexus.finance.billing_service.v1.faults import ProviderNotConfigured, ProviderRefusedAccount
 from services.chassis.context import current_tenant
 from services.chassis.service import Service
+from services.finance.billing_service.payments import may_charge
 from services.finance.billing_service.providers.interface import InDoubt, Provider, Refused
 from services.finance.billing_service.providers.paypal import PaypalProvider
 from services.finance.billing_service.providers.sandbox import SandboxProvider
@@ -22,6 +23,7 @@ _REMEMBER = 500
 class Accounts:
     def __init__(self, service: Service) -> None:
         self._config: Config = service.config
+        self._production = service.settings.environment == "production"
         self._database = service.database
         self._sealer = service.sealer
         self._store = PaymentStore(service.database)
@@ -29,7 +31,7 @@ class Accounts:
         self._made: OrderedDict[tuple[str, bytes], Provider] = OrderedDict()
 
     async def provider(self, name: str) -> Provider:
-        """Raises ProviderNotConfigured. The sandbox needs no account."""
+        """To go on with what has begun. Raises ProviderNotConfigured. The sandbox needs no account."""
         if name == "SANDBOX":
             return self._sandbox
         sealed = await self._store.account(name)
@@ -43,6 +45,11 @@ class Accounts:
                 self._made.popitem(last=False)
         self._made.move_to_end(known)
         return self._made[known]
+
+    async def require_chargeable(self, name: str) -> None:
+        """Before anything new is begun. Raises ProviderNotConfigured where customers may not pay through a provider."""
+        if not may_charge(name, await self._store.account_providers(), production=self._production):
+            raise ProviderNotConfigured(provider=name)
 
     async def default(self) -> str:
         return await self._store.default_provider() or "SANDBOX"

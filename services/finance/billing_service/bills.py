@@ -32,8 +32,10 @@ class Draft:
     """Never less than nothing."""
     credit: int
     """What goes to the customer's credits; less than nothing for what comes from them."""
-    discounted: bool
-    """Whether the coupon was used."""
+    discount: int
+    """What the coupon took off."""
+    fee_discount: int
+    """What of that it took off the fee."""
 
 
 def fee_line(price: Mapping[str, Any], name: str, quantity: int, start: datetime, end: datetime) -> Line:
@@ -41,13 +43,19 @@ def fee_line(price: Mapping[str, Any], name: str, quantity: int, start: datetime
 
 
 def change_lines(
-    old: Mapping[str, Any], new: Mapping[str, Any], subscription: Mapping[str, Any], quantity: int, at: datetime
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    subscription: Mapping[str, Any],
+    quantity: int,
+    fee: int,
+    at: datetime,
 ) -> list[Line]:
-    """What a change within the period gives back of the fee in force, and charges for the rest of the period. With a
-    quantity of nothing it only gives back."""
+    """What a change within the period gives back of the fee in force, and charges of another `fee` for the rest of the
+    period. Both are without what a coupon took off them (`net_fee`), so that only what was charged is given back. With
+    a fee of nothing it only gives back."""
     start, end = subscription["period_start"], subscription["period_end"]
     back = remaining(subscription["period_fee"], start, end, at)
-    forth = remaining(new["fee"] * quantity, start, end, at)
+    forth = remaining(fee, start, end, at)
     unused, rest = f"Unused time of {old['name']}", f"Remaining time of {new['name']}"
     lines = [
         Line(
@@ -69,24 +77,33 @@ def draft(
 ) -> Draft:
     """Make a bill of the amounts that waited for it and of new lines, with a coupon and what is owed to the customer.
 
-    Coupons take off what is positive before credits are looked at, and never more than that. What is below nothing
-    becomes a credit.
+    Coupons take off fees, then use, before credits are looked at. What changes within a period charge and give back has
+    been discounted with the period's fee. What is below nothing becomes a credit.
     """
     made = list(lines)
-    due = sum(waiting) + sum(line.amount for line in made)
-    discount = _discount(coupon, due) if coupon is not None else 0
-    if discount and coupon is not None:
+    fee_discount = _discount(coupon, sum(line.amount for line in lines if line.kind == "FEE"), 0)
+    use = sum(line.amount for line in lines if line.kind == "USAGE")
+    discount = fee_discount + _discount(coupon, use, fee_discount)
+    if coupon is not None and discount:
         made.append(Line("DISCOUNT", coupon["name"] or coupon["code"], -discount, at, at))
-        due -= discount
+    due = sum(waiting) + sum(line.amount for line in made)
     credit = -due if due < 0 else -min(due, owed)
     if credit:
         made.append(Line("CREDIT", "Credit", credit, at, at))
-    return Draft(made, due + credit, credit, bool(discount))
+    return Draft(made, due + credit, credit, discount, fee_discount)
 
 
-def _discount(coupon: Mapping[str, Any], due: int) -> int:
-    if due <= 0:
+def net_fee(fee: int, coupon: Mapping[str, Any] | None, taken_off: int) -> int:
+    """What another fee of a period comes to, whose first one a coupon has taken so much off."""
+    if coupon is None or not taken_off:
+        return fee
+    return fee - (_discount(coupon, fee, 0) if coupon["basis_points"] else min(fee, taken_off))
+
+
+def _discount(coupon: Mapping[str, Any] | None, due: int, used: int) -> int:
+    """Of an amount, by a coupon that has taken off so much already."""
+    if coupon is None or due <= 0:
         return 0
     if coupon["basis_points"]:
         return int(due * coupon["basis_points"] // 10_000)
-    return int(min(due, coupon["amount"]))
+    return int(min(due, coupon["amount"] - used))

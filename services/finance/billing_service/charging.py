@@ -139,6 +139,20 @@ class Charging:
 
         return await self._operate("REFUND", payment_id, check, scope, request_id, request_hash, reason=reason)
 
+    async def refund_later(self, payment: Row, *, reason: str) -> None:
+        """Give all of a payment back that came too late, by the next reconciliation. In the transaction in which it
+        came, once for a payment."""
+        if payment["captured"]:
+            await self._store.insert_operation(
+                payment["payment_id"],
+                "REFUND",
+                payment["captured"],
+                scope="late",
+                request_id=payment["payment_id"],
+                request_hash=b"",
+                reason=reason,
+            )
+
     async def void(
         self, payment_id: str, *, scope: str, request_id: str, request_hash: bytes, reason: str = ""
     ) -> tuple[Row, Row]:
@@ -207,7 +221,11 @@ class Charging:
             )
         settled = in_doubt = 0
         for operation_id in await self._store.in_doubt(limit):
-            await self._ask(operation_id)
+            try:
+                await self._ask(operation_id)
+            except Exception:  # what cannot be asked about must not keep the others from it
+                logger.exception("an operation waits", extra={"operation": operation_id})
+                await self._store.release(operation_id, rules.LONGEST_WAIT)
             operation = await self._store.operation(operation_id)
             settled += operation["state"] != "PENDING"
             in_doubt += operation["state"] == "PENDING"
@@ -220,7 +238,8 @@ class Charging:
         return payment
 
     async def usable_method(self, customer_id: str, payment_method_id: str) -> Row:
-        """The payment method, or the customer's default. Raises CustomerNotFound, PaymentMethodNotFound."""
+        """The payment method, or the customer's default. Raises CustomerNotFound, PaymentMethodNotFound,
+        ProviderNotConfigured."""
         if await self._store.customer(customer_id) is None:
             raise CustomerNotFound(customer_id=customer_id)
         if payment_method_id:
@@ -229,6 +248,7 @@ class Charging:
             method = await self._store.default_method(customer_id)
         if method is None or method["removed"] or method["customer_id"] != customer_id:
             raise PaymentMethodNotFound()
+        await self._accounts.require_chargeable(method["provider"])
         return method
 
     async def absorb(self, payment_id: str, snapshot: Snapshot, operation: Row | None = None) -> Row:
@@ -325,12 +345,16 @@ class Charging:
         try:
             snapshot = await self._request(operation, payment)
         except InDoubt as error:
-            logger.warning("a payment is in doubt: %s", error, extra={"operation": operation_id})
+            # What its provider does not answer for as long as that is for a person to look into.
+            level = logging.ERROR if await self._is_old(operation, payment) else logging.WARNING
+            logger.log(level, "a payment is in doubt: %s", error, extra={"operation": operation_id})
             await self._store.release(operation_id, rules.wait_before(operation["attempts"]))
         except Refused as refusal:
             await self._refuse(operation, refusal)
         else:
             await self.absorb(payment["payment_id"], snapshot, operation)
+            if await self._is_old(operation, payment) and not _may_have(snapshot, operation):
+                await self._refuse(operation, Refused("LOST", f"the provider knows of no such {operation['kind']}"))
             # Where the provider itself has not come to an end, somebody has to look again.
             await self._store.release(operation_id, rules.wait_before(operation["attempts"]))
         return True
@@ -338,7 +362,7 @@ class Charging:
     async def _request(self, operation: Row, payment: Row) -> Snapshot:
         provider = await self._accounts.provider(payment["provider"])
         at_provider, key = payment["provider_payment_id"], operation["operation_id"]
-        too_old = now() - operation["create_time"] > provider.replay_window
+        too_old = await self._is_old(operation, payment)
         match operation["kind"]:
             case "AUTHORIZE":
                 charge = await self._charge(operation, payment)
@@ -350,7 +374,7 @@ class Charging:
                 if found is None:
                     raise Refused("LOST", "the provider has no such payment")
                 return found
-            case _ if too_old:
+            case "CAPTURE" | "REFUND" if too_old:
                 return await provider.look_at(at_provider)
             case "CAPTURE":
                 return await provider.capture(
@@ -360,6 +384,11 @@ class Charging:
                 return await provider.refund(at_provider, operation["amount"], payment["currency"], key)
             case _:
                 return await provider.void(at_provider, key)
+
+    async def _is_old(self, operation: Row, payment: Row) -> bool:
+        """Whether the provider may have forgotten the operation's key."""
+        provider = await self._accounts.provider(payment["provider"])
+        return now() - operation["create_time"] > provider.replay_window
 
     async def _charge(self, operation: Row, payment: Row) -> Charge:
         method = await self._store.method(payment["payment_method_id"])
@@ -415,7 +444,7 @@ class Charging:
                 match = next((item for item in known if item["operation_id"] == movement.operation_id), None)
             else:
                 match = next((item for item in pending if item["amount"] == movement.amount), None)
-            if match is None:
+            if match is None or (match["state"] == "FAILED" and movement.state == "SUCCEEDED"):  # given up too early
                 match = await self._store.insert_operation(payment["payment_id"], kind, movement.amount)
                 assert match is not None, "it has no request to conflict with"
             elif match in pending:
@@ -473,6 +502,16 @@ class Charging:
         if payment is None:
             raise PaymentNotFound(payment_id=payment_id)
         return payment
+
+
+def _may_have(snapshot: Snapshot, operation: Row) -> bool:
+    """Whether a provider that looks at a payment may still come to an operation by itself. What has succeeded or failed
+    there is settled by then."""
+    if operation["kind"] not in ("CAPTURE", "REFUND"):
+        return True
+    movements = snapshot.captures if operation["kind"] == "CAPTURE" else snapshot.refunds
+    ours = ("", operation["operation_id"])
+    return any(movement.state == "PENDING" and movement.operation_id in ours for movement in movements)
 
 
 async def _nothing(payment: Row) -> None:

@@ -1,6 +1,6 @@
 """What can be done with a payment, and what becomes of it when the provider tells how it stands."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -15,7 +15,7 @@ RETRYABLE = {"CARD_DECLINED", "INSUFFICIENT_FUNDS", "PROVIDER_REFUSED", "LOST", 
 # captured, even of a payment that had been given up.
 _RANK = {"PENDING": 0, "REQUIRES_ACTION": 1, "AUTHORIZED": 2, "FAILED": 3, "VOIDED": 3, "CAPTURED": 4}
 _DISPUTE_RANK = {"NEEDS_ANSWER": 0, "UNDER_REVIEW": 1, "WON": 2, "LOST": 2}
-_FIRST_WAIT, _LONGEST_WAIT = timedelta(seconds=2), timedelta(hours=1)
+_FIRST_WAIT, LONGEST_WAIT = timedelta(seconds=2), timedelta(hours=1)
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,12 @@ class Reserved:
 
     captured: int
     refunded: int
+
+
+def may_charge(provider: str, accounts: Collection[str], *, production: bool) -> bool:
+    """Whether customers may pay through a provider, at a tenant with accounts at these. The sandbox confirms whatever
+    it is asked and moves no money: where money is taken, it is a provider only if the tenant says so itself."""
+    return provider in accounts or (provider == "SANDBOX" and not accounts and not production)
 
 
 def later_state(known: str, seen: str) -> str:
@@ -41,9 +47,17 @@ def amount_to_capture(payment: Mapping[str, Any], reserved: Reserved, asked: Mon
 
 
 def amount_to_refund(payment: Mapping[str, Any], reserved: Reserved, asked: Money | None) -> int:
-    """Of what has been captured. Raises PaymentStateConflict, CurrencyMismatch, AmountExceeded."""
+    """Of what has been captured, and not been taken back by the customer's bank. Raises PaymentStateConflict,
+    CurrencyMismatch, AmountExceeded."""
     _require(payment, ("AUTHORIZED", "CAPTURED"), "refunded")
-    return _within(payment["captured"] - reserved.refunded, payment["currency"], asked)
+    left = payment["captured"] - reserved.refunded - payment["disputed"]
+    return _within(max(0, left), payment["currency"], asked)
+
+
+def require_refund_by_hand(payment: Mapping[str, Any]) -> None:
+    """An order's money goes back with its invoice, its stock and its books. Raises PaymentStateConflict."""
+    if payment["reference"].startswith("order/"):
+        raise PaymentStateConflict(state="an order's", verb="refunded but with its order")
 
 
 def has_something_to_void(payment: Mapping[str, Any]) -> bool:
@@ -55,7 +69,7 @@ def has_something_to_void(payment: Mapping[str, Any]) -> bool:
 
 def wait_before(attempt: int) -> timedelta:
     """How long to wait before asking about an operation once more, doubling."""
-    return min(_FIRST_WAIT * 2 ** min(attempt - 1, 20), _LONGEST_WAIT)
+    return min(_FIRST_WAIT * 2 ** min(attempt - 1, 20), LONGEST_WAIT)
 
 
 def _require(payment: Mapping[str, Any], states: tuple[str, ...], verb: str) -> None:

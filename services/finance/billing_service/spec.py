@@ -2,13 +2,13 @@ from datetime import timedelta
 
 from pydantic import BaseModel, Field
 
-from services.chassis.spec import ServiceSpec
+from services.chassis.spec import Outside, ServiceSpec
 
 
 class Config(BaseModel):
-    stripe_url: str = "https://api.stripe.com"
+    stripe_url: Outside[str] = "https://api.stripe.com"
     """Another one for stripe-mock."""
-    paypal_url: str = "https://api-m.paypal.com"
+    paypal_url: Outside[str] = "https://api-m.paypal.com"
     """https://api-m.sandbox.paypal.com for PayPal's own sandbox."""
     provider_timeout: float = Field(default=8.0, gt=0)
     """Seconds that a provider has to answer. What takes longer is in doubt, and asked about again."""

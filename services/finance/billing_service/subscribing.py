@@ -1,5 +1,6 @@
 """Subscriptions from their first bill to their last: renewals, changes, collection, dunning."""
 
+import contextlib
 import json
 import logging
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from nexus.finance.billing_service.v1.faults import (
     CurrencyMismatch,
     CustomerNotFound,
     PaymentMethodNotFound,
+    PaymentStateConflict,
     PriceArchived,
     PriceNotFound,
     ProviderNotConfigured,
@@ -93,8 +95,10 @@ class Subscribing:
                 changed = await self._store.set_terms(subscription_id, new["plan_id"], new["price_id"], quantity, 0)
                 lines: Sequence[Line] = ()
             elif _same_interval(old, new):
-                lines = [] if proration == "NONE" else bills.change_lines(old, new, subscription, quantity, at)
-                fee = subscription["period_fee"] if proration == "NONE" else new["fee"] * quantity
+                fee, lines = subscription["period_fee"], []
+                if proration != "NONE":
+                    fee = await self._net_fee(subscription, new, quantity)
+                    lines = bills.change_lines(old, new, subscription, quantity, fee, at)
                 changed = await self._store.set_terms(subscription_id, new["plan_id"], new["price_id"], quantity, fee)
                 await self._store.insert_lines(subscription_id, None, lines)
                 if proration == "BILL_NOW":
@@ -119,11 +123,13 @@ class Subscribing:
                 lines = await self._usage_lines(subscription, price, at)
                 paid = subscription["state"] == "ACTIVE" and not await self._store.has_unpaid_bill(subscription_id)
                 if prorate and paid:
-                    given_back = bills.change_lines(price, price, subscription, 0, at)
+                    given_back = bills.change_lines(price, price, subscription, 0, 0, at)
                     lines = [*lines, *given_back]
                 await self._make_bill(subscription, price, lines, None, at)
                 changed = await self._end(subscription, at)
             await self._publish_change(changed)
+        if changed["state"] == "CANCELED":
+            await self._let_go(subscription)
         return changed
 
     async def resume(self, subscription_id: str) -> Row:
@@ -148,9 +154,10 @@ class Subscribing:
         start = subscription["period_end"]
         if changes and subscription["state"] != "TRIALING":
             if _same_interval(old, new):
-                lines += bills.change_lines(old, new, subscription, quantity, at)
+                fee = await self._net_fee(subscription, new, quantity)
+                lines += bills.change_lines(old, new, subscription, quantity, fee, at)
             else:
-                lines += bills.change_lines(old, new, subscription, 0, at)
+                lines += bills.change_lines(old, new, subscription, 0, 0, at)
                 start = at
         if not subscription["cancel_at_period_end"]:
             end = boundary(start, new["interval_unit"], new["interval_count"], 1)
@@ -161,27 +168,38 @@ class Subscribing:
 
     async def run_billing(self, at: datetime) -> tuple[int, int]:
         """Bill every subscription whose period has ended, one period after the other; returns how many bills were
-        made and how many subscriptions ended."""
+        made and how many subscriptions ended. One that cannot be billed is left to the next round."""
         billed = ended = 0
-        while due := await self._store.due(at, _BATCH):
+        left: list[str] = []
+        while due := await self._store.due(at, _BATCH, without=left):
             for subscription_id in due:
-                async with self._database.transaction():
-                    subscription = await self._locked(subscription_id)
-                    if subscription["state"] == "CANCELED" or subscription["period_end"] > at:
-                        continue
-                    renewed, bill = await self._renew(subscription)
-                    await self._publish_change(renewed)
-                billed += bill is not None
-                ended += renewed["state"] == "CANCELED"
-                if bill is not None:
-                    await self.collect(bill["bill_id"], at, off_session=True)
+                try:
+                    async with self._database.transaction():
+                        subscription = await self._locked(subscription_id)
+                        if subscription["state"] == "CANCELED" or subscription["period_end"] > at:
+                            continue
+                        renewed, bill = await self._renew(subscription)
+                        await self._publish_change(renewed)
+                    billed += bill is not None
+                    ended += renewed["state"] == "CANCELED"
+                    if renewed["state"] == "CANCELED":
+                        await self._let_go(subscription)
+                    if bill is not None:
+                        await self.collect(bill["bill_id"], at, off_session=True)
+                except Exception:
+                    logger.exception("a subscription waits", extra={"subscription": subscription_id})
+                    left.append(subscription_id)
         return billed, ended
 
     async def run_dunning(self, at: datetime) -> dict[str, int]:
         """Try to collect every bill that is due; returns how many ended in which state."""
         outcomes: dict[str, int] = {}
         for bill_id in await self._store.to_collect(at, _BATCH):
-            bill = await self.collect(bill_id, at, off_session=True)
+            try:
+                bill = await self.collect(bill_id, at, off_session=True)
+            except Exception:
+                logger.exception("a bill waits", extra={"bill": bill_id})
+                continue
             outcomes[bill["state"]] = outcomes.get(bill["state"], 0) + 1
         return outcomes
 
@@ -303,7 +321,7 @@ class Subscribing:
         subscription_id = subscription["subscription_id"]
         lines = list(await self._usage_lines(subscription, old, at))
         if proration != "NONE":
-            lines += bills.change_lines(old, new, subscription, 0, at)
+            lines += bills.change_lines(old, new, subscription, 0, 0, at)
         end = boundary(at, new["interval_unit"], new["interval_count"], 1)
         fee = bills.fee_line(new, new["name"], quantity, at, end)
         await self._store.set_terms(subscription_id, new["plan_id"], new["price_id"], quantity, fee.amount)
@@ -318,6 +336,16 @@ class Subscribing:
             if bill["state"] in ("OPEN", "PAST_DUE"):
                 await self._store.set_bill(bill["bill_id"], "UNCOLLECTIBLE", bill["attempts"], None, None, None)
         return await self._store.cancel(subscription["subscription_id"], at)
+
+    async def _let_go(self, subscription: Row) -> None:
+        """Of the payment that the customer was to confirm, after the end of what it was for. One whose outcome is not
+        known yet, or that nobody came to let go of, is given back if it turns out to be captured."""
+        bill = await self.bill(subscription["bill_id"]) if subscription["state"] == "INCOMPLETE" else None
+        if bill is not None and bill["state"] == "UNCOLLECTIBLE" and bill["payment_id"] is not None:
+            with contextlib.suppress(PaymentStateConflict):
+                await self._charging.void(
+                    bill["payment_id"], scope="end", request_id=bill["payment_id"], request_hash=b""
+                )
 
     async def _usage_lines(
         self, subscription: Row, price: Row, until: datetime, *, close: bool = True
@@ -355,8 +383,10 @@ class Subscribing:
         await self._store.insert_lines(subscription_id, bill["bill_id"], draft.lines)
         if draft.credit:
             await self._store.add_credit(customer_id, currency, draft.credit, bill["bill_id"])
-        if draft.discounted and subscription["coupon_bills_left"] is not None:
+        if draft.discount and subscription["coupon_bills_left"] is not None:
             await self._store.use_coupon(subscription_id)
+        if draft.fee_discount:
+            await self._store.take_off_fee(subscription_id, draft.fee_discount)
         await self._publish(events.BillIssued(**_about_bill(bill)), bill)
         if state == "PAID":
             await self._publish(events.BillPaid(**_about_bill(bill)), bill)
@@ -371,13 +401,20 @@ class Subscribing:
         owed = (await self._store.credits(subscription["customer_id"])).get(currency, 0)
         return bills.draft(waiting, lines, coupon, owed, at)
 
+    async def _net_fee(self, subscription: Row, price: Row, quantity: int) -> int:
+        """What the current period costs by a price, with the coupon that its bill was made with."""
+        coupon = await self._plans.coupon(subscription["coupon_id"]) if subscription["coupon_id"] is not None else None
+        return bills.net_fee(price["fee"] * quantity, coupon, subscription["period_discount"])
+
     async def _on_payment_settled(self, payment: Row) -> None:
         """In the transaction in which the payment changed its state."""
         if payment["bill_id"] is None:
             return
         bill = await self._locked_bill(payment["bill_id"])
         match payment["state"]:
-            case "CAPTURED" if bill["state"] != "PAID":
+            case "CAPTURED" if await self._is_late(bill):
+                await self._charging.refund_later(payment, reason=f"bill {bill['state']}")
+            case "CAPTURED":
                 paid = await self._store.set_bill(
                     bill["bill_id"], "PAID", bill["attempts"], None, payment["payment_id"], now()
                 )
@@ -393,6 +430,13 @@ class Subscribing:
                 )
             case "FAILED" | "VOIDED" if bill["state"] in ("OPEN", "PAST_DUE"):
                 await self._note_failure(bill, payment["payment_id"])
+
+    async def _is_late(self, bill: Row) -> bool:
+        """Whether money comes for a bill that another payment has paid, or for what ended before it was paid for."""
+        if bill["state"] != "UNCOLLECTIBLE":
+            return bool(bill["state"] == "PAID")
+        subscription = await self._locked(bill["subscription_id"])
+        return subscription["state"] == "CANCELED" and not await self._store.has_paid_bill(bill["subscription_id"])
 
     async def _note_failure(self, bill: Row, payment_id: str | None) -> None:
         """Another attempt has failed: when is the next, or what becomes of the subscription?"""
@@ -429,7 +473,7 @@ class Subscribing:
         if chosen is not None:
             try:
                 await self._charging.usable_method(subscription["customer_id"], chosen)
-            except PaymentMethodNotFound:
+            except (PaymentMethodNotFound, ProviderNotConfigured):
                 return ""
         return chosen or ""
 
@@ -479,9 +523,10 @@ class Subscribing:
         return row
 
     async def _locked_bill(self, bill_id: str) -> Row:
+        """After its subscription, as everybody locks them: payment, subscription, bill."""
+        await self._locked((await self.bill(bill_id))["subscription_id"])
         row = await self._store.locked_bill(bill_id)
-        if row is None:
-            raise BillNotFound(bill_id=bill_id)
+        assert row is not None, "bills stay"
         return row
 
     async def _publish_change(self, subscription: Row) -> None:

@@ -15,18 +15,19 @@ from nexus.identity.auth_service.v1.faults import (
     TotpAlreadyEnrolled,
 )
 from services.chassis.database import Database
-from services.chassis.fields import FieldCipher
+from services.chassis.fields import FieldCipher, seal_rows
 from services.chassis.lockout import Lockout
 from services.chassis.sealing import Sealer
 from services.identity.auth_service import recovery_codes
 from services.identity.auth_service.challenges import Challenge
 from services.identity.auth_service.passkeys import Json, PasskeyWrong, RelyingParty, credential_id
-from services.identity.auth_service.store import FactorStore
+from services.identity.auth_service.store import UNSEALED, FactorStore
 from services.identity.auth_service.totp import enrolment_uri, new_totp_secret, step_of
 
 Row = Mapping[str, Any]
 
 _TOTP_FIELD = "totp_factors.secret"
+_PASSKEY_FIELD = "passkeys.public_key"
 
 
 @dataclass(frozen=True)
@@ -104,11 +105,12 @@ class FactorRules:
             new = self._party.register(answer, challenge=challenge.signed)
         except PasskeyWrong as error:
             raise PasskeyRefused(why=error) from None
+        sealed = await self._cipher.seal(new.public_key, subject=user_id, field=_PASSKEY_FIELD)
         async with self._database.transaction():
             await self._store.lock_user(user_id)
             await self.require_room(user_id)
             passkey = await self._store.insert_passkey(
-                new.credential_id, user_id, new.public_key, new.sign_count, name, new.backed_up
+                new.credential_id, user_id, sealed, new.sign_count, name, new.backed_up
             )
         if passkey is None:
             raise PasskeyRefused(why="it is registered already")
@@ -158,7 +160,7 @@ class FactorRules:
                 answer,
                 challenge=challenge.signed,
                 user_id=user_id,
-                public_key=passkey["public_key"],
+                public_key=await self._public_key(passkey),
                 sign_count=passkey["sign_count"],
                 verify_user=verify_user,
             )
@@ -167,6 +169,22 @@ class FactorRules:
         if not await self._store.use_passkey(passkey["credential_id"], used.sign_count):
             raise MfaInvalid()
         return user_id
+
+    async def seal_passkeys(self) -> None:
+        """Those from before their public keys were sealed."""
+
+        async def seal(passkey: Row) -> None:
+            sealed = await self._cipher.seal(passkey["public_key"], subject=passkey["user_id"], field=_PASSKEY_FIELD)
+            await self._store.seal_passkey(passkey["credential_id"], sealed)
+
+        await seal_rows(self._database, UNSEALED, seal)
+
+    async def _public_key(self, passkey: Row) -> bytes:
+        sealed = passkey["public_key_sealed"]
+        if sealed is None:
+            unsealed: bytes = passkey["public_key"]
+            return unsealed
+        return await self._cipher.open(sealed, subject=passkey["user_id"], field=_PASSKEY_FIELD)
 
     async def _spend_totp(self, user_id: str, factor: Row, code: str, *, confirm: bool = False) -> bool:
         sealed = factor["secret_sealed"]

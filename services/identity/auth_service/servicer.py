@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from google.protobuf import json_format
 from google.protobuf.struct_pb2 import Struct
 
 from nexus.identity.auth_service.v1 import auth_service_pb2 as pb
-from nexus.identity.auth_service.v1.faults import FactorRequired
+from nexus.identity.auth_service.v1.faults import FactorRequired, SecondFactorMissing
 from nexus.identity.session_mgr.v1 import session_mgr_pb2
 from nexus.identity.session_mgr.v1.faults import SessionNotFound
 from nexus.identity.session_mgr.v1.session_mgr_pb2_grpc import SessionServiceStub
@@ -27,6 +27,7 @@ from services.chassis.fields import FieldCipher
 from services.chassis.ids import new_id
 from services.chassis.lockout import Lockout
 from services.chassis.service import Service
+from services.chassis.tenant_settings import TenantSettings
 from services.identity.auth_service.challenges import (
     LOGIN,
     PASSKEY_LOGIN,
@@ -43,6 +44,8 @@ from services.identity.auth_service.spec import Config
 from services.identity.auth_service.store import FactorStore
 
 _FORGET_SECONDS = 3600.0
+_SEAL_SECONDS = 5.0
+_PASSWORD_METHOD = "pwd"  # RFC 8176
 _RECOGNIZERS = ("auth-service-v2", OPERATOR)
 """Who may say that it has recognised a user. Others may call us, and sign nobody in."""
 
@@ -53,6 +56,7 @@ class AuthService:
         self._users = service.clients.stub(UserServiceStub)
         self._sessions = service.clients.stub(SessionServiceStub)
         self._tokens = service.clients.stub(TokenServiceStub)
+        self._settings = TenantSettings(service.clients, service.signals)
         self._issuer = config.relying_party_name
         self._challenges = Challenges(service.redis, config.challenge_lifetime)
         self._party = RelyingParty(
@@ -71,6 +75,7 @@ class AuthService:
             self._party,
             config.max_passkeys,
         )
+        service.every(_SEAL_SECONDS, self._factors.seal_passkeys)
         service.every(_FORGET_SECONDS, lockout.forget_old)
 
     async def Login(self, request: pb.LoginRequest, call: RequestContext) -> pb.LoginResponse:
@@ -83,7 +88,9 @@ class AuthService:
             challenge = new_challenge(LOGIN, user_id, version)
             return pb.LoginResponse(mfa=await self._ask(call, challenge, factors))
         tokens, session = await self._sign_in(call, user_id, version, PASSWORD, second_factor=False)
-        return pb.LoginResponse(tokens=tokens, session=session)
+        return pb.LoginResponse(
+            tokens=tokens, session=session, second_factor_missing=await self._lacks_factor(session.methods)
+        )
 
     async def VerifyMfa(self, request: pb.VerifyMfaRequest, call: RequestContext) -> pb.VerifyMfaResponse:
         challenge = await self._challenges.find(call.tenant_id, request.challenge_id, LOGIN)
@@ -115,7 +122,7 @@ class AuthService:
         user_id = await self._factors.prove_by_passkey(challenge, _json(request.passkey), verify_user=True)
         await self._challenges.close(call.tenant_id, request.challenge_id)
         try:
-            user = await self._users.ResolveUser(user_auth_pb2.ResolveUserRequest(user_id=user_id))
+            user = await self._users.ResolveUser(user_auth_pb2.ResolveUserRequest(user_id=user_id, access_only=True))
         except (UserNotFound, UserDisabled):
             raise CredentialsInvalid() from None
         tokens, session = await self._sign_in(
@@ -243,10 +250,31 @@ class AuthService:
         if factors:
             return pb.SignInRecognizedResponse(mfa=await self._ask(call, challenge, factors))
         proof = RECOGNIZED[request.recognized_by]
+        if await self._lacks_factor(proof.methods):
+            raise SecondFactorMissing()
         tokens, session = await self._sign_in(
             call, request.user_id, request.credentials_version, proof, second_factor=False, device=challenge
         )
         return pb.SignInRecognizedResponse(tokens=tokens, session=session)
+
+    async def ListUserFactors(
+        self, request: pb.ListUserFactorsRequest, call: RequestContext
+    ) -> pb.ListUserFactorsResponse:
+        factors = await self._factors.of(request.user_id)
+        return pb.ListUserFactorsResponse(
+            factors=user_auth_pb2.SecondFactors(
+                totp=factors.totp,
+                passkeys=[
+                    user_auth_pb2.SecurityKey(
+                        name=row["name"],
+                        create_time=timestamp(row["create_time"]),
+                        last_used_time=timestamp(row["last_used_time"]) if row["last_used_time"] else None,
+                    )
+                    for row in factors.passkeys
+                ],
+                recovery_codes_left=factors.recovery_codes_left,
+            )
+        )
 
     async def _ask(self, call: RequestContext, challenge: Challenge, factors: Factors) -> pb.MfaChallenge:
         """The challenge as the user sees it: any of their factors answers it, or the password if they have none."""
@@ -313,7 +341,7 @@ class AuthService:
             token_mgr_pb2.IssueTokensRequest(
                 user_id=user_id,
                 session_id=session.session_id,
-                permissions=user.permissions,
+                permissions=await self._permitted(user.permissions, session, second_factor=second_factor),
                 session_expire_time=session.expire_time,
                 assurance=session.assurance,
                 methods=session.methods,
@@ -322,6 +350,17 @@ class AuthService:
             )
         )
         return _tokens(issued.tokens), session
+
+    async def _lacks_factor(self, methods: Sequence[str]) -> bool:
+        """Whether a second factor is required of a user who has none. Where a password is not what proves who they
+        are, an upstream provider does, and asks for what it wants."""
+        return _PASSWORD_METHOD in methods and await self._settings.flag("security.require_mfa")
+
+    async def _permitted(
+        self, permissions: Sequence[str], session: session_mgr_pb2.Session, *, second_factor: bool
+    ) -> Sequence[str]:
+        """What of it tokens may say: nothing for who lacks a second factor. They can still set one up."""
+        return () if not second_factor and await self._lacks_factor(session.methods) else permissions
 
     async def _refresh(self, refresh_token: str, *, of_session: str | None = None) -> pb.Tokens:
         """Exchange a refresh token of the platform's own sign-in. Raises RefreshTokenInvalid or RefreshTokenReused."""
@@ -334,7 +373,7 @@ class AuthService:
         try:
             touched, user, factors = await asyncio.gather(
                 self._sessions.TouchSession(session_mgr_pb2.TouchSessionRequest(session_id=owner.session_id)),
-                self._users.ResolveUser(user_auth_pb2.ResolveUserRequest(user_id=owner.user_id)),
+                self._users.ResolveUser(user_auth_pb2.ResolveUserRequest(user_id=owner.user_id, access_only=True)),
                 self._factors.of(owner.user_id),
             )
         except (SessionNotFound, UserNotFound, UserDisabled):
@@ -343,7 +382,7 @@ class AuthService:
             refreshed = await self._tokens.RefreshTokens(
                 token_mgr_pb2.RefreshTokensRequest(
                     refresh_token=refresh_token,
-                    permissions=user.permissions,
+                    permissions=await self._permitted(user.permissions, touched.session, second_factor=bool(factors)),
                     assurance=touched.session.assurance,
                     methods=touched.session.methods,
                     auth_time=touched.session.auth_time,

@@ -29,7 +29,7 @@ class Config(BaseModel):
 SERVICE = ServiceSpec(
     id="auth-service",
     port=3001,
-    calls=["user-auth", "session-mgr", "token-mgr", "key-service"],
+    calls=["user-auth", "session-mgr", "token-mgr", "key-service", "puabo-os"],
     subscribes=["nexus.identity.user_auth.v1.UserErased"],
     config=Config,
 )

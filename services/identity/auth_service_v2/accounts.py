@@ -33,6 +33,7 @@ from nexus.identity.user_auth.v1.faults import (
     UserDisabled,
 )
 from nexus.identity.user_auth.v1.user_auth_pb2_grpc import UserServiceStub
+from nexus.modules.puabo_os.v1.faults import QuotaExceeded
 from nexus.type.v1.faults import InvalidRequest
 from services.chassis.clock import moment, now
 from services.chassis.context import RequestContext
@@ -127,6 +128,8 @@ class Accounts:
             return await self._recognized("fed", user, call)
         except (UserDisabled, CredentialsInvalid):
             raise NoAccount("Your account is disabled.") from None
+        except QuotaExceeded:
+            raise NoAccount("There is no room for another account here; ask whoever runs this.") from None
 
     async def link(self, issuer: str, subject: str, session: BrowserSession) -> None:
         """Let the user sign in by an upstream identity from now on."""

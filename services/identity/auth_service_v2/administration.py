@@ -100,8 +100,19 @@ class ClientService:
     async def ListMyConsents(
         self, request: pb.ListMyConsentsRequest, call: RequestContext
     ) -> pb.ListMyConsentsResponse:
+        consents, more = await self._consents(request, call, call.user.user_id)
+        return pb.ListMyConsentsResponse(consents=consents, next_page_token=more)
+
+    async def ListUserConsents(
+        self, request: pb.ListUserConsentsRequest, call: RequestContext
+    ) -> pb.ListUserConsentsResponse:
+        consents, more = await self._consents(request, call, request.user_id)
+        return pb.ListUserConsentsResponse(consents=consents, next_page_token=more)
+
+    async def _consents(self, request: Any, call: RequestContext, user_id: str) -> tuple[list[pb.Consent], str]:
+        """A page of them, and the token of the next."""
         size = self._pager.size(request)
-        rows = await self._clients.consents_of(call.user.user_id, self._pager.cursor(request, call), size + 1)
+        rows = await self._clients.consents_of(user_id, self._pager.cursor(request, call), size + 1)
         consents = [
             pb.Consent(
                 client_id=row["client_id"],
@@ -112,7 +123,7 @@ class ClientService:
             for row in rows[:size]
         ]
         more = self._pager.token(request, call, consents[-1].client_id) if len(rows) > size else ""
-        return pb.ListMyConsentsResponse(consents=consents, next_page_token=more)
+        return consents, more
 
     async def RevokeConsent(self, request: pb.RevokeConsentRequest, call: RequestContext) -> pb.RevokeConsentResponse:
         if not await self._clients.withdraw(call.user.user_id, request.client_id):

@@ -41,5 +41,6 @@ SERVICE = ServiceSpec(
     id="auth-service-v2",
     port=3002,
     calls=["auth-service", "user-auth", "session-mgr", "token-mgr"],
+    subscribes=["nexus.identity.user_auth.v1.UserErased"],
     config=Config,
 )

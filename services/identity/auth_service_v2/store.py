@@ -244,6 +244,11 @@ class ClientStore:
             )
         )
 
+    async def withdraw_all(self, user_id: str) -> None:
+        await self._database.execute(
+            "DELETE FROM consents WHERE tenant_id = nexus.tenant_id() AND user_id = $1", user_id
+        )
+
 
 class GrantStore:
     """What becomes a grant once: codes and devices, of the call's tenant."""
@@ -336,6 +341,11 @@ class GrantStore:
             """,
             device_hash,
             more_seconds,
+        )
+
+    async def forget_devices_of(self, user_id: str) -> None:
+        await self._database.execute(
+            "DELETE FROM device_codes WHERE tenant_id = nexus.tenant_id() AND user_id = $1", user_id
         )
 
     async def redeem_device(self, device_hash: bytes) -> None:

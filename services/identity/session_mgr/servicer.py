@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
 
 import asyncpg
 
@@ -13,14 +14,18 @@ from nexus.identity.token_mgr.v1.token_mgr_pb2 import RevokeFamiliesRequest, Rev
 from nexus.identity.token_mgr.v1.token_mgr_pb2_grpc import TokenServiceStub
 from services.chassis.clock import moment, now, timestamp
 from services.chassis.context import RequestContext
+from services.chassis.fields import FieldCipher, seal_rows
 from services.chassis.ids import hash_secret, new_id, new_secret
 from services.chassis.service import Service
+from services.chassis.tenant_settings import TenantSettings
 from services.identity.session_mgr.cache import SessionCache
+from services.identity.session_mgr.devices import UNKNOWN, Device, Devices
 from services.identity.session_mgr.spec import Config
-from services.identity.session_mgr.store import SessionStore
+from services.identity.session_mgr.store import UNSEALED, SessionStore
 from services.identity.session_mgr.watching import Watchers
 
 _FORGET_ENDED_SECONDS = 3600.0
+_SEAL_SECONDS = 5.0
 _REMEMBER_LONGER_SECONDS = 60.0
 """Clocks differ, and the last token of a session may be issued while it ends."""
 _LOOK_AGAIN_SECONDS = 5.0
@@ -33,37 +38,41 @@ class SessionService:
         self._database = service.database
         self._signals = service.signals
         self._access_token_seconds = service.settings.access_token_seconds
-        self._store = SessionStore(service.database, self._config.idle_timeout)
+        self._store = SessionStore(service.database)
         self._cache = SessionCache(service.redis)
+        self._settings = TenantSettings(service.clients, service.signals)
         self._watchers = Watchers(service.redis)
         self._tokens = service.clients.stub(TokenServiceStub)
+        self._devices = Devices(FieldCipher(service.clients))
+        service.every(_SEAL_SECONDS, self._seal_devices)
         service.every(_FORGET_ENDED_SECONDS, self._store.forget_ended)
 
     async def CreateSession(self, request: pb.CreateSessionRequest, call: RequestContext) -> pb.CreateSessionResponse:
         token = new_secret()
+        device = Device(request.user_agent, request.ip_address)
+        sealed, idle = await asyncio.gather(self._devices.seal_if_possible(request.user_id, device), self._idle())
         async with self._database.transaction():
             await self._store.lock_user(request.user_id)
-            live = await self._store.live_of(request.user_id)
+            live = await self._store.live_of(request.user_id, idle)
             surplus = live[self._config.max_sessions_per_user - 1 :]
             await self._end(call, request.user_id, [session["session_id"] for session in surplus])
             session = await self._store.insert(
                 new_id(),
                 hash_secret(token),
                 request.user_id,
-                request.user_agent,
-                request.ip_address,
+                sealed,
                 now() + self._config.absolute_timeout,
                 request.assurance or "aal1",
                 list(request.methods) or ["pwd"],
             )
             self._announce(call, request.user_id)
-        return pb.CreateSessionResponse(session=_session(session), session_token=token)
+        return pb.CreateSessionResponse(session=_session(session, device), session_token=token)
 
     async def GetSession(self, request: pb.GetSessionRequest, call: RequestContext) -> pb.GetSessionResponse:
         token_hash = hash_secret(request.session_token)
         session = await self._cache.get(call.tenant_id, token_hash)
         if session is None:
-            row = await self._store.touch(token_hash=token_hash)
+            row = await self._store.touch(await self._idle(), token_hash=token_hash)
             if row is None:
                 raise SessionNotFound(session_id="for this token")
             session = _session(row)
@@ -74,7 +83,7 @@ class SessionService:
         return pb.GetSessionResponse(session=session)
 
     async def TouchSession(self, request: pb.TouchSessionRequest, call: RequestContext) -> pb.TouchSessionResponse:
-        row = await self._store.touch(session_id=request.session_id)
+        row = await self._store.touch(await self._idle(), session_id=request.session_id)
         if row is None:
             raise SessionNotFound(session_id=request.session_id)
         return pb.TouchSessionResponse(session=_session(row))
@@ -82,8 +91,8 @@ class SessionService:
     async def ListMySessions(
         self, request: pb.ListMySessionsRequest, call: RequestContext
     ) -> pb.ListMySessionsResponse:
-        rows = await self._store.live_of(call.user.user_id)
-        return pb.ListMySessionsResponse(sessions=[_session(row, call.user.session_id) for row in rows])
+        rows = await self._store.live_of(call.user.user_id, await self._idle())
+        return pb.ListMySessionsResponse(sessions=await self._shown(rows, call.user.session_id))
 
     async def RevokeSession(self, request: pb.RevokeSessionRequest, call: RequestContext) -> pb.RevokeSessionResponse:
         async with self._database.transaction():
@@ -97,25 +106,26 @@ class SessionService:
         return pb.RevokeAllSessionsResponse(ended_sessions=await self._end_all(call, call.user.user_id))
 
     async def SetAssurance(self, request: pb.SetAssuranceRequest, call: RequestContext) -> pb.SetAssuranceResponse:
-        row = await self._store.assure(request.session_id, request.assurance, list(request.methods))
+        row = await self._store.assure(request.session_id, request.assurance, list(request.methods), await self._idle())
         if row is None:
             raise SessionNotFound(session_id=request.session_id)
         await self._cache.drop(call.tenant_id, [row["token_hash"]])
-        return pb.SetAssuranceResponse(session=_session(row))
+        (session,) = await self._shown([row])
+        return pb.SetAssuranceResponse(session=session)
 
     async def WatchMySessions(
         self, request: pb.WatchMySessionsRequest, call: RequestContext
     ) -> AsyncIterator[pb.WatchMySessionsResponse]:
-        told: pb.WatchMySessionsResponse | None = None
+        told: set[str] | None = None
         with self._watchers.watch(call.tenant_id, call.user.user_id) as changed:
             while (left := call.user.token_expires - time.time()) > 0:
                 changed.clear()
-                rows = await self._store.live_of(call.user.user_id)
-                live = pb.WatchMySessionsResponse(sessions=[_session(row, call.user.session_id) for row in rows])
-                if told is None or _ids(live) != _ids(told):
+                rows = await self._store.live_of(call.user.user_id, await self._idle())
+                live = {row["session_id"] for row in rows}
+                if live != told:
                     told = live
-                    yield live
-                if call.user.session_id not in _ids(live):
+                    yield pb.WatchMySessionsResponse(sessions=await self._shown(rows, call.user.session_id))
+                if call.user.session_id not in live:
                     return
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(changed.wait(), min(_LOOK_AGAIN_SECONDS, left))
@@ -123,8 +133,11 @@ class SessionService:
     async def ListUserSessions(
         self, request: pb.ListUserSessionsRequest, call: RequestContext
     ) -> pb.ListUserSessionsResponse:
-        rows = await self._store.live_of(request.user_id)
-        return pb.ListUserSessionsResponse(sessions=[_session(row) for row in rows])
+        if request.include_ended:
+            rows = await self._store.all_of(request.user_id)
+        else:
+            rows = await self._store.live_of(request.user_id, await self._idle())
+        return pb.ListUserSessionsResponse(sessions=await self._shown(rows))
 
     async def EndUserSessions(
         self, request: pb.EndUserSessionsRequest, call: RequestContext
@@ -138,10 +151,28 @@ class SessionService:
             ended = await self._end(call, request.user_id, [request.session_id])
         return pb.EndUserSessionsResponse(ended_sessions=ended)
 
+    async def _idle(self) -> timedelta:
+        """How long a session may be unused. One whose access token still works is in use."""
+        minutes = await self._settings.number("security.session_idle_minutes")
+        return max(timedelta(minutes=minutes), timedelta(seconds=self._access_token_seconds))
+
+    async def _shown(self, rows: Sequence[asyncpg.Record], current_id: str | None = None) -> list[pb.Session]:
+        devices = await self._devices.of(rows)
+        return [_session(row, device, current_id) for row, device in zip(rows, devices, strict=True)]
+
+    async def _seal_devices(self) -> None:
+        """Of sessions from before devices were sealed."""
+
+        async def seal(row: asyncpg.Record) -> None:
+            device = Device(row["user_agent"], row["ip_address"])
+            await self._store.seal(row["session_id"], await self._devices.seal(row["user_id"], device))
+
+        await seal_rows(self._database, UNSEALED, seal)
+
     async def _end_all(self, call: RequestContext, user_id: str) -> int:
         async with self._database.transaction():
             await self._store.lock_user(user_id)
-            live = await self._store.live_of(user_id)
+            live = await self._store.live_of(user_id, await self._idle())
             return await self._end(call, user_id, [session["session_id"] for session in live])
 
     async def _end(self, call: RequestContext, user_id: str, session_ids: list[str]) -> int:
@@ -163,16 +194,13 @@ class SessionService:
         self._database.after_commit(lambda: self._watchers.changed(tenant_id, user_id))
 
 
-def _ids(answer: pb.WatchMySessionsResponse) -> set[str]:
-    return {session.session_id for session in answer.sessions}
-
-
-def _session(row: asyncpg.Record, current_id: str | None = None) -> pb.Session:
+def _session(row: asyncpg.Record, device: Device = UNKNOWN, current_id: str | None = None) -> pb.Session:
+    """Without a device for those who act for the user and need not know it: it would have to be unsealed."""
     return pb.Session(
         session_id=row["session_id"],
         user_id=row["user_id"],
-        user_agent=row["user_agent"],
-        ip_address=row["ip_address"],
+        user_agent=device.user_agent,
+        ip_address=device.ip_address,
         create_time=timestamp(row["create_time"]),
         last_used_time=timestamp(row["last_used_time"]),
         expire_time=timestamp(row["expire_time"]),
@@ -180,4 +208,5 @@ def _session(row: asyncpg.Record, current_id: str | None = None) -> pb.Session:
         assurance=row["assurance"],
         methods=row["methods"],
         auth_time=timestamp(row["auth_time"]),
+        end_time=timestamp(row["end_time"]) if row["end_time"] else None,
     )

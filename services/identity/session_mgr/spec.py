@@ -7,8 +7,6 @@ from services.chassis.spec import ServiceSpec
 
 class Config(BaseModel):
     max_sessions_per_user: int = 5
-    idle_timeout: timedelta = timedelta(days=14)
-    """A session that is not used for this long ends."""
     absolute_timeout: timedelta = timedelta(days=90)
     """A session ends this long after sign-in, used or not."""
 
@@ -16,7 +14,7 @@ class Config(BaseModel):
 SERVICE = ServiceSpec(
     id="session-mgr",
     port=3004,
-    calls=["token-mgr"],
+    calls=["token-mgr", "key-service", "puabo-os"],
     subscribes=["nexus.identity.user_auth.v1.UserErased"],
     config=Config,
 )

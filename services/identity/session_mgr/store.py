@@ -7,18 +7,22 @@ import asyncpg
 from services.chassis.database import Database
 
 _SESSION = (
-    "session_id::text, user_id::text, token_hash, user_agent, ip_address, create_time, last_used_time, expire_time, "
-    "assurance, methods, auth_time"
+    "session_id::text, user_id::text, token_hash, device_sealed, user_agent, ip_address, create_time, last_used_time, "
+    "expire_time, assurance, methods, auth_time, end_time"
+)
+UNSEALED = (
+    "SELECT tenant_id, session_id::text, user_id::text, user_agent, ip_address FROM sessions "
+    "WHERE user_agent IS NOT NULL LIMIT $1"
 )
 KEEP_ENDED = "30 days"
+_LIST_ENDED = 1_000
 
 
 class SessionStore:
-    """Sessions of the call's tenant."""
+    """Sessions of the call's tenant. `idle` is how long one may be unused and live."""
 
-    def __init__(self, database: Database, idle_timeout: timedelta) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._idle = idle_timeout
 
     async def lock_user(self, user_id: str) -> None:
         """Let nobody else open or count this user's sessions until the transaction ends."""
@@ -29,8 +33,7 @@ class SessionStore:
         session_id: str,
         token_hash: bytes,
         user_id: str,
-        user_agent: str,
-        ip_address: str,
+        device_sealed: bytes | None,
         expires: datetime,
         assurance: str,
         methods: list[str],
@@ -38,14 +41,13 @@ class SessionStore:
         row = await self._database.fetchrow(
             f"""
             INSERT INTO sessions
-                (session_id, token_hash, user_id, user_agent, ip_address, expire_time, assurance, methods)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING {_SESSION}
+                (session_id, token_hash, user_id, device_sealed, expire_time, assurance, methods)
+            VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING {_SESSION}
             """,
             session_id,
             token_hash,
             user_id,
-            user_agent,
-            ip_address,
+            device_sealed,
             expires,
             assurance,
             methods,
@@ -53,7 +55,7 @@ class SessionStore:
         assert row is not None
         return row
 
-    async def live_of(self, user_id: str) -> list[asyncpg.Record]:
+    async def live_of(self, user_id: str, idle: timedelta) -> list[asyncpg.Record]:
         """The latest used first."""
         return await self._database.fetch(
             f"""
@@ -62,10 +64,22 @@ class SessionStore:
             ORDER BY last_used_time DESC, session_id DESC
             """,
             user_id,
-            self._idle,
+            idle,
         )
 
-    async def touch(self, *, session_id: str | None = None, token_hash: bytes | None = None) -> asyncpg.Record | None:
+    async def all_of(self, user_id: str) -> list[asyncpg.Record]:
+        """Those that have ended too, the latest first."""
+        return await self._database.fetch(
+            f"""
+            SELECT {_SESSION} FROM sessions WHERE tenant_id = nexus.tenant_id() AND user_id = $1
+            ORDER BY session_id DESC LIMIT {_LIST_ENDED}
+            """,
+            user_id,
+        )
+
+    async def touch(
+        self, idle: timedelta, *, session_id: str | None = None, token_hash: bytes | None = None
+    ) -> asyncpg.Record | None:
         """The live session with this id or token, used as of now; None if there is none."""
         return await self._database.fetchrow(
             f"""
@@ -75,10 +89,12 @@ class SessionStore:
             """,
             session_id,
             token_hash,
-            self._idle,
+            idle,
         )
 
-    async def assure(self, session_id: str, assurance: str, methods: list[str]) -> asyncpg.Record | None:
+    async def assure(
+        self, session_id: str, assurance: str, methods: list[str], idle: timedelta
+    ) -> asyncpg.Record | None:
         """The live session, proved anew; None if there is none."""
         return await self._database.fetchrow(
             f"""
@@ -89,7 +105,7 @@ class SessionStore:
             session_id,
             assurance,
             methods,
-            self._idle,
+            idle,
         )
 
     async def end(self, user_id: str, session_ids: list[str]) -> list[asyncpg.Record]:
@@ -101,6 +117,17 @@ class SessionStore:
             """,
             user_id,
             session_ids,
+        )
+
+    async def seal(self, session_id: str, device_sealed: bytes) -> None:
+        """Of a row that still has the device in clear."""
+        await self._database.execute(
+            """
+            UPDATE sessions SET device_sealed = $2, user_agent = NULL, ip_address = NULL
+            WHERE session_id = $1 AND user_agent IS NOT NULL
+            """,
+            session_id,
+            device_sealed,
         )
 
     async def erase_user(self, user_id: str) -> None:

@@ -17,4 +17,10 @@ class Config(BaseModel):
     """How long a key signs before the next one does."""
 
 
-SERVICE = ServiceSpec(id="token-mgr", port=3005, calls=["key-service", "puabo-os"], config=Config)
+SERVICE = ServiceSpec(
+    id="token-mgr",
+    port=3005,
+    calls=["key-service", "puabo-os"],
+    subscribes=["nexus.identity.user_auth.v1.UserErased"],
+    config=Config,
+)

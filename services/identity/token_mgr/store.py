@@ -116,6 +116,19 @@ class TokenStore:
             user_id,
         )
 
+    async def erase_user(self, user_id: str) -> list[str]:
+        """Every family of the user, and the grants that came from them; returns their ids."""
+        rows = await self._database.fetch(
+            """
+            DELETE FROM token_families
+            WHERE tenant_id = nexus.tenant_id()
+              AND (user_id = $1 OR parent_session_id IN (SELECT session_id FROM token_families WHERE user_id = $1))
+            RETURNING session_id::text
+            """,
+            user_id,
+        )
+        return [row["session_id"] for row in rows]
+
     async def forget_expired(self) -> None:
         async with self._database.transaction(platform_wide=True):
             await self._database.execute("DELETE FROM token_families WHERE expire_time < now()")

@@ -14,6 +14,7 @@ from services.chassis.context import acting_for
 from services.chassis.database import Database
 from services.chassis.ids import hash_secret, new_secret
 from services.chassis.mail import Mailer
+from services.identity.user_auth.profiles import Profiles
 from services.identity.user_auth.spec import Config
 from services.identity.user_auth.store import UserStore
 
@@ -32,9 +33,12 @@ class _Mail:
 class CodeMailer:
     """Makes codes, keeps their hashes and mails them."""
 
-    def __init__(self, database: Database, store: UserStore, mailer: Mailer, config: Config) -> None:
+    def __init__(
+        self, database: Database, store: UserStore, profiles: Profiles, mailer: Mailer, config: Config
+    ) -> None:
         self._database = database
         self._store = store
+        self._profiles = profiles
         self._mailer = mailer
         self._mails = {
             VERIFY: _Mail(
@@ -54,8 +58,9 @@ class CodeMailer:
         """Mail the user a fresh code; earlier ones for this purpose stop working."""
         mail, code = self._mails[purpose], new_secret()
         await self._store.replace_code(user["user_id"], purpose, hash_secret(code), now() + mail.lifetime)
-        greeting = f"Hello{' ' + user['display_name'] if user['display_name'] else ''},\n\n"
-        await self._mailer.send(user["email"], mail.subject, greeting + mail.body.format(code=code))
+        profile = await self._profiles.of(user)
+        greeting = f"Hello{' ' + profile.display_name if profile.display_name else ''},\n\n"
+        await self._mailer.send(profile.email, mail.subject, greeting + mail.body.format(code=code))
 
     async def send_requested(self) -> None:
         """Answer the requests of all tenants: mail those users who may have what was asked for."""
@@ -68,7 +73,7 @@ class CodeMailer:
         request = await self._store.take_mail_request(request_id)
         if request is None:
             return
-        user = await self._store.by_email(request["email_key"])
+        user = await self._store.by_digest(request["email_digest"])
         if user is None or user["state"] != "active":
             return
         if request["purpose"] == RECOVER or not user["email_verified"]:

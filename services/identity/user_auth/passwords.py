@@ -11,6 +11,7 @@ import argon2
 import zxcvbn
 
 from nexus.identity.user_auth.v1.faults import PasswordWeak
+from services.identity.user_auth.breaches import BreachedPasswords
 
 Result = TypeVar("Result")
 
@@ -33,7 +34,9 @@ class Policy:
     """zxcvbn's score, 0 to 4; from 1 on its list of common and leaked passwords is refused."""
 
 
-async def require_strong(password: str, policy: Policy, personal: tuple[str, ...]) -> None:
+async def require_strong(
+    password: str, policy: Policy, personal: tuple[str, ...], breached: BreachedPasswords | None = None
+) -> None:
     """Raises PasswordWeak. `personal` are words that the password must not be made of: the address, the name."""
     if len(password) < policy.min_length:
         raise PasswordWeak(why=f"it needs at least {policy.min_length} characters")
@@ -44,6 +47,8 @@ async def require_strong(password: str, policy: Policy, personal: tuple[str, ...
         raise PasswordWeak(why="it is your e-mail address or your name")
     if await _run(_strength, password, personal) < policy.min_strength:
         raise PasswordWeak(why=_TOO_COMMON)
+    if breached is not None and await breached.has(password):
+        raise PasswordWeak(why="it is among passwords that were stolen elsewhere")
 
 
 def _strength(password: str, personal: tuple[str, ...]) -> int:

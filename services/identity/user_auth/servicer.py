@@ -1,12 +1,11 @@
 """UserService: proto to rules and back."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import asyncpg
-import email_validator
 
-from nexus.identity.session_mgr.v1.session_mgr_pb2 import EndUserSessionsRequest, ListUserSessionsRequest
+from nexus.identity.session_mgr.v1.session_mgr_pb2 import EndUserSessionsRequest
 from nexus.identity.session_mgr.v1.session_mgr_pb2_grpc import SessionServiceStub
 from nexus.identity.user_auth.v1 import events_pb2
 from nexus.identity.user_auth.v1 import user_auth_pb2 as pb
@@ -14,27 +13,38 @@ from nexus.identity.user_auth.v1.faults import (
     CodeInvalid,
     CredentialsInvalid,
     EmailNotVerified,
+    EmailTaken,
     IdentityNotLinked,
+    RegistrationClosed,
     SignInLocked,
     UserChanged,
     UserDisabled,
     UserNotFound,
 )
-from services.chassis.clock import now, timestamp
+from services.chassis.clock import timestamp
 from services.chassis.context import RequestContext
+from services.chassis.fields import FieldCipher, seal_rows
 from services.chassis.ids import hash_secret, new_id
 from services.chassis.lockout import Lockout
 from services.chassis.paging import Pager
+from services.chassis.quotas import Quotas
 from services.chassis.service import Service
+from services.chassis.tenant_settings import TenantSettings
 from services.identity.user_auth import passwords
 from services.identity.user_auth.access import Access
+from services.identity.user_auth.breaches import BreachedPasswords
+from services.identity.user_auth.exporting import Exporter
 from services.identity.user_auth.mailing import RECOVER, SEND_SECONDS, VERIFY, CodeMailer
 from services.identity.user_auth.passwords import Policy
+from services.identity.user_auth.profiles import Profile, Profiles
 from services.identity.user_auth.roles import BUILT_IN, Rule, known_permissions
 from services.identity.user_auth.spec import Config
-from services.identity.user_auth.store import IdentityStore, RoleStore, UserStore
+from services.identity.user_auth.store import UNSEALED, IdentityStore, RoleStore, UserStore
 
+USERS = "users"
+"""The quota of users that there are."""
 _FORGET_SECONDS = 3600.0
+_SEAL_SECONDS = 5.0
 _STATES = {"active": pb.USER_STATE_ACTIVE, "disabled": pb.USER_STATE_DISABLED}
 
 
@@ -43,26 +53,34 @@ class UserService:
         self._config: Config = service.config
         self._database = service.database
         self._events = service.events
-        self._sealer = service.sealer
+        self._profiles = Profiles(FieldCipher(service.clients), service.sealer)
+        self._settings = TenantSettings(service.clients, service.signals)
         self._pager = Pager(service.sealer)
         self._sessions = service.clients.stub(SessionServiceStub)
         self._store = UserStore(service.database)
         self._roles = RoleStore(service.database)
         self._identities = IdentityStore(service.database)
         self._access = Access(service.database, self._store, self._roles)
-        self._codes = CodeMailer(service.database, self._store, service.mailer, self._config)
+        self._quotas = Quotas(service.clients, service.database)
+        url = self._config.breached_passwords_url
+        self._breached = BreachedPasswords(url) if url is not None else None
+        self._exporter = Exporter(service.clients)
+        self._codes = CodeMailer(service.database, self._store, self._profiles, service.mailer, self._config)
         self._lockout = Lockout(service.database, self._config.lockout)
+        service.every(_SEAL_SECONDS, self._seal_profiles)
         service.every(SEND_SECONDS, self._codes.send_requested)
         service.every(_FORGET_SECONDS, self._store.forget_expired)
         service.every(_FORGET_SECONDS, self._lockout.forget_old)
 
     async def Register(self, request: pb.RegisterRequest, call: RequestContext) -> pb.RegisterResponse:
-        await self._require_strong(request.password, request.email, request.display_name)
+        if await self._settings.text("security.registration") != "open":
+            raise RegistrationClosed()
+        await self._require_strong(request.password, Profile(request.email, request.display_name))
         password_hash = await passwords.hash_password(request.password)
         async with self._database.transaction():
             user = await self._insert(request.email, request.display_name, password_hash)
             await self._codes.send(user, VERIFY)
-        return pb.RegisterResponse(user=_user(user))
+        return pb.RegisterResponse(user=await self._shown(user))
 
     async def VerifyEmail(self, request: pb.VerifyEmailRequest, call: RequestContext) -> pb.VerifyEmailResponse:
         async with self._database.transaction():
@@ -70,16 +88,16 @@ class UserService:
             user = await self._store.mark_verified(user_id) if user_id is not None else None
         if user is None:
             raise CodeInvalid()
-        return pb.VerifyEmailResponse(user=_user(user))
+        return pb.VerifyEmailResponse(user=await self._shown(user))
 
     async def ResendVerification(
         self, request: pb.ResendVerificationRequest, call: RequestContext
     ) -> pb.ResendVerificationResponse:
-        await self._store.request_mail(_email_key(request.email), VERIFY)
+        await self._store.request_mail(self._profiles.address(request.email).digest, VERIFY)
         return pb.ResendVerificationResponse()
 
     async def StartRecovery(self, request: pb.StartRecoveryRequest, call: RequestContext) -> pb.StartRecoveryResponse:
-        await self._store.request_mail(_email_key(request.email), RECOVER)
+        await self._store.request_mail(self._profiles.address(request.email).digest, RECOVER)
         return pb.StartRecoveryResponse()
 
     async def CompleteRecovery(
@@ -91,10 +109,11 @@ class UserService:
             user = await self._store.by_id(user_id, lock="FOR UPDATE") if user_id is not None else None
             if user is None or user["state"] != "active":
                 raise CodeInvalid()
-            await self._require_strong(request.new_password, user["email"], user["display_name"])
+            profile = await self._profiles.of(user)
+            await self._require_strong(request.new_password, profile)
             password_hash = await passwords.hash_password(request.new_password)
             await self._store.set_password(user["user_id"], password_hash, verified=True)
-            await self._lockout.clear(self._subject(user["email_key"]))
+            await self._lockout.clear(self._profiles.digest_of(user))
             ended = await self._end_sessions(user)
         return pb.CompleteRecoveryResponse(ended_sessions=ended)
 
@@ -108,18 +127,22 @@ class UserService:
         return pb.ResetPasswordResponse(ended_sessions=ended)
 
     async def GetUser(self, request: pb.GetUserRequest, call: RequestContext) -> pb.GetUserResponse:
-        return pb.GetUserResponse(user=_user(await self._require(request.user_id)))
+        return pb.GetUserResponse(user=await self._shown(await self._require(request.user_id)))
 
     async def ListUsers(self, request: pb.ListUsersRequest, call: RequestContext) -> pb.ListUsersResponse:
+        email = request.email or request.email_prefix
+        if email:
+            found = await self._store.by_email(self._profiles.address(email))
+            rows = [found] if found is not None and _fits(found, request) else []
+            return pb.ListUsersResponse(users=await self._all_shown(rows))
         size = self._pager.size(request)
         rows = await self._store.page(
             after=self._pager.cursor(request, call),
             size=size + 1,
-            email_prefix=request.email_prefix.casefold(),
-            state=next((name for name, state in _STATES.items() if state == request.state), ""),
+            state=_state(request),
             role=request.role,
         )
-        response = pb.ListUsersResponse(users=[_user(row) for row in rows[:size]])
+        response = pb.ListUsersResponse(users=await self._all_shown(rows[:size]))
         if len(rows) > size:
             response.next_page_token = self._pager.token(request, call, rows[size - 1]["user_id"])
         return response
@@ -132,23 +155,31 @@ class UserService:
                 raise UserChanged()
             # Whoever decides on the address decides on the account: recovery goes there.
             await self._access.require_over(call.user, user)
-            email = asked.email if "email" in request.update_mask.paths and asked.email else user["email"]
-            name = asked.display_name if "display_name" in request.update_mask.paths else user["display_name"]
-            updated = await self._store.update(user["user_id"], email, _email_key(email), name)
-            if updated["email_key"] != user["email_key"]:
+            present = await self._profiles.of(user)
+            profile = Profile(
+                asked.email if "email" in request.update_mask.paths and asked.email else present.email,
+                asked.display_name if "display_name" in request.update_mask.paths else present.display_name,
+            )
+            address = self._profiles.address(profile.email)
+            moved = address != self._profiles.address(present.email)
+            if moved and await self._store.by_email(address) is not None:
+                raise EmailTaken()
+            sealed = await self._profiles.seal(user["user_id"], profile)
+            updated = await self._store.update(user["user_id"], sealed, address.digest, moved=moved)
+            if moved:
                 await self._store.forget_codes(user["user_id"], RECOVER)
                 await self._codes.send(updated, VERIFY)
-        return pb.UpdateUserResponse(user=_user(updated))
+        return pb.UpdateUserResponse(user=await self._shown(updated))
 
     async def DisableUser(self, request: pb.DisableUserRequest, call: RequestContext) -> pb.DisableUserResponse:
         async with self._database.transaction():
             user = await self._require_to_let_go(request.user_id, call)
             if user["state"] == "disabled":
-                return pb.DisableUserResponse(user=_user(user))
+                return pb.DisableUserResponse(user=await self._shown(user))
             disabled = await self._store.set_state(user["user_id"], "disabled")
             await self._events.publish(events_pb2.UserDisabled(user_id=user["user_id"]), aggregate=user["user_id"])
             ended = await self._end_sessions(user)
-        return pb.DisableUserResponse(user=_user(disabled), ended_sessions=ended)
+        return pb.DisableUserResponse(user=await self._shown(disabled), ended_sessions=ended)
 
     async def EnableUser(self, request: pb.EnableUserRequest, call: RequestContext) -> pb.EnableUserResponse:
         async with self._database.transaction():
@@ -156,7 +187,7 @@ class UserService:
             await self._access.require_over(call.user, user)
             if user["state"] != "active":
                 user = await self._store.set_state(user["user_id"], "active")
-        return pb.EnableUserResponse(user=_user(user))
+        return pb.EnableUserResponse(user=await self._shown(user))
 
     async def ExportUser(self, request: pb.ExportUserRequest, call: RequestContext) -> pb.ExportUserResponse:
         return pb.ExportUserResponse(export=await self._export(request.user_id))
@@ -170,7 +201,7 @@ class UserService:
 
     async def EraseMe(self, request: pb.EraseMeRequest, call: RequestContext) -> pb.EraseMeResponse:
         user = await self._require(call.user.user_id)
-        await self._prove(user["email_key"], user, request.password)
+        await self._prove(self._profiles.digest_of(user), user, request.password)
         await self._erase(user["user_id"], call)
         return pb.EraseMeResponse()
 
@@ -179,7 +210,7 @@ class UserService:
         if user["state"] != "active":
             raise UserDisabled()
         return pb.ResolveUserResponse(
-            user=_user(user),
+            user=_user(user) if request.access_only else await self._shown(user),
             permissions=await self._access.permissions(user),
             credentials_version=user["credentials_version"],
         )
@@ -188,8 +219,9 @@ class UserService:
         self, request: pb.ChangePasswordRequest, call: RequestContext
     ) -> pb.ChangePasswordResponse:
         user = await self._require(call.user.user_id)
-        await self._prove(user["email_key"], user, request.current_password)
-        await self._require_strong(request.new_password, user["email"], user["display_name"])
+        profile = await self._profiles.of(user)
+        await self._prove(self._profiles.digest_of(user), user, request.current_password)
+        await self._require_strong(request.new_password, profile)
         password_hash = await passwords.hash_password(request.new_password)
         # The sessions end before the password is committed: nobody stays signed in with the old one.
         async with self._database.transaction():
@@ -200,9 +232,8 @@ class UserService:
     async def VerifyPassword(
         self, request: pb.VerifyPasswordRequest, call: RequestContext
     ) -> pb.VerifyPasswordResponse:
-        email_key = _email_key(request.email)
-        found = await self._store.by_email(email_key)
-        user = await self._prove(email_key, found, request.password)
+        address = self._profiles.address(request.email)
+        user = await self._prove(address.digest, await self._store.by_email(address), request.password)
         if user["state"] != "active":
             raise UserDisabled()
         if not user["email_verified"]:
@@ -218,7 +249,7 @@ class UserService:
 
     async def CheckPassword(self, request: pb.CheckPasswordRequest, call: RequestContext) -> pb.CheckPasswordResponse:
         user = await self._require(request.user_id)
-        await self._prove(user["email_key"], user, request.password)
+        await self._prove(self._profiles.digest_of(user), user, request.password)
         return pb.CheckPasswordResponse()
 
     async def ConfirmSignIn(self, request: pb.ConfirmSignInRequest, call: RequestContext) -> pb.ConfirmSignInResponse:
@@ -229,22 +260,24 @@ class UserService:
         return pb.ConfirmSignInResponse(user=_user(user), permissions=await self._access.permissions(user))
 
     async def ProvisionUser(self, request: pb.ProvisionUserRequest, call: RequestContext) -> pb.ProvisionUserResponse:
-        await self._require_strong(request.password, request.email, request.display_name)
+        await self._require_strong(request.password, Profile(request.email, request.display_name))
         password_hash = await passwords.hash_password(request.password)
-        new, email_key = new_id(), _email_key(request.email)
-        known = await self._store.by_email(email_key)
+        roles, address = list(request.roles), self._profiles.address(request.email)
+        known = await self._store.by_email(address)
         same_password = known is not None and await passwords.matches(known["password_hash"], request.password)
         async with self._database.transaction():
-            user = await self._store.upsert_verified(
-                new, request.email, email_key, request.display_name, password_hash, list(request.roles)
-            )
-            if user["user_id"] == new:
-                await self._events.publish(events_pb2.UserCreated(user_id=new), aggregate=new)
-            elif not same_password:
-                # Nobody stays signed in with the old one.
-                await self._store.set_password(user["user_id"], password_hash, verified=True)
-                await self._end_sessions(user)
-        return pb.ProvisionUserResponse(user=_user(user))
+            try:
+                user = await self._insert(request.email, request.display_name, password_hash, roles, verified=True)
+            except EmailTaken:
+                present = await self._store.by_email(address, lock="FOR UPDATE")
+                if present is None:  # erased at this moment
+                    raise
+                user = await self._store.provision(present["user_id"], password_hash, roles)
+                if not same_password:
+                    # Nobody stays signed in with the old one.
+                    await self._store.set_password(user["user_id"], password_hash, verified=True)
+                    await self._end_sessions(user)
+        return pb.ProvisionUserResponse(user=await self._shown(user))
 
     async def ListRoles(self, request: pb.ListRolesRequest, call: RequestContext) -> pb.ListRolesResponse:
         built_in = [
@@ -272,14 +305,14 @@ class UserService:
         async with self._database.transaction():
             user = await self._require(request.user_id, lock="FOR UPDATE")
             updated = await self._access.assign(call.user, user, list(request.roles))
-        return pb.AssignRolesResponse(user=_user(updated))
+        return pb.AssignRolesResponse(user=await self._shown(updated))
 
     async def RemoveRoles(self, request: pb.RemoveRolesRequest, call: RequestContext) -> pb.RemoveRolesResponse:
         async with self._database.transaction():
             await self._store.lock_owners()
             user = await self._require(request.user_id, lock="FOR UPDATE")
             updated = await self._access.remove(call.user, user, list(request.roles))
-        return pb.RemoveRolesResponse(user=_user(updated))
+        return pb.RemoveRolesResponse(user=await self._shown(updated))
 
     async def GetPasswordPolicy(
         self, request: pb.GetPasswordPolicyRequest, call: RequestContext
@@ -352,44 +385,70 @@ class UserService:
         return user
 
     async def _insert(
-        self, email: str, display_name: str, password_hash: str | None, *, verified: bool = False
+        self,
+        email: str,
+        display_name: str,
+        password_hash: str | None,
+        roles: Sequence[str] = (),
+        *,
+        verified: bool = False,
     ) -> asyncpg.Record:
-        user = await self._store.insert(
-            new_id(), email, _email_key(email), display_name, password_hash, verified=verified
-        )
-        await self._events.publish(events_pb2.UserCreated(user_id=user["user_id"]), aggregate=user["user_id"])
+        """Raises EmailTaken."""
+        address = self._profiles.address(email)
+        if await self._store.by_email(address) is not None:
+            raise EmailTaken()
+        user_id = new_id()
+        await self._quotas.take(USERS, user_id)
+        sealed = await self._profiles.seal(user_id, Profile(email, display_name))
+        user = await self._store.insert(user_id, sealed, address.digest, password_hash, roles, verified=verified)
+        await self._events.publish(events_pb2.UserCreated(user_id=user_id), aggregate=user_id)
         return user
+
+    async def _shown(self, user: asyncpg.Record) -> pb.User:
+        return _user(user, await self._profiles.of(user))
+
+    async def _all_shown(self, users: Sequence[asyncpg.Record]) -> list[pb.User]:
+        """But for those who have just been erased."""
+        profiles = await self._profiles.of_all(users)
+        return [_user(user, profiles[user["user_id"]]) for user in users if user["user_id"] in profiles]
+
+    async def _seal_profiles(self) -> None:
+        """Of users from before profiles were sealed."""
+
+        async def seal(user: asyncpg.Record) -> None:
+            profile = Profile(user["email"], user["display_name"])
+            sealed = await self._profiles.seal(user["user_id"], profile)
+            address = self._profiles.address(profile.email)
+            await self._store.seal(user["user_id"], sealed, address.digest, profile.email)
+
+        await seal_rows(self._database, UNSEALED, seal)
 
     async def _erase(self, user_id: str, call: RequestContext) -> None:
         async with self._database.transaction():
             user = await self._require_to_let_go(user_id, call)
             await self._end_sessions(user)
             await self._events.publish(events_pb2.UserErased(user_id=user_id), aggregate=user_id)
-            await self._store.erase(user_id, user["email_key"])
-            await self._lockout.clear(self._subject(user["email_key"]))
+            subject = self._profiles.digest_of(user)
+            await self._store.erase(user_id, subject)
+            await self._lockout.clear(subject)
+        self._profiles.forget(user_id)
 
     async def _export(self, user_id: str) -> pb.UserExport:
         user = await self._require(user_id)
         identities = await self._identities.of(user_id)
-        sessions = await self._sessions.ListUserSessions(ListUserSessionsRequest(user_id=user_id))
-        return pb.UserExport(
-            user=_user(user),
-            identities=[_identity(row) for row in identities],
-            sessions=sessions.sessions,
-            export_time=timestamp(now()),
-        )
+        return await self._exporter.export(await self._shown(user), [_identity(row) for row in identities])
 
     async def _end_sessions(self, user: Mapping[str, Any]) -> int:
         ended = await self._sessions.EndUserSessions(EndUserSessionsRequest(user_id=user["user_id"]))
         count: int = ended.ended_sessions
         return count
 
-    async def _prove(self, email_key: str, user: asyncpg.Record | None, password: str) -> asyncpg.Record:
-        """The user, if the password is theirs. The same work is done for an address that belongs to nobody.
+    async def _prove(self, subject: bytes, user: asyncpg.Record | None, password: str) -> asyncpg.Record:
+        """The user of an address, given its digest, if the password is theirs. The same work is done for an address
+        that belongs to nobody.
 
         Raises CredentialsInvalid or SignInLocked.
         """
-        subject = self._subject(email_key)
         left = await self._lockout.seconds_left(subject)
         if not left:
             right = await passwords.matches(user["password_hash"] if user else None, password)
@@ -400,33 +459,32 @@ class UserService:
             raise CredentialsInvalid()
         return user
 
-    def _subject(self, email_key: str) -> bytes:
-        """What wrong passwords are counted by: says nothing to those who read it."""
-        return self._sealer.digest(email_key.encode())
-
     async def _policy(self) -> Policy:
         own = await self._store.password_policy()
         if own is not None:
             return Policy(own["min_length"], own["min_strength"])
         return Policy(self._config.password_min_length, self._config.password_min_strength)
 
-    async def _require_strong(self, password: str, email: str, display_name: str) -> None:
-        await passwords.require_strong(password, await self._policy(), personal=(email, display_name))
+    async def _require_strong(self, password: str, profile: Profile) -> None:
+        personal = (profile.email, profile.display_name)
+        await passwords.require_strong(password, await self._policy(), personal, self._breached)
 
 
-def _email_key(email: str) -> str:
-    """The address as it is compared. One that cannot be parsed belongs to nobody and is compared as it is."""
-    try:
-        return email_validator.validate_email(email, check_deliverability=False).normalized.casefold()
-    except email_validator.EmailNotValidError:
-        return email.casefold()
+def _state(request: pb.ListUsersRequest) -> str:
+    return next((name for name, state in _STATES.items() if state == request.state), "")
 
 
-def _user(row: Mapping[str, Any]) -> pb.User:
+def _fits(user: asyncpg.Record, request: pb.ListUsersRequest) -> bool:
+    """Whether a user is in the state, and has the role, that is asked for."""
+    return _state(request) in ("", user["state"]) and (not request.role or request.role in user["roles"])
+
+
+def _user(row: Mapping[str, Any], profile: Profile | None = None) -> pb.User:
+    """Without a profile for those who act for the user and need not know it: it would have to be unsealed."""
     return pb.User(
         user_id=row["user_id"],
-        email=row["email"],
-        display_name=row["display_name"],
+        email=profile.email if profile else "",
+        display_name=profile.display_name if profile else "",
         email_verified=row["email_verified"],
         roles=row["roles"],
         create_time=timestamp(row["create_time"]),

@@ -11,6 +11,9 @@ class Config(BaseModel):
     """What a tenant without a password policy of its own asks for."""
     password_min_strength: int = Field(default=2, ge=0, le=4)
     """zxcvbn's score."""
+    breached_passwords_url: str | None = Field(default=None, pattern="^https?://")
+    """Where passwords are looked up among stolen ones, 5 digits of a hash at a time: the range API of Have I Been Pwned
+    ("https://api.pwnedpasswords.com/range/"), or a mirror of it. Nowhere when unset."""
     verification_lifetime: timedelta = timedelta(hours=24)
     """How long a code works that verifies an address."""
     recovery_lifetime: timedelta = timedelta(hours=1)
@@ -25,4 +28,10 @@ class Config(BaseModel):
         return LockoutPolicy(free=self.lockout_free, first=self.lockout_first, longest=self.lockout_longest)
 
 
-SERVICE = ServiceSpec(id="user-auth", port=3003, calls=["session-mgr"], config=Config)
+SERVICE = ServiceSpec(
+    id="user-auth",
+    port=3003,
+    calls=["session-mgr", "auth-service", "auth-service-v2", "backend-api", "puabo-os", "key-service"],
+    sends_mail=True,
+    config=Config,
+)

@@ -9,11 +9,16 @@ import asyncpg
 from nexus.identity.user_auth.v1.faults import EmailTaken, IdentityTaken
 from services.chassis.database import Database
 from services.chassis.ids import new_id
+from services.identity.user_auth.profiles import Address
 
 _USER = (
-    "user_id::text, email, email_key, display_name, password_hash, email_verified, roles, state, credentials_version, "
-    "version, create_time, update_time"
+    "user_id::text, profile_sealed, email_digest, email, display_name, password_hash, email_verified, roles, state, "
+    "credentials_version, version, create_time, update_time"
 )
+_ADDRESS = "(email_digest = $1 OR email_key = $2)"
+"""The user of an address. Rows that are not sealed yet have an `email_key`, the others a digest."""
+_SEAL = "profile_sealed = $2, email_digest = $3, email = NULL, email_key = NULL, display_name = NULL"
+UNSEALED = "SELECT tenant_id, user_id::text, email, display_name FROM users WHERE profile_sealed IS NULL LIMIT $1"
 _TOUCH = "version = version + 1, update_time = now()"
 _IDENTITY = "identity_id::text, user_id::text, issuer, subject, create_time"
 _ROLE = "name, description, allow, deny, version"
@@ -28,54 +33,40 @@ class UserStore:
     async def insert(
         self,
         user_id: str,
-        email: str,
-        email_key: str,
-        display_name: str,
+        profile_sealed: bytes,
+        email_digest: bytes,
         password_hash: str | None,
+        roles: Iterable[str] = (),
         *,
         verified: bool = False,
     ) -> asyncpg.Record:
         """Raises EmailTaken."""
         row = await self._database.fetchrow(
             f"""
-            INSERT INTO users (user_id, email, email_key, display_name, password_hash, email_verified)
+            INSERT INTO users (user_id, profile_sealed, email_digest, password_hash, roles, email_verified)
             VALUES ($1, $2, $3, $4, $5, $6)
-            ON CONFLICT ON CONSTRAINT users_email_key DO NOTHING RETURNING {_USER}
+            ON CONFLICT ON CONSTRAINT users_email_digest DO NOTHING RETURNING {_USER}
             """,
             user_id,
-            email,
-            email_key,
-            display_name,
+            profile_sealed,
+            email_digest,
             password_hash,
+            list(roles),
             verified,
         )
         if row is None:
             raise EmailTaken()
         return row
 
-    async def upsert_verified(
-        self,
-        user_id: str,
-        email: str,
-        email_key: str,
-        display_name: str,
-        password_hash: str,
-        roles: list[str],
-    ) -> asyncpg.Record:
+    async def provision(self, user_id: str, password_hash: str, roles: Iterable[str]) -> asyncpg.Record:
+        """Give a user this password and these roles, their address verified."""
         row = await self._database.fetchrow(
             f"""
-            INSERT INTO users (user_id, email, email_key, display_name, password_hash, email_verified, roles)
-            VALUES ($1, $2, $3, $4, $5, true, $6)
-            ON CONFLICT ON CONSTRAINT users_email_key DO UPDATE
-            SET password_hash = excluded.password_hash, email_verified = true, roles = excluded.roles
-            RETURNING {_USER}
+            UPDATE users SET password_hash = $2, roles = $3, email_verified = true WHERE user_id = $1 RETURNING {_USER}
             """,
             user_id,
-            email,
-            email_key,
-            display_name,
             password_hash,
-            roles,
+            list(roles),
         )
         assert row is not None
         return row
@@ -84,12 +75,20 @@ class UserStore:
         """`lock` is "FOR UPDATE" to change the user, "FOR SHARE" to wait for those who do."""
         return await self._database.fetchrow(f"SELECT {_USER} FROM users WHERE user_id = $1 {lock}", user_id)
 
-    async def by_email(self, email_key: str) -> asyncpg.Record | None:
+    async def by_email(self, address: Address, *, lock: str = "") -> asyncpg.Record | None:
         return await self._database.fetchrow(
-            f"SELECT {_USER} FROM users WHERE tenant_id = nexus.tenant_id() AND email_key = $1", email_key
+            f"SELECT {_USER} FROM users WHERE tenant_id = nexus.tenant_id() AND {_ADDRESS} {lock}",
+            address.digest,
+            address.text,
         )
 
-    async def page(self, *, after: str, size: int, email_prefix: str, state: str, role: str) -> list[asyncpg.Record]:
+    async def by_digest(self, email_digest: bytes) -> asyncpg.Record | None:
+        """Like `by_email`, of sealed rows only."""
+        return await self._database.fetchrow(
+            f"SELECT {_USER} FROM users WHERE tenant_id = nexus.tenant_id() AND email_digest = $1", email_digest
+        )
+
+    async def page(self, *, after: str, size: int, state: str, role: str) -> list[asyncpg.Record]:
         """Users in the order of their ids, which is the order in which they came."""
         conditions, values = ["tenant_id = nexus.tenant_id()"], list[Any]([size])
 
@@ -99,8 +98,6 @@ class UserStore:
 
         if after:
             where("user_id > {}", after)
-        if email_prefix:
-            where("starts_with(email_key, {})", email_prefix)
         if state:
             where("state = {}", state)
         if role:
@@ -109,25 +106,27 @@ class UserStore:
             f"SELECT {_USER} FROM users WHERE {' AND '.join(conditions)} ORDER BY user_id LIMIT $1", *values
         )
 
-    async def update(self, user_id: str, email: str, email_key: str, display_name: str) -> asyncpg.Record:
-        """Another address is not verified any more. Raises EmailTaken."""
+    async def update(self, user_id: str, profile_sealed: bytes, email_digest: bytes, *, moved: bool) -> asyncpg.Record:
+        """Who has moved to another address has it verified no more. Raises EmailTaken."""
         try:
             row = await self._database.fetchrow(
-                f"""
-                UPDATE users
-                SET email = $2, email_key = $3, display_name = $4, {_TOUCH},
-                    email_verified = email_verified AND email_key = $3
-                WHERE user_id = $1 RETURNING {_USER}
-                """,
+                f"UPDATE users SET {_SEAL}, {_TOUCH}, email_verified = email_verified AND NOT $4 "
+                f"WHERE user_id = $1 RETURNING {_USER}",
                 user_id,
-                email,
-                email_key,
-                display_name,
+                profile_sealed,
+                email_digest,
+                moved,
             )
         except asyncpg.UniqueViolationError:
             raise EmailTaken() from None
         assert row is not None
         return row
+
+    async def seal(self, user_id: str, profile_sealed: bytes, email_digest: bytes, email: str) -> None:
+        """Of a row that still has the address in clear."""
+        await self._database.execute(
+            f"UPDATE users SET {_SEAL} WHERE user_id = $1 AND email = $4", user_id, profile_sealed, email_digest, email
+        )
 
     async def set_password(self, user_id: str, password_hash: str | None, *, verified: bool = False) -> None:
         """Who signed in with the one before has to do so again; `verified` if it came by mail."""
@@ -187,11 +186,11 @@ class UserStore:
         )
         return found
 
-    async def erase(self, user_id: str, email_key: str) -> None:
+    async def erase(self, user_id: str, email_digest: bytes) -> None:
         """Everything that names the user, with what hangs on it."""
         await self._database.execute("DELETE FROM users WHERE user_id = $1", user_id)
         await self._database.execute(
-            "DELETE FROM mail_requests WHERE tenant_id = nexus.tenant_id() AND email_key = $1", email_key
+            "DELETE FROM mail_requests WHERE tenant_id = nexus.tenant_id() AND email_digest = $1", email_digest
         )
 
     async def replace_code(self, user_id: str, purpose: str, code_hash: bytes, expires: datetime) -> None:
@@ -228,19 +227,24 @@ class UserStore:
             f"UPDATE users SET email_verified = true, {_TOUCH} WHERE user_id = $1 RETURNING {_USER}", user_id
         )
 
-    async def request_mail(self, email_key: str, purpose: str) -> None:
+    async def request_mail(self, email_digest: bytes, purpose: str) -> None:
         await self._database.execute(
-            "INSERT INTO mail_requests (request_id, email_key, purpose) VALUES ($1, $2, $3)",
+            "INSERT INTO mail_requests (request_id, email_digest, purpose) VALUES ($1, $2, $3)",
             new_id(),
-            email_key,
+            email_digest,
             purpose,
         )
 
     async def requested_mails(self, limit: int) -> list[asyncpg.Record]:
-        """Of all tenants, the oldest first."""
+        """Of all tenants, the oldest first; of a tenant only when its users can be found by digest."""
         async with self._database.transaction(platform_wide=True):
             return await self._database.fetch(
-                "SELECT tenant_id, request_id::text FROM mail_requests ORDER BY create_time LIMIT $1", limit
+                """
+                SELECT tenant_id, request_id::text FROM mail_requests r
+                WHERE NOT EXISTS (SELECT FROM users u WHERE u.tenant_id = r.tenant_id AND u.profile_sealed IS NULL)
+                ORDER BY create_time LIMIT $1
+                """,
+                limit,
             )
 
     async def take_mail_request(self, request_id: str) -> asyncpg.Record | None:
@@ -249,7 +253,7 @@ class UserStore:
             """
             DELETE FROM mail_requests WHERE request_id =
                 (SELECT request_id FROM mail_requests WHERE request_id = $1 FOR UPDATE SKIP LOCKED)
-            RETURNING email_key, purpose
+            RETURNING email_digest, purpose
             """,
             request_id,
         )

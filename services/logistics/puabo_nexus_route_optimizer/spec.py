@@ -1,10 +1,10 @@
 from pydantic import BaseModel, Field
 
-from services.chassis.spec import ServiceSpec
+from services.chassis.spec import Outside, ServiceSpec
 
 
 class Config(BaseModel):
-    roads_url: str | None = None
+    roads_url: Outside[str | None] = None
     """An OSRM-compatible server ("http://osrm:5000") to measure by; the great circle when unset."""
     roads_profiles: dict[str, str] = {"CAR": "driving", "VAN": "driving", "TRUCK": "driving"}
     """The server's name for each of our profiles, as JSON. Others are measured by the great circle."""
@@ -22,4 +22,11 @@ class Config(BaseModel):
     """How long a problem may be worked on in the background."""
 
 
-SERVICE = ServiceSpec(id="puabo-nexus-route-optimizer", port=3062, config=Config)
+DEFAULT = Config()
+SERVICE = ServiceSpec(
+    id="puabo-nexus-route-optimizer",
+    port=3062,
+    # Beside the service all its workers at once, or the pod is ended before a worker finds its problem too large.
+    memory_mib=384 + (DEFAULT.workers + DEFAULT.background_workers) * DEFAULT.worker_memory_mib,
+    config=Config,
+)

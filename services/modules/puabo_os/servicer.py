@@ -22,6 +22,7 @@ from services.chassis.clock import now, timestamp
 from services.chassis.context import RequestContext, acting_for
 from services.chassis.paging import Pager
 from services.chassis.service import Service
+from services.chassis.signals import EVERY_TENANT, Signals
 from services.modules.puabo_os import modules, quotas, settings, tenants
 from services.modules.puabo_os.spec import Config
 from services.modules.puabo_os.store import NO_ETAG, PlanStore, SettingStore, TenantStore, UsageStore, quotas_of
@@ -154,10 +155,7 @@ class TenantService:
                 if changed is not None:
                     tenant, event = changed
                     await self._events.publish(event, tenant_id)
-        try:
-            await self._signals.tenant_changed(tenant_id)
-        except (RedisError, OSError) as error:
-            raise DependencyUnavailable(dependency="broker", retry_after=1) from error
+        await _tell(self._signals, tenant_id)
         return await self._tenant(tenant)
 
     async def _finish_erasures(self) -> None:
@@ -328,6 +326,7 @@ class QuotaService:
 
 class SettingService:
     def __init__(self, service: Service) -> None:
+        self._signals = service.signals
         self._store = SettingStore(service.database)
 
     async def ListSettings(
@@ -345,12 +344,14 @@ class SettingService:
         self, request: settings_pb2.SetPlatformSettingRequest, call: RequestContext
     ) -> settings_pb2.SetPlatformSettingResponse:
         setting = await self._set(settings.PLATFORM, "", request)
+        await _tell(self._signals, EVERY_TENANT)
         return settings_pb2.SetPlatformSettingResponse(setting=setting)
 
     async def SetTenantSetting(
         self, request: settings_pb2.SetTenantSettingRequest, call: RequestContext
     ) -> settings_pb2.SetTenantSettingResponse:
         setting = await self._set(settings.TENANT, "", request)
+        await _tell(self._signals, call.tenant_id)
         return settings_pb2.SetTenantSettingResponse(setting=setting)
 
     async def SetMySetting(
@@ -385,6 +386,14 @@ class SettingService:
             key.check(value, level)
         await self._store.put(level, user_id, key.key, value, request.etag)
         return await self._one(key, user_id)
+
+
+async def _tell(signals: Signals, tenant_id: str) -> None:
+    """Let every process forget what it remembers of a tenant."""
+    try:
+        await signals.tenant_changed(tenant_id)
+    except (RedisError, OSError) as error:
+        raise DependencyUnavailable(dependency="broker", retry_after=1) from error
 
 
 def _module(module: modules.Module, enabled: bool, plan: Sequence[str]) -> modules_pb2.Module:

@@ -69,9 +69,8 @@ _RULES = (PLATFORM, TENANT)
 KEYS = {
     key.key: key
     for key in (
-        Key("security.password_min_length", "Shortest password", 10, _RULES, _between(8, 128)),
         Key("security.registration", "Who may register", "open", _RULES, _one_of("open", "closed")),
-        Key("security.require_mfa", "Whether a second factor is required", False, _RULES),
+        Key("security.require_mfa", "Whether a second factor is required beside a password", False, _RULES),
         Key(
             "security.session_idle_minutes", "Minutes until an unused session ends", 20160, _RULES, _between(5, 525600)
         ),

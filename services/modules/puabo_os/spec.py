@@ -11,4 +11,9 @@ class Config(BaseModel):
     that none writes a row behind the erasure."""
 
 
-SERVICE = ServiceSpec(id="puabo-os", port=3101, config=Config)
+SERVICE = ServiceSpec(
+    id="puabo-os",
+    port=3101,
+    subscribes=["nexus.identity.user_auth.v1.UserErased", "nexus.platform.backend_api.v1.ApiKeyEnded"],
+    config=Config,
+)

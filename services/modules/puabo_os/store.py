@@ -310,6 +310,11 @@ class SettingStore:
                     json.dumps(value),
                 )
 
+    async def erase_user(self, user_id: str) -> None:
+        await self._database.execute(
+            "DELETE FROM settings WHERE tenant_id = nexus.tenant_id() AND user_id = $1", user_id
+        )
+
 
 def quotas_of(plan: asyncpg.Record) -> list[Quota]:
     return [Quota(**quota) for quota in json.loads(plan["quotas"])]

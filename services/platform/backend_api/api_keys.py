@@ -11,6 +11,8 @@ from services.chassis.context import User
 from services.chassis.ids import new_secret
 
 EVERYTHING = "*"
+QUOTA = "api_keys"
+"""The quota of keys that have been made and not revoked."""
 _FORM = re.compile(r"(nxk_[0-9a-f]{16})_[A-Za-z0-9_-]{43}")
 
 

@@ -19,6 +19,7 @@ from nexus.modules.puabo_os.v1.modules_pb2 import ResolveEntitlementsRequest
 from nexus.modules.puabo_os.v1.modules_pb2_grpc import ModuleServiceStub
 from nexus.platform.backend_api.v1 import api_keys_pb2
 from nexus.platform.backend_api.v1 import backend_api_pb2 as pb
+from nexus.platform.backend_api.v1.events_pb2 import ApiKeyEnded
 from nexus.platform.backend_api.v1.faults import ApiKeyExpired, ApiKeyInvalid, ApiKeyNotFound, ExpiryPast, NotReady
 from nexus.type.v1.faults import DependencyUnavailable
 from services.chassis import contract
@@ -28,6 +29,7 @@ from services.chassis.context import RequestContext, acting_for
 from services.chassis.errors import Fault
 from services.chassis.ids import hash_secret, new_id
 from services.chassis.paging import Pager
+from services.chassis.quotas import Quotas
 from services.chassis.service import Service
 from services.chassis.spec import discover
 from services.platform.backend_api import api_keys
@@ -136,7 +138,10 @@ class ApiKeyService:
     def __init__(self, service: Service) -> None:
         self._config: Config = service.config
         self._signals = service.signals
+        self._database = service.database
+        self._events = service.events
         self._store = ApiKeyStore(service.database)
+        self._quotas = Quotas(service.clients, service.database)
         self._pager = Pager(service.sealer)
         self._users = service.clients.stub(UserServiceStub)
         self._modules = service.clients.stub(ModuleServiceStub)
@@ -149,17 +154,20 @@ class ApiKeyService:
         if expires is not None and expires <= now():
             raise ExpiryPast()
         prefix, secret = api_keys.new_key()
-        row = await self._store.insert(
-            key_id=new_id(),
-            prefix=prefix,
-            secret_hash=hash_secret(secret),
-            title=request.title,
-            user_id=call.user.user_id,
-            scopes=sorted(request.scopes),
-            rate=_rate(request.rate or api_keys_pb2.API_KEY_RATE_STANDARD),
-            expires=expires,
-            most=self._config.api_keys_per_tenant,
-        )
+        key_id = new_id()
+        async with self._database.transaction():
+            await self._quotas.take(api_keys.QUOTA, key_id)
+            row = await self._store.insert(
+                key_id=key_id,
+                prefix=prefix,
+                secret_hash=hash_secret(secret),
+                title=request.title,
+                user_id=call.user.user_id,
+                scopes=sorted(request.scopes),
+                rate=_rate(request.rate or api_keys_pb2.API_KEY_RATE_STANDARD),
+                expires=expires,
+                most=self._config.api_keys_per_tenant,
+            )
         return api_keys_pb2.CreateApiKeyResponse(api_key=_api_key(row), secret=secret)
 
     async def ListApiKeys(
@@ -173,12 +181,26 @@ class ApiKeyService:
         more = self._pager.token(request, call, page[-1]["key_id"]) if len(rows) > size else ""
         return api_keys_pb2.ListApiKeysResponse(api_keys=map(_api_key, page), next_page_token=more)
 
+    async def ListUserApiKeys(
+        self, request: api_keys_pb2.ListUserApiKeysRequest, call: RequestContext
+    ) -> api_keys_pb2.ListUserApiKeysResponse:
+        size = self._pager.size(request)
+        rows = await self._store.page(
+            True, before=self._pager.cursor(request, call) or None, limit=size + 1, user_id=request.user_id
+        )
+        page = rows[:size]
+        more = self._pager.token(request, call, page[-1]["key_id"]) if len(rows) > size else ""
+        return api_keys_pb2.ListUserApiKeysResponse(api_keys=map(_api_key, page), next_page_token=more)
+
     async def RevokeApiKey(
         self, request: api_keys_pb2.RevokeApiKeyRequest, call: RequestContext
     ) -> api_keys_pb2.RevokeApiKeyResponse:
-        row = await self._store.revoke(request.key_id)
-        if row is None:
-            raise ApiKeyNotFound(key_id=request.key_id)
+        async with self._database.transaction():
+            row = await self._store.revoke(request.key_id)
+            if row is None:
+                raise ApiKeyNotFound(key_id=request.key_id)
+            if row["newly"]:
+                await self._events.publish(ApiKeyEnded(key_id=request.key_id), request.key_id)
         try:
             # For the services that remember it, a key is a session of its own.
             await self._signals.end_sessions([request.key_id], time.time() + REVOCATION_SECONDS)
@@ -199,7 +221,7 @@ class ApiKeyService:
             raise ApiKeyExpired()
         with acting_for(row["tenant_id"]):
             try:
-                user = await self._users.ResolveUser(ResolveUserRequest(user_id=row["user_id"]))
+                user = await self._users.ResolveUser(ResolveUserRequest(user_id=row["user_id"], access_only=True))
             except (UserNotFound, UserDisabled):
                 raise ApiKeyInvalid() from None
             held = api_keys.effective(row["scopes"], user.permissions)

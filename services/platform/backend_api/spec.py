@@ -13,5 +13,10 @@ class Config(BaseModel):
 
 
 SERVICE = ServiceSpec(
-    id="backend-api", port=3000, calls=["user-auth", "puabo-os"], config=Config, reflects_platform=True
+    id="backend-api",
+    port=3000,
+    calls=["user-auth", "puabo-os"],
+    subscribes=["nexus.identity.user_auth.v1.UserErased"],
+    config=Config,
+    reflects_platform=True,
 )

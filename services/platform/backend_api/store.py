@@ -58,23 +58,39 @@ class ApiKeyStore:
         assert row is not None
         return row
 
-    async def page(self, include_ended: bool, before: str | None, limit: int) -> list[asyncpg.Record]:
-        """The latest first, those made before the key `before`."""
+    async def page(
+        self, include_ended: bool, before: str | None, limit: int, user_id: str | None = None
+    ) -> list[asyncpg.Record]:
+        """The latest first, those made before the key `before`; of one user or of all."""
         return await self._database.fetch(
             f"""
             SELECT {_KEY} FROM api_keys
             WHERE tenant_id = nexus.tenant_id() AND ($1 OR ({_WORKS})) AND ($2::uuid IS NULL OR key_id < $2)
+              AND ($4::uuid IS NULL OR user_id = $4)
             ORDER BY key_id DESC LIMIT $3
             """,
             include_ended,
             before,
             limit,
+            user_id,
         )
 
     async def revoke(self, key_id: str) -> asyncpg.Record | None:
+        """The key, and whether it was not revoked before as `newly`."""
         return await self._database.fetchrow(
-            f"UPDATE api_keys SET revoke_time = coalesce(revoke_time, now()) WHERE key_id = $1 RETURNING {_KEY}", key_id
+            f"""
+            UPDATE api_keys SET revoke_time = coalesce(revoke_time, now()) WHERE key_id = $1
+            RETURNING {_KEY}, revoke_time = now() AS newly
+            """,
+            key_id,
         )
+
+    async def erase_user(self, user_id: str) -> list[asyncpg.Record]:
+        """Every key of the user, revoked or not; returns those that were not."""
+        rows = await self._database.fetch(
+            f"DELETE FROM api_keys WHERE tenant_id = nexus.tenant_id() AND user_id = $1 RETURNING {_KEY}", user_id
+        )
+        return [row for row in rows if row["revoke_time"] is None]
 
     async def by_prefix(self, prefix: str) -> asyncpg.Record | None:
         """The key that begins so, of whichever tenant."""

@@ -3,7 +3,7 @@
 import hmac
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
 
 from nexus.platform.key_service.v1.faults import (
@@ -64,7 +64,7 @@ class Keyring:
         name: str,
         subject: str,
         algorithm: Algorithm,
-        rotation_period: timedelta | None = None,
+        rotation_period: timedelta | None,
     ) -> Version:
         """The primary version of the key, which is made if there is none. Raises SubjectShredded."""
         found = await self._store.primary_named(owner, name, subject)
@@ -126,6 +126,28 @@ class Keyring:
         plaintext, version = await self._open(owner, ciphertext, use)
         await self._record(version, use)
         return plaintext, version
+
+    async def decrypt_all(self, owner: str, ciphertexts: Sequence[bytes], use: Use) -> list[bytes | None]:
+        """Of as many keys, with two statements. None where the key may not be used.
+
+        Raises CiphertextInvalid, KeyNotFound.
+        """
+        labels = [material.read_label(ciphertext) for ciphertext in ciphertexts]
+        versions = await self._store.versions({(label.key_id, label.version) for label in labels})
+        if any(version.key.owner != owner for version in versions.values()):
+            raise KeyNotFound(key="of another service")
+        usable = await self._store.record_all(list(versions.values()), use)
+        opened: list[bytes | None] = []
+        for label, ciphertext in zip(labels, ciphertexts, strict=True):
+            version = versions.get((label.key_id, label.version))
+            if version is None:
+                raise CiphertextInvalid()
+            if version.key.key_id not in usable:
+                opened.append(None)
+                continue
+            secret = await self._secret(version, "encrypt")
+            opened.append(material.decrypt(secret, ciphertext, version.key.tenant_id, use.context))
+        return opened
 
     async def rewrap(self, owner: str, ciphertext: bytes, use: Use) -> tuple[bytes, int]:
         """The same plaintext under the primary version; a ciphertext that is under it already, as it is."""

@@ -151,6 +151,7 @@ class KeyService:
 
 class VaultService:
     def __init__(self, service: Service) -> None:
+        self._config: Config = service.config
         self._keyring = _keyring(service)
 
     async def EnsureKey(self, request: vault_pb.EnsureKeyRequest, call: RequestContext) -> vault_pb.EnsureKeyResponse:
@@ -160,13 +161,17 @@ class VaultService:
         return vault_pb.EnsureKeyResponse(key=_key(found.key))
 
     async def Seal(self, request: vault_pb.SealRequest, call: RequestContext) -> vault_pb.SealResponse:
-        primary = await self._ensure(request, call, Algorithm.AES_256_GCM)
+        primary = await self._sealing_key(request, call)
         ciphertext = await self._keyring.encrypt(primary, request.plaintext, _used_by(call, request))
         return vault_pb.SealResponse(ciphertext=ciphertext, key_version=primary.version)
 
     async def Open(self, request: vault_pb.OpenRequest, call: RequestContext) -> vault_pb.OpenResponse:
         plaintext, version = await self._keyring.decrypt(_owner(call), request.ciphertext, _used_by(call, request))
         return vault_pb.OpenResponse(plaintext=plaintext, key_version=version.version)
+
+    async def OpenAll(self, request: vault_pb.OpenAllRequest, call: RequestContext) -> vault_pb.OpenAllResponse:
+        opened = await self._keyring.decrypt_all(_owner(call), request.ciphertexts, _used_by(call))
+        return vault_pb.OpenAllResponse(opened=[vault_pb.Opened(plaintext=plaintext) for plaintext in opened])
 
     async def Reseal(self, request: vault_pb.ResealRequest, call: RequestContext) -> vault_pb.ResealResponse:
         ciphertext, version = await self._keyring.rewrap(_owner(call), request.ciphertext, _used_by(call, request))
@@ -175,7 +180,7 @@ class VaultService:
     async def IssueDataKey(
         self, request: vault_pb.IssueDataKeyRequest, call: RequestContext
     ) -> vault_pb.IssueDataKeyResponse:
-        primary = await self._ensure(request, call, Algorithm.AES_256_GCM)
+        primary = await self._sealing_key(request, call)
         data_key, ciphertext = await self._keyring.generate_data_key(primary, _used_by(call, request))
         return vault_pb.IssueDataKeyResponse(plaintext=data_key, ciphertext=ciphertext, key_version=primary.version)
 
@@ -232,8 +237,12 @@ class VaultService:
     ) -> vault_pb.ShredSubjectResponse:
         return vault_pb.ShredSubjectResponse(destroyed_keys=await self._keyring.shred(request.subject))
 
+    async def _sealing_key(self, request: Any, call: RequestContext) -> Version:
+        """A key that nobody asked for rotates all the same."""
+        return await self._ensure(request, call, Algorithm.AES_256_GCM, self._config.sealing_key_period)
+
     async def _ensure(
-        self, request: Any, call: RequestContext, algorithm: Algorithm, period: timedelta | None = None
+        self, request: Any, call: RequestContext, algorithm: Algorithm, period: timedelta | None
     ) -> Version:
         return await self._keyring.ensure(call.tenant_id, _owner(call), request.key, request.subject, algorithm, period)
 

@@ -1,12 +1,12 @@
 from datetime import timedelta
 
-from pydantic import BaseModel, SecretStr, model_validator
+from pydantic import BaseModel, Field, SecretStr, model_validator
 
-from services.chassis.spec import ServiceSpec
+from services.chassis.spec import Outside, ServiceSpec
 
 
 class Config(BaseModel):
-    vault_addr: str | None = None
+    vault_addr: Outside[str | None] = None
     """A Vault server ("https://vault:8200") whose transit engine wraps key material instead of the platform's root
     key. Material wrapped before is moved over."""
     vault_token: SecretStr | None = None
@@ -17,6 +17,8 @@ class Config(BaseModel):
     destruction_delay: timedelta = timedelta(days=30)
     """How long a scheduled destruction waits when the caller does not say."""
     minimum_destruction_delay: timedelta = timedelta(days=7)
+    sealing_key_period: timedelta = Field(default=timedelta(days=90), ge=timedelta(hours=1))
+    """How often a key with which a service seals gets a new version, unless the service made it with another period."""
     keep_uses: timedelta = timedelta(days=400)
     """How long it is remembered who used a key for what."""
 

@@ -1,13 +1,14 @@
 """The SQL of key-service."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import asyncpg
 
 from services.chassis.database import Database
+from services.chassis.ids import new_id
 from services.platform.key_service.lifecycle import Key, State
 from services.platform.key_service.material import Algorithm, Label
 from services.platform.key_service.roots import Wrapped
@@ -135,6 +136,19 @@ class KeyStore:
         )
         return _version(row) if row is not None else None
 
+    async def versions(self, named: Set[tuple[str, int]]) -> dict[tuple[str, int], Version]:
+        """Those that there are, by key id and version."""
+        rows = await self._database.fetch(
+            f"""
+            SELECT {_VERSION} FROM unnest($1::uuid[], $2::int[]) AS named (key_id, version)
+            JOIN keys k USING (key_id)
+            JOIN key_versions v ON v.tenant_id = k.tenant_id AND v.key_id = k.key_id AND v.version = named.version
+            """,
+            *map(list, zip(*named, strict=True) if named else ((), ())),
+        )
+        found = map(_version, rows)
+        return {(version.key.key_id, version.version): version for version in found}
+
     async def primary_named(self, owner: str, name: str, subject: str) -> Version | None:
         row = await self._database.fetchrow(
             f"""
@@ -238,6 +252,31 @@ class KeyStore:
             replaced.nonce if replaced else None,
         )
         return recorded == 1
+
+    async def record_all(self, versions: Sequence[Version], use: Use) -> set[str]:
+        """Record a use of each; returns the ids of the keys that may be used so. See `record`."""
+        rows = await self._database.fetch(
+            """
+            WITH usable AS (
+                SELECT key_id, used.version, used.use_id
+                FROM unnest($1::uuid[], $2::int[], $3::uuid[]) AS used (key_id, version, use_id)
+                JOIN keys k USING (key_id)
+                WHERE state = 'enabled' AND minimum_version <= used.version FOR SHARE OF k
+            )
+            INSERT INTO key_uses (key_id, version, use_id, operation, caller, user_id, request_id, context, succeeded)
+            SELECT key_id, version, use_id, $4, $5, $6, $7, $8, true FROM usable
+            RETURNING key_id::text
+            """,
+            [version.key.key_id for version in versions],
+            [version.version for version in versions],
+            [new_id() for _ in versions],
+            use.operation,
+            use.caller,
+            use.user_id,
+            use.request_id,
+            json.dumps(dict(use.context)),
+        )
+        return {row["key_id"] for row in rows}
 
     async def uses(self, key_id: str, before: str | None, limit: int) -> list[asyncpg.Record]:
         """The latest first, those before the use `before`."""

@@ -2,15 +2,19 @@
 
 import pytest
 
-from edge.upstreams import TIMEOUT_MARGIN, VERSION_HEADER
+from edge import routes
+from edge.layout import TIMEOUT_MARGIN, Layout
+from mesh.kubernetes.cluster import SETTINGS
 from mesh.kubernetes.overlays import OVERLAYS, Overlay
 from mesh.topology import topology
 from services.chassis.config import Settings
 from services.chassis.contract import Method
+from services.chassis.peers import VERSION_HEADER
 from tests.mesh.kubernetes.clusters import Object, built, of_kind, rendered
 
 TOPOLOGY = topology()
 METHODS = [method for methods in TOPOLOGY.methods.values() for method in methods]
+METHODS_BY_NAME = {method.full_name: method for method in METHODS}
 SAFE_FOR_ALL = {"connect-failure", "refused-stream"}
 """The call was not delivered, so sending it again is not a repeat."""
 
@@ -50,6 +54,38 @@ def test_a_canary_is_called_by_header_and_by_share(overlay: Overlay) -> None:
             assert weights == {"stable": 100 - canary.percent, "canary": canary.percent}
             assert chosen.get("timeout") == shared.get("timeout")
             assert chosen["retries"] == shared["retries"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda each: each.name)
+def test_a_sidecar_judges_tokens_but_where_others_may_be_meant(overlay: Overlay) -> None:
+    """Istio takes no token or a good one. To these services the edge passes on what a public method was called with:
+    an OpenID client's opaque token, or one that ran out long ago."""
+    settings = overlay.all_settings(SETTINGS)
+    [everyone] = routes.table(settings, Layout()).virtual_hosts
+    passed_on = {
+        METHODS_BY_NAME[route.name].service_id
+        for route in everyone.routes
+        if route.name in METHODS_BY_NAME
+        and not METHODS_BY_NAME[route.name].needs_user
+        and "authorization" not in route.request_headers_to_remove
+    }
+    judged = {
+        each["spec"]["selector"]["matchLabels"]["app.kubernetes.io/name"]: each["spec"]["jwtRules"]
+        for each in of_kind(built(overlay.name), "RequestAuthentication")
+    }
+
+    assert "auth-service-v2" in passed_on
+    assert judged.keys() == TOPOLOGY.services.keys() - passed_on
+    assert len(judged) > len(TOPOLOGY.services) / 2
+    for rules in judged.values():
+        assert rules == [
+            {
+                "issuer": f"https://{overlay.host}",
+                "audiences": ["nexus"],
+                "jwksUri": "http://edge.nexus.svc.cluster.local:8080/.well-known/jwks.json",
+                "forwardOriginalToken": True,
+            }
+        ]
 
 
 def _route(objects: list[Object], method: Method) -> Object:

@@ -8,7 +8,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 
-from edge.envoy import TRUST
+from edge.layout import TRUST
 from mesh.local.identities import CA_LIFETIME, LIFETIME, Authority
 from mesh.topology import topology
 from services.chassis.clock import now

@@ -14,7 +14,7 @@ import grpc.aio
 import pytest
 from cryptography import x509
 
-from edge.upstreams import inbound_socket
+from edge.layout import inbound_socket
 from mesh.local.identities import LIFETIME, Authority
 from mesh.topology import HEALTH, REFLECTION, topology
 from nexus.identity.auth_service.v1.auth_service_pb2 import LoginRequest
@@ -174,15 +174,15 @@ def test_plaintext_is_not_answered(inbound: Path) -> None:
         assert connection.recv(1024)[:1] in (b"", TLS_ALERT)
 
 
-async def test_a_namespace_of_the_trust_domain_that_nobody_declared_may_ask_for_health_only(
-    settings: Settings,
-) -> None:
-    """Its certificate is good, and no rule names it."""
-    neighbour = certificate_for(settings, "spiffe://nexus.local/ns/other/sa/session-mgr")
-    async with Line(inbound_socket(settings, "token-mgr"), neighbour) as line:
-        open_to_all = {method.path for method in topology().methods["token-mgr"] if method.policy.mesh_wide}
-        wanted = {("token-mgr", path): path == HEALTH_CHECK or path in open_to_all for path in PATHS["token-mgr"]}
-        await expect(wanted, line)
+@pytest.mark.parametrize(
+    "namespace", ["other/sa", "nexus-too/sa", "nexus"], ids=["another", "one that begins like ours", "no account"]
+)
+async def test_an_identity_of_another_namespace_may_call_nothing(settings: Settings, namespace: str) -> None:
+    """Its certificate is good; "everybody" is everybody of ours."""
+    neighbour = certificate_for(settings, f"spiffe://nexus.local/ns/{namespace}/session-mgr")
+    for callee in ("token-mgr", "backend-api"):
+        async with Line(inbound_socket(settings, callee), neighbour) as line:
+            await expect({(callee, path): False for path in PATHS[callee]}, line)
 
 
 def allowed(caller: str, callee: str, path: str) -> bool:
@@ -192,13 +192,17 @@ def allowed(caller: str, callee: str, path: str) -> bool:
 async def expect(wanted: Mapping[tuple[str, str], bool], line: Line, headers: Mapping[str, str] | None = None) -> None:
     """Make all these calls: the ones that are to pass reach their service, which is of the same opinion; the others
     do not reach it."""
-    answers = await line.calls(list(wanted), headers)
-    passed = {call: not answer.refused_by_proxy for call, answer in zip(wanted, answers, strict=True)}
+    answers = dict(zip(wanted, await line.calls(list(wanted), headers), strict=True))
+    passed = {call: not answer.refused_by_proxy for call, answer in answers.items()}
     assert passed == wanted
+    lost = [call for call, answer in answers.items() if not answer.delivered]
+    assert not lost, "let through, they did not arrive"
     in_contract = contract.methods()
-    for call, answer in zip(wanted, answers, strict=True):
-        if wanted[call] and call[1] in in_contract:
-            assert answer.reason != CallerNotAllowed.reason, f"{call}: the proxy lets in what the service refuses"
+    for (callee, path), answer in answers.items():
+        if wanted[callee, path] and path in in_contract:
+            assert answer.reason != CallerNotAllowed.reason, f"{callee}{path}: the service refuses it"
+        elif wanted[callee, path] and path == HEALTH_CHECK:
+            assert answer.code == 0, f"{callee}: {answer}"
 
 
 def assert_refused(path: Path, context: ssl.SSLContext, why: str) -> None:

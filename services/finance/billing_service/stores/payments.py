@@ -53,13 +53,14 @@ class PaymentStore:
         )
 
     async def set_account(self, provider: str, sealed: bytes, *, make_default: bool) -> bool:
-        """Returns whether it is the default."""
+        """Returns whether it is the default, as the first one is."""
         if make_default:
             await self._database.execute("UPDATE provider_accounts SET is_default = false WHERE is_default")
         return bool(
             await self._database.fetchval(
                 """
-                INSERT INTO provider_accounts AS a (provider, account_sealed, is_default) VALUES ($1, $2, $3)
+                INSERT INTO provider_accounts AS a (provider, account_sealed, is_default)
+                VALUES ($1, $2, $3 OR NOT EXISTS (SELECT FROM provider_accounts))
                 ON CONFLICT (tenant_id, provider) DO UPDATE
                 SET account_sealed = $2, is_default = a.is_default OR $3, update_time = now()
                 RETURNING is_default
@@ -76,6 +77,9 @@ class PaymentStore:
             "SELECT account_sealed FROM provider_accounts WHERE provider = $1", provider
         )
         return found
+
+    async def account_providers(self) -> list[str]:
+        return [row["provider"] for row in await self._database.fetch("SELECT provider FROM provider_accounts")]
 
     async def default_provider(self) -> str | None:
         found: str | None = await self._database.fetchval("SELECT provider FROM provider_accounts WHERE is_default")

@@ -15,8 +15,8 @@ Row: TypeAlias = asyncpg.Record
 
 _SUBSCRIPTION = """
 subscription_id::text, customer_id::text, plan_id::text, price_id::text, quantity, state, anchor_time, period_index,
-period_start, period_end, period_fee, cancel_at_period_end, cancel_time, coupon_id::text, coupon_bills_left,
-payment_method_id::text, request_hash, create_time,
+period_start, period_end, period_fee, period_discount, cancel_at_period_end, cancel_time, coupon_id::text,
+coupon_bills_left, payment_method_id::text, request_hash, create_time,
 (SELECT b.bill_id::text FROM bills b
  WHERE b.tenant_id = s.tenant_id AND b.subscription_id = s.subscription_id ORDER BY b.bill_id DESC LIMIT 1) AS bill_id
 """
@@ -122,15 +122,17 @@ class SubscriptionStore:
             customer_id,
         )
 
-    async def due(self, at: datetime, limit: int) -> list[str]:
+    async def due(self, at: datetime, limit: int, *, without: Sequence[str]) -> list[str]:
         rows = await self._database.fetch(
             """
             SELECT subscription_id::text FROM subscriptions
             WHERE tenant_id = nexus.tenant_id() AND state <> 'CANCELED' AND period_end <= $1
+              AND subscription_id <> ALL ($3::uuid[])
             ORDER BY period_end LIMIT $2
             """,
             at,
             limit,
+            without,
         )
         return [row["subscription_id"] for row in rows]
 
@@ -139,7 +141,8 @@ class SubscriptionStore:
     ) -> Row:
         return await self._one(
             """
-            state = $2, anchor_time = $3, period_index = $4, period_start = $5, period_end = $6, period_fee = $7
+            state = $2, anchor_time = $3, period_index = $4, period_start = $5, period_end = $6, period_fee = $7,
+            period_discount = 0
             """,
             subscription_id,
             state,
@@ -173,6 +176,13 @@ class SubscriptionStore:
         await self._database.execute(
             "UPDATE subscriptions SET coupon_bills_left = coupon_bills_left - 1 WHERE subscription_id = $1",
             subscription_id,
+        )
+
+    async def take_off_fee(self, subscription_id: str, discount: int) -> None:
+        await self._database.execute(
+            "UPDATE subscriptions SET period_fee = period_fee - $2, period_discount = $2 WHERE subscription_id = $1",
+            subscription_id,
+            discount,
         )
 
     async def _one(self, change: str, *values: object) -> Row:
@@ -232,13 +242,20 @@ class SubscriptionStore:
         )
 
     async def has_unpaid_bill(self, subscription_id: str) -> bool:
+        return await self._has_bill(subscription_id, "OPEN", "PAST_DUE")
+
+    async def has_paid_bill(self, subscription_id: str) -> bool:
+        return await self._has_bill(subscription_id, "PAID")
+
+    async def _has_bill(self, subscription_id: str, *states: str) -> bool:
         return bool(
             await self._database.fetchval(
                 """
                 SELECT EXISTS (SELECT FROM bills WHERE tenant_id = nexus.tenant_id() AND subscription_id = $1
-                               AND state IN ('OPEN', 'PAST_DUE'))
+                               AND state = ANY ($2))
                 """,
                 subscription_id,
+                states,
             )
         )
 

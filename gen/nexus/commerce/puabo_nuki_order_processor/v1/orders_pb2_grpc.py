@@ -152,8 +152,9 @@ class OrderServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelOrder(self, request, context):
-        """Cancels an order of which nothing has been handed over, refunded or returned. What had been done for it is undone;
-        money that was taken is given back. The order is CANCELLING until all of that is done, and CANCELLED then. Once more
+        """Cancels an order of which nothing has been handed over, to the customer or to a carrier, refunded or returned. What
+        had been done for it is undone; money that was taken is given back. The carrier is asked first: if it has a parcel,
+        the order stays CONFIRMED. The order is CANCELLING until all of that is done, and CANCELLED then. Once more
         does nothing more. Publishes OrderCancelled.
 
         Errors: ORDER_NOT_FOUND, ORDER_STATE_CONFLICT.

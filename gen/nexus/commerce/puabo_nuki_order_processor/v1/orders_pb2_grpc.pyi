@@ -76,8 +76,9 @@ class OrderServiceStub:
     Errors: ORDER_NOT_FOUND, PAGE_TOKEN_INVALID.
     """
     CancelOrder: _grpc.UnaryUnaryMultiCallable[_orders_pb2.CancelOrderRequest, _orders_pb2.CancelOrderResponse]
-    """Cancels an order of which nothing has been handed over, refunded or returned. What had been done for it is undone;
-    money that was taken is given back. The order is CANCELLING until all of that is done, and CANCELLED then. Once more
+    """Cancels an order of which nothing has been handed over, to the customer or to a carrier, refunded or returned. What
+    had been done for it is undone; money that was taken is given back. The carrier is asked first: if it has a parcel,
+    the order stays CONFIRMED. The order is CANCELLING until all of that is done, and CANCELLED then. Once more
     does nothing more. Publishes OrderCancelled.
 
     Errors: ORDER_NOT_FOUND, ORDER_STATE_CONFLICT.
@@ -136,8 +137,9 @@ class OrderServiceAsyncStub(OrderServiceStub):
     Errors: ORDER_NOT_FOUND, PAGE_TOKEN_INVALID.
     """
     CancelOrder: _aio.UnaryUnaryMultiCallable[_orders_pb2.CancelOrderRequest, _orders_pb2.CancelOrderResponse]  # type: ignore[assignment]
-    """Cancels an order of which nothing has been handed over, refunded or returned. What had been done for it is undone;
-    money that was taken is given back. The order is CANCELLING until all of that is done, and CANCELLED then. Once more
+    """Cancels an order of which nothing has been handed over, to the customer or to a carrier, refunded or returned. What
+    had been done for it is undone; money that was taken is given back. The carrier is asked first: if it has a parcel,
+    the order stays CONFIRMED. The order is CANCELLING until all of that is done, and CANCELLED then. Once more
     does nothing more. Publishes OrderCancelled.
 
     Errors: ORDER_NOT_FOUND, ORDER_STATE_CONFLICT.
@@ -235,8 +237,9 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _orders_pb2.CancelOrderRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_orders_pb2.CancelOrderResponse, _abc.Awaitable[_orders_pb2.CancelOrderResponse]]:
-        """Cancels an order of which nothing has been handed over, refunded or returned. What had been done for it is undone;
-        money that was taken is given back. The order is CANCELLING until all of that is done, and CANCELLED then. Once more
+        """Cancels an order of which nothing has been handed over, to the customer or to a carrier, refunded or returned. What
+        had been done for it is undone; money that was taken is given back. The carrier is asked first: if it has a parcel,
+        the order stays CONFIRMED. The order is CANCELLING until all of that is done, and CANCELLED then. Once more
         does nothing more. Publishes OrderCancelled.
 
         Errors: ORDER_NOT_FOUND, ORDER_STATE_CONFLICT.

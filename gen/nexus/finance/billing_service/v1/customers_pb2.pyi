@@ -228,7 +228,7 @@ class AddPaymentMethodRequest(_message.Message):
     customer_id: _builtins.str
     """The caller when empty."""
     provider: _payments_pb2.PaymentProvider.ValueType
-    """The tenant's default when unspecified."""
+    """The tenant's default when unspecified. The sandbox only where `SandboxAccount` says so."""
     provider_token: _builtins.str
     """What the provider's form in the customer's browser gave: "pm_…" of Stripe, a vault token of PayPal. The sandbox
     knows these, whose last digits say the same:
@@ -651,7 +651,7 @@ class SetProviderAccountRequest(_message.Message):
     PAYPAL_FIELD_NUMBER: _builtins.int
     MAKE_DEFAULT_FIELD_NUMBER: _builtins.int
     make_default: _builtins.bool
-    """New payment methods go to this provider when they name none."""
+    """New payment methods go to this provider when they name none. The tenant's first account is the default anyway."""
     @_builtins.property
     def sandbox(self) -> Global___SandboxAccount: ...
     @_builtins.property
@@ -678,7 +678,9 @@ Global___SetProviderAccountRequest: _TypeAlias = SetProviderAccountRequest  # no
 
 @_typing.final
 class SandboxAccount(_message.Message):
-    """An account at the sandbox. It has nothing to set."""
+    """An account at the sandbox. It has nothing to set. A tenant without accounts needs none, except in production; one
+    with an account elsewhere has this only to let its customers pay without money: for a rehearsal.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -165,7 +165,9 @@ class CustomerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RefundPayment(self, request, context):
-        """Gives captured money back, or a part of it. Publishes PaymentRefunded.
+        """Gives captured money back, or a part of it. What a customer's bank has taken back, or may yet, cannot be given back
+        again; an order's payment is refunded by order-processor's RefundOrder only, and is a PAYMENT_STATE_CONFLICT here.
+        Publishes PaymentRefunded.
 
         Errors: PAYMENT_NOT_FOUND, PAYMENT_STATE_CONFLICT, AMOUNT_EXCEEDED, CURRENCY_MISMATCH, IDEMPOTENCY_KEY_REUSED.
         """

@@ -74,7 +74,9 @@ class CustomerServiceStub:
     Errors: PAYMENT_NOT_FOUND, PERMISSION_MISSING.
     """
     RefundPayment: _grpc.UnaryUnaryMultiCallable[_customers_pb2.RefundPaymentRequest, _customers_pb2.RefundPaymentResponse]
-    """Gives captured money back, or a part of it. Publishes PaymentRefunded.
+    """Gives captured money back, or a part of it. What a customer's bank has taken back, or may yet, cannot be given back
+    again; an order's payment is refunded by order-processor's RefundOrder only, and is a PAYMENT_STATE_CONFLICT here.
+    Publishes PaymentRefunded.
 
     Errors: PAYMENT_NOT_FOUND, PAYMENT_STATE_CONFLICT, AMOUNT_EXCEEDED, CURRENCY_MISMATCH, IDEMPOTENCY_KEY_REUSED.
     """
@@ -141,7 +143,9 @@ class CustomerServiceAsyncStub(CustomerServiceStub):
     Errors: PAYMENT_NOT_FOUND, PERMISSION_MISSING.
     """
     RefundPayment: _aio.UnaryUnaryMultiCallable[_customers_pb2.RefundPaymentRequest, _customers_pb2.RefundPaymentResponse]  # type: ignore[assignment]
-    """Gives captured money back, or a part of it. Publishes PaymentRefunded.
+    """Gives captured money back, or a part of it. What a customer's bank has taken back, or may yet, cannot be given back
+    again; an order's payment is refunded by order-processor's RefundOrder only, and is a PAYMENT_STATE_CONFLICT here.
+    Publishes PaymentRefunded.
 
     Errors: PAYMENT_NOT_FOUND, PAYMENT_STATE_CONFLICT, AMOUNT_EXCEEDED, CURRENCY_MISMATCH, IDEMPOTENCY_KEY_REUSED.
     """
@@ -253,7 +257,9 @@ class CustomerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _customers_pb2.RefundPaymentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_customers_pb2.RefundPaymentResponse, _abc.Awaitable[_customers_pb2.RefundPaymentResponse]]:
-        """Gives captured money back, or a part of it. Publishes PaymentRefunded.
+        """Gives captured money back, or a part of it. What a customer's bank has taken back, or may yet, cannot be given back
+        again; an order's payment is refunded by order-processor's RefundOrder only, and is a PAYMENT_STATE_CONFLICT here.
+        Publishes PaymentRefunded.
 
         Errors: PAYMENT_NOT_FOUND, PAYMENT_STATE_CONFLICT, AMOUNT_EXCEEDED, CURRENCY_MISMATCH, IDEMPOTENCY_KEY_REUSED.
         """

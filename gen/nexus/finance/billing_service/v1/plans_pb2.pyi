@@ -296,7 +296,7 @@ class Coupon(_message.Message):
     archived: _builtins.bool
     @_builtins.property
     def amount(self) -> _money_pb2.Money:
-        """Off each bill, at most its total."""
+        """Off the fee and the use on each bill, at most these."""
 
     @_builtins.property
     def redeem_until_time(self) -> _timestamp_pb2.Timestamp:

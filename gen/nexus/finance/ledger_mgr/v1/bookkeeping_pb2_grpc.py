@@ -138,7 +138,8 @@ class BookkeepingServiceServicer:
     """
 
     def CreateAccount(self, request, context):
-        """Opens an account. One that is open already as described, metadata aside, is left as it is.
+        """Opens an account. One of this name and type that is open already is left as it is, its overdraft and
+        metadata included.
 
         Errors: ACCOUNT_DIFFERS, ACCOUNT_CLOSED, ACCOUNT_RESERVED.
         """

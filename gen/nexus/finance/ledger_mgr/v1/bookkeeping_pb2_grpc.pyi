@@ -38,7 +38,8 @@ class BookkeepingServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> BookkeepingServiceAsyncStub: ...
     CreateAccount: _grpc.UnaryUnaryMultiCallable[_bookkeeping_pb2.CreateAccountRequest, _bookkeeping_pb2.CreateAccountResponse]
-    """Opens an account. One that is open already as described, metadata aside, is left as it is.
+    """Opens an account. One of this name and type that is open already is left as it is, its overdraft and
+    metadata included.
 
     Errors: ACCOUNT_DIFFERS, ACCOUNT_CLOSED, ACCOUNT_RESERVED.
     """
@@ -131,7 +132,8 @@ class BookkeepingServiceAsyncStub(BookkeepingServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateAccount: _aio.UnaryUnaryMultiCallable[_bookkeeping_pb2.CreateAccountRequest, _bookkeeping_pb2.CreateAccountResponse]  # type: ignore[assignment]
-    """Opens an account. One that is open already as described, metadata aside, is left as it is.
+    """Opens an account. One of this name and type that is open already is left as it is, its overdraft and
+    metadata included.
 
     Errors: ACCOUNT_DIFFERS, ACCOUNT_CLOSED, ACCOUNT_RESERVED.
     """
@@ -227,7 +229,8 @@ class BookkeepingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _bookkeeping_pb2.CreateAccountRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_bookkeeping_pb2.CreateAccountResponse, _abc.Awaitable[_bookkeeping_pb2.CreateAccountResponse]]:
-        """Opens an account. One that is open already as described, metadata aside, is left as it is.
+        """Opens an account. One of this name and type that is open already is left as it is, its overdraft and
+        metadata included.
 
         Errors: ACCOUNT_DIFFERS, ACCOUNT_CLOSED, ACCOUNT_RESERVED.
         """

@@ -13,7 +13,7 @@ class AccountNotFound(Fault):
     template = "There is no account {account}."
 
 class AccountDiffers(Fault):
-    """An account of this name is open already, and differs from the one to be opened."""
+    """An account of this name and another type is open already."""
 
     domain = "ledger-mgr"
     reason = "ACCOUNT_DIFFERS"

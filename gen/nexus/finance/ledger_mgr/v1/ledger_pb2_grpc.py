@@ -119,7 +119,8 @@ class LedgerServiceServicer:
     """
 
     def OpenAccounts(self, request, context):
-        """Opens accounts. One that is open already as described, metadata aside, is left as it is.
+        """Opens accounts. One of this name and type that is open already is left as it is, its overdraft and
+        metadata included.
 
         Errors: ACCOUNT_DIFFERS, ACCOUNT_CLOSED.
         """

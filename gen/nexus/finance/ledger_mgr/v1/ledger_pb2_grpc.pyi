@@ -41,7 +41,8 @@ class LedgerServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> LedgerServiceAsyncStub: ...
     OpenAccounts: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.OpenAccountsRequest, _ledger_pb2.OpenAccountsResponse]
-    """Opens accounts. One that is open already as described, metadata aside, is left as it is.
+    """Opens accounts. One of this name and type that is open already is left as it is, its overdraft and
+    metadata included.
 
     Errors: ACCOUNT_DIFFERS, ACCOUNT_CLOSED.
     """
@@ -127,7 +128,8 @@ class LedgerServiceAsyncStub(LedgerServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     OpenAccounts: _aio.UnaryUnaryMultiCallable[_ledger_pb2.OpenAccountsRequest, _ledger_pb2.OpenAccountsResponse]  # type: ignore[assignment]
-    """Opens accounts. One that is open already as described, metadata aside, is left as it is.
+    """Opens accounts. One of this name and type that is open already is left as it is, its overdraft and
+    metadata included.
 
     Errors: ACCOUNT_DIFFERS, ACCOUNT_CLOSED.
     """
@@ -216,7 +218,8 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ledger_pb2.OpenAccountsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ledger_pb2.OpenAccountsResponse, _abc.Awaitable[_ledger_pb2.OpenAccountsResponse]]:
-        """Opens accounts. One that is open already as described, metadata aside, is left as it is.
+        """Opens accounts. One of this name and type that is open already is left as it is, its overdraft and
+        metadata included.
 
         Errors: ACCOUNT_DIFFERS, ACCOUNT_CLOSED.
         """

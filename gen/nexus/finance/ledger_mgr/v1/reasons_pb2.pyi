@@ -26,7 +26,7 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_ACCOUNT_NOT_FOUND: _Reason.ValueType  # 1
     """The tenant has no account of this name."""
     REASON_ACCOUNT_DIFFERS: _Reason.ValueType  # 2
-    """An account of this name is open already, and differs from the one to be opened."""
+    """An account of this name and another type is open already."""
     REASON_ACCOUNT_CLOSED: _Reason.ValueType  # 3
     """The account is closed."""
     REASON_ACCOUNT_NOT_EMPTY: _Reason.ValueType  # 4
@@ -71,7 +71,7 @@ REASON_UNSPECIFIED: Reason.ValueType  # 0
 REASON_ACCOUNT_NOT_FOUND: Reason.ValueType  # 1
 """The tenant has no account of this name."""
 REASON_ACCOUNT_DIFFERS: Reason.ValueType  # 2
-"""An account of this name is open already, and differs from the one to be opened."""
+"""An account of this name and another type is open already."""
 REASON_ACCOUNT_CLOSED: Reason.ValueType  # 3
 """The account is closed."""
 REASON_ACCOUNT_NOT_EMPTY: Reason.ValueType  # 4

@@ -125,6 +125,11 @@ class AuthServiceStub:
                 request_serializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.SignInRecognizedRequest.SerializeToString,
                 response_deserializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.SignInRecognizedResponse.FromString,
                 _registered_method=True)
+        self.ListUserFactors = channel.unary_unary(
+                '/nexus.identity.auth_service.v1.AuthService/ListUserFactors',
+                request_serializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.ListUserFactorsRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.ListUserFactorsResponse.FromString,
+                _registered_method=True)
 
 
 class AuthServiceServicer:
@@ -284,7 +289,14 @@ class AuthServiceServicer:
         """Signs in a user whom auth-service-v2 has recognised: by the password at its page, or through an upstream provider.
         Opens a session and issues its tokens; or asks for a second factor, if the user has one, for VerifyMfa.
 
-        Errors: CREDENTIALS_INVALID when the user may not sign in any more, CALLER_NOT_ALLOWED.
+        Errors: CREDENTIALS_INVALID when the user may not sign in any more, SECOND_FACTOR_MISSING, CALLER_NOT_ALLOWED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListUserFactors(self, request, context):
+        """Says what a user can prove themselves with, for a service that answers for them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -382,6 +394,11 @@ def add_AuthServiceServicer_to_server(servicer, server):
                     servicer.SignInRecognized,
                     request_deserializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.SignInRecognizedRequest.FromString,
                     response_serializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.SignInRecognizedResponse.SerializeToString,
+            ),
+            'ListUserFactors': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListUserFactors,
+                    request_deserializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.ListUserFactorsRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.ListUserFactorsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -871,6 +888,33 @@ class AuthService:
             '/nexus.identity.auth_service.v1.AuthService/SignInRecognized',
             nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.SignInRecognizedRequest.SerializeToString,
             nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.SignInRecognizedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListUserFactors(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.auth_service.v1.AuthService/ListUserFactors',
+            nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.ListUserFactorsRequest.SerializeToString,
+            nexus_dot_identity_dot_auth__service_dot_v1_dot_auth__service__pb2.ListUserFactorsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -113,8 +113,10 @@ class AuthServiceStub:
     """Signs in a user whom auth-service-v2 has recognised: by the password at its page, or through an upstream provider.
     Opens a session and issues its tokens; or asks for a second factor, if the user has one, for VerifyMfa.
 
-    Errors: CREDENTIALS_INVALID when the user may not sign in any more, CALLER_NOT_ALLOWED.
+    Errors: CREDENTIALS_INVALID when the user may not sign in any more, SECOND_FACTOR_MISSING, CALLER_NOT_ALLOWED.
     """
+    ListUserFactors: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.ListUserFactorsRequest, _auth_service_pb2.ListUserFactorsResponse]
+    """Says what a user can prove themselves with, for a service that answers for them."""
 
 @_typing.type_check_only
 class AuthServiceAsyncStub(AuthServiceStub):
@@ -201,8 +203,10 @@ class AuthServiceAsyncStub(AuthServiceStub):
     """Signs in a user whom auth-service-v2 has recognised: by the password at its page, or through an upstream provider.
     Opens a session and issues its tokens; or asks for a second factor, if the user has one, for VerifyMfa.
 
-    Errors: CREDENTIALS_INVALID when the user may not sign in any more, CALLER_NOT_ALLOWED.
+    Errors: CREDENTIALS_INVALID when the user may not sign in any more, SECOND_FACTOR_MISSING, CALLER_NOT_ALLOWED.
     """
+    ListUserFactors: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.ListUserFactorsRequest, _auth_service_pb2.ListUserFactorsResponse]  # type: ignore[assignment]
+    """Says what a user can prove themselves with, for a service that answers for them."""
 
 class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
     """Signing in and out."""
@@ -394,7 +398,15 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         """Signs in a user whom auth-service-v2 has recognised: by the password at its page, or through an upstream provider.
         Opens a session and issues its tokens; or asks for a second factor, if the user has one, for VerifyMfa.
 
-        Errors: CREDENTIALS_INVALID when the user may not sign in any more, CALLER_NOT_ALLOWED.
+        Errors: CREDENTIALS_INVALID when the user may not sign in any more, SECOND_FACTOR_MISSING, CALLER_NOT_ALLOWED.
         """
+
+    @_abc_1.abstractmethod
+    def ListUserFactors(
+        self,
+        request: _auth_service_pb2.ListUserFactorsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_auth_service_pb2.ListUserFactorsResponse, _abc.Awaitable[_auth_service_pb2.ListUserFactorsResponse]]:
+        """Says what a user can prove themselves with, for a service that answers for them."""
 
 def add_AuthServiceServicer_to_server(servicer: AuthServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

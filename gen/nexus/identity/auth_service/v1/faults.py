@@ -67,3 +67,11 @@ class TooManyFactors(Fault):
     reason = "TOO_MANY_FACTORS"
     code = StatusCode.RESOURCE_EXHAUSTED
     template = "You have {limit} passkeys already; remove one first."
+
+class SecondFactorMissing(Fault):
+    """The tenant's setting "security.require_mfa" is on, and the user has no second factor."""
+
+    domain = "auth-service"
+    reason = "SECOND_FACTOR_MISSING"
+    code = StatusCode.FAILED_PRECONDITION
+    template = "A second factor is required here, and you have none yet; set one up in your account first."

@@ -39,6 +39,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The user has a second factor, so the password alone is not enough."""
     REASON_TOO_MANY_FACTORS: _Reason.ValueType  # 8
     """The user has as many passkeys as there can be."""
+    REASON_SECOND_FACTOR_MISSING: _Reason.ValueType  # 9
+    """The tenant's setting "security.require_mfa" is on, and the user has no second factor."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why auth-service refuses a call."""
@@ -60,4 +62,6 @@ REASON_FACTOR_REQUIRED: Reason.ValueType  # 7
 """The user has a second factor, so the password alone is not enough."""
 REASON_TOO_MANY_FACTORS: Reason.ValueType  # 8
 """The user has as many passkeys as there can be."""
+REASON_SECOND_FACTOR_MISSING: Reason.ValueType  # 9
+"""The tenant's setting "security.require_mfa" is on, and the user has no second factor."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

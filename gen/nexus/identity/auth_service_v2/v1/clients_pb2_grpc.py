@@ -76,6 +76,11 @@ class ClientServiceStub:
                 request_serializer=nexus_dot_identity_dot_auth__service__v2_dot_v1_dot_clients__pb2.ListMyConsentsRequest.SerializeToString,
                 response_deserializer=nexus_dot_identity_dot_auth__service__v2_dot_v1_dot_clients__pb2.ListMyConsentsResponse.FromString,
                 _registered_method=True)
+        self.ListUserConsents = channel.unary_unary(
+                '/nexus.identity.auth_service_v2.v1.ClientService/ListUserConsents',
+                request_serializer=nexus_dot_identity_dot_auth__service__v2_dot_v1_dot_clients__pb2.ListUserConsentsRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_auth__service__v2_dot_v1_dot_clients__pb2.ListUserConsentsResponse.FromString,
+                _registered_method=True)
         self.RevokeConsent = channel.unary_unary(
                 '/nexus.identity.auth_service_v2.v1.ClientService/RevokeConsent',
                 request_serializer=nexus_dot_identity_dot_auth__service__v2_dot_v1_dot_clients__pb2.RevokeConsentRequest.SerializeToString,
@@ -171,6 +176,13 @@ class ClientServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListUserConsents(self, request, context):
+        """Lists the consent that a user gave to clients, for a service that answers for them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RevokeConsent(self, request, context):
         """Takes back the caller's consent to a client. Its refresh tokens stop working at once.
 
@@ -248,6 +260,11 @@ def add_ClientServiceServicer_to_server(servicer, server):
                     servicer.ListMyConsents,
                     request_deserializer=nexus_dot_identity_dot_auth__service__v2_dot_v1_dot_clients__pb2.ListMyConsentsRequest.FromString,
                     response_serializer=nexus_dot_identity_dot_auth__service__v2_dot_v1_dot_clients__pb2.ListMyConsentsResponse.SerializeToString,
+            ),
+            'ListUserConsents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListUserConsents,
+                    request_deserializer=nexus_dot_identity_dot_auth__service__v2_dot_v1_dot_clients__pb2.ListUserConsentsRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_auth__service__v2_dot_v1_dot_clients__pb2.ListUserConsentsResponse.SerializeToString,
             ),
             'RevokeConsent': grpc.unary_unary_rpc_method_handler(
                     servicer.RevokeConsent,
@@ -488,6 +505,33 @@ class ClientService:
             '/nexus.identity.auth_service_v2.v1.ClientService/ListMyConsents',
             nexus_dot_identity_dot_auth__service__v2_dot_v1_dot_clients__pb2.ListMyConsentsRequest.SerializeToString,
             nexus_dot_identity_dot_auth__service__v2_dot_v1_dot_clients__pb2.ListMyConsentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListUserConsents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.auth_service_v2.v1.ClientService/ListUserConsents',
+            nexus_dot_identity_dot_auth__service__v2_dot_v1_dot_clients__pb2.ListUserConsentsRequest.SerializeToString,
+            nexus_dot_identity_dot_auth__service__v2_dot_v1_dot_clients__pb2.ListUserConsentsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -68,6 +68,8 @@ class ClientServiceStub:
     """Makes a token whose bearer may register clients by themselves (RFC 7591), so many times and so long."""
     ListMyConsents: _grpc.UnaryUnaryMultiCallable[_clients_pb2.ListMyConsentsRequest, _clients_pb2.ListMyConsentsResponse]
     """Lists the consent that the caller gave to clients."""
+    ListUserConsents: _grpc.UnaryUnaryMultiCallable[_clients_pb2.ListUserConsentsRequest, _clients_pb2.ListUserConsentsResponse]
+    """Lists the consent that a user gave to clients, for a service that answers for them."""
     RevokeConsent: _grpc.UnaryUnaryMultiCallable[_clients_pb2.RevokeConsentRequest, _clients_pb2.RevokeConsentResponse]
     """Takes back the caller's consent to a client. Its refresh tokens stop working at once.
 
@@ -127,6 +129,8 @@ class ClientServiceAsyncStub(ClientServiceStub):
     """Makes a token whose bearer may register clients by themselves (RFC 7591), so many times and so long."""
     ListMyConsents: _aio.UnaryUnaryMultiCallable[_clients_pb2.ListMyConsentsRequest, _clients_pb2.ListMyConsentsResponse]  # type: ignore[assignment]
     """Lists the consent that the caller gave to clients."""
+    ListUserConsents: _aio.UnaryUnaryMultiCallable[_clients_pb2.ListUserConsentsRequest, _clients_pb2.ListUserConsentsResponse]  # type: ignore[assignment]
+    """Lists the consent that a user gave to clients, for a service that answers for them."""
     RevokeConsent: _aio.UnaryUnaryMultiCallable[_clients_pb2.RevokeConsentRequest, _clients_pb2.RevokeConsentResponse]  # type: ignore[assignment]
     """Takes back the caller's consent to a client. Its refresh tokens stop working at once.
 
@@ -231,6 +235,14 @@ class ClientServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_clients_pb2.ListMyConsentsResponse, _abc.Awaitable[_clients_pb2.ListMyConsentsResponse]]:
         """Lists the consent that the caller gave to clients."""
+
+    @_abc_1.abstractmethod
+    def ListUserConsents(
+        self,
+        request: _clients_pb2.ListUserConsentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_clients_pb2.ListUserConsentsResponse, _abc.Awaitable[_clients_pb2.ListUserConsentsResponse]]:
+        """Lists the consent that a user gave to clients, for a service that answers for them."""
 
     @_abc_1.abstractmethod
     def RevokeConsent(

@@ -36,6 +36,7 @@ class Session(_message.Message):
     ASSURANCE_FIELD_NUMBER: _builtins.int
     METHODS_FIELD_NUMBER: _builtins.int
     AUTH_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """UUIDv7."""
     user_id: _builtins.str
@@ -63,6 +64,10 @@ class Session(_message.Message):
     def auth_time(self) -> _timestamp_pb2.Timestamp:
         """When they last did."""
 
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was ended; unset for one that was not, or has timed out."""
+
     def __init__(
         self,
         *,
@@ -77,10 +82,11 @@ class Session(_message.Message):
         assurance: _builtins.str = ...,
         methods: _abc.Iterable[_builtins.str] | None = ...,
         auth_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["auth_time", b"auth_time", "create_time", b"create_time", "expire_time", b"expire_time", "last_used_time", b"last_used_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["auth_time", b"auth_time", "create_time", b"create_time", "end_time", b"end_time", "expire_time", b"expire_time", "last_used_time", b"last_used_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assurance", b"assurance", "auth_time", b"auth_time", "create_time", b"create_time", "current", b"current", "expire_time", b"expire_time", "ip_address", b"ip_address", "last_used_time", b"last_used_time", "methods", b"methods", "session_id", b"session_id", "user_agent", b"user_agent", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assurance", b"assurance", "auth_time", b"auth_time", "create_time", b"create_time", "current", b"current", "end_time", b"end_time", "expire_time", b"expire_time", "ip_address", b"ip_address", "last_used_time", b"last_used_time", "methods", b"methods", "session_id", b"session_id", "user_agent", b"user_agent", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -171,7 +177,9 @@ class GetSessionResponse(_message.Message):
 
     SESSION_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def session(self) -> Global___Session: ...
+    def session(self) -> Global___Session:
+        """Without device and address, which are sealed: ListMySessions tells them."""
+
     def __init__(
         self,
         *,
@@ -210,7 +218,9 @@ class TouchSessionResponse(_message.Message):
 
     SESSION_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def session(self) -> Global___Session: ...
+    def session(self) -> Global___Session:
+        """Without device and address, which are sealed: ListMySessions tells them."""
+
     def __init__(
         self,
         *,
@@ -416,15 +426,19 @@ class ListUserSessionsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     USER_ID_FIELD_NUMBER: _builtins.int
+    INCLUDE_ENDED_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
+    include_ended: _builtins.bool
+    """Also those that have ended."""
     def __init__(
         self,
         *,
         user_id: _builtins.str = ...,
+        include_ended: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["include_ended", b"include_ended", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -157,7 +157,8 @@ class SessionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListUserSessions(self, request, context):
-        """Lists a user's live sessions, for a service that answers for them. There are at most five.
+        """Lists a user's live sessions, for a service that answers for them. There are at most five; of those that have
+        ended, which are kept for 30 days, the latest 1000.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

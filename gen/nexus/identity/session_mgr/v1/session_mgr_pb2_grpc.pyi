@@ -64,7 +64,9 @@ class SessionServiceStub:
     the caller's own session, and when the access token expires that it was opened with.
     """
     ListUserSessions: _grpc.UnaryUnaryMultiCallable[_session_mgr_pb2.ListUserSessionsRequest, _session_mgr_pb2.ListUserSessionsResponse]
-    """Lists a user's live sessions, for a service that answers for them. There are at most five."""
+    """Lists a user's live sessions, for a service that answers for them. There are at most five; of those that have
+    ended, which are kept for 30 days, the latest 1000.
+    """
     EndUserSessions: _grpc.UnaryUnaryMultiCallable[_session_mgr_pb2.EndUserSessionsRequest, _session_mgr_pb2.EndUserSessionsResponse]
     """Ends all sessions of a user, or one, for a service that must lock them out: a changed password, a stolen
     token. With all of them end the grants of clients, those too that outlive a session.
@@ -106,7 +108,9 @@ class SessionServiceAsyncStub(SessionServiceStub):
     the caller's own session, and when the access token expires that it was opened with.
     """
     ListUserSessions: _aio.UnaryUnaryMultiCallable[_session_mgr_pb2.ListUserSessionsRequest, _session_mgr_pb2.ListUserSessionsResponse]  # type: ignore[assignment]
-    """Lists a user's live sessions, for a service that answers for them. There are at most five."""
+    """Lists a user's live sessions, for a service that answers for them. There are at most five; of those that have
+    ended, which are kept for 30 days, the latest 1000.
+    """
     EndUserSessions: _aio.UnaryUnaryMultiCallable[_session_mgr_pb2.EndUserSessionsRequest, _session_mgr_pb2.EndUserSessionsResponse]  # type: ignore[assignment]
     """Ends all sessions of a user, or one, for a service that must lock them out: a changed password, a stolen
     token. With all of them end the grants of clients, those too that outlive a session.
@@ -199,7 +203,9 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _session_mgr_pb2.ListUserSessionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_session_mgr_pb2.ListUserSessionsResponse, _abc.Awaitable[_session_mgr_pb2.ListUserSessionsResponse]]:
-        """Lists a user's live sessions, for a service that answers for them. There are at most five."""
+        """Lists a user's live sessions, for a service that answers for them. There are at most five; of those that have
+        ended, which are kept for 30 days, the latest 1000.
+        """
 
     @_abc_1.abstractmethod
     def EndUserSessions(

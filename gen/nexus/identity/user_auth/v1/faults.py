@@ -139,3 +139,11 @@ class IdentityTaken(Fault):
     reason = "IDENTITY_TAKEN"
     code = StatusCode.ALREADY_EXISTS
     template = "This identity is already linked to another user."
+
+class RegistrationClosed(Fault):
+    """The tenant's setting "security.registration" is "closed"."""
+
+    domain = "user-auth"
+    reason = "REGISTRATION_CLOSED"
+    code = StatusCode.PERMISSION_DENIED
+    template = "Nobody can register here by themselves; ask whoever runs this for an account."

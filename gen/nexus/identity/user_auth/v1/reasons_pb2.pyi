@@ -57,6 +57,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """No user of the tenant is linked to this identity."""
     REASON_IDENTITY_TAKEN: _Reason.ValueType  # 17
     """The identity is linked to another user of the tenant."""
+    REASON_REGISTRATION_CLOSED: _Reason.ValueType  # 18
+    """The tenant's setting "security.registration" is "closed"."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why user-auth refuses a call."""
@@ -96,4 +98,6 @@ REASON_IDENTITY_NOT_LINKED: Reason.ValueType  # 16
 """No user of the tenant is linked to this identity."""
 REASON_IDENTITY_TAKEN: Reason.ValueType  # 17
 """The identity is linked to another user of the tenant."""
+REASON_REGISTRATION_CLOSED: Reason.ValueType  # 18
+"""The tenant's setting "security.registration" is "closed"."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

@@ -10,7 +10,10 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from nexus.identity.auth_service_v2.v1 import clients_pb2 as _clients_pb2
 from nexus.identity.session_mgr.v1 import session_mgr_pb2 as _session_mgr_pb2
+from nexus.modules.puabo_os.v1 import settings_pb2 as _settings_pb2
+from nexus.platform.backend_api.v1 import api_keys_pb2 as _api_keys_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -19,6 +22,11 @@ if sys.version_info >= (3, 11):
     from typing import TypeAlias as _TypeAlias, Never as _Never
 else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
+
+if sys.version_info >= (3, 13):
+    from warnings import deprecated as _deprecated
+else:
+    from typing_extensions import deprecated as _deprecated
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -207,14 +215,25 @@ class ListUsersRequest(_message.Message):
     EMAIL_PREFIX_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
+    EMAIL_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     page_token: _builtins.str
-    email_prefix: _builtins.str
-    """Only users whose address begins so, without regard to case."""
+    @_builtins.property
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def email_prefix(self) -> _builtins.str:
+        """Means what `email` does: addresses are sealed, so that a part of one finds nobody."""
+
+    @email_prefix.setter
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def email_prefix(self, value: _builtins.str) -> None:
+        """Means what `email` does: addresses are sealed, so that a part of one finds nobody."""
+
     state: Global___UserState.ValueType
     """Only users in this state."""
     role: _builtins.str
     """Only users with this role."""
+    email: _builtins.str
+    """Only the user with this address, the whole of it, without regard to case."""
     def __init__(
         self,
         *,
@@ -223,10 +242,11 @@ class ListUsersRequest(_message.Message):
         email_prefix: _builtins.str = ...,
         state: Global___UserState.ValueType = ...,
         role: _builtins.str = ...,
+        email: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["email_prefix", b"email_prefix", "page_size", b"page_size", "page_token", b"page_token", "role", b"role", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["email", b"email", "email_prefix", b"email_prefix", "page_size", b"page_size", "page_token", b"page_token", "role", b"role", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -387,6 +407,65 @@ class EnableUserResponse(_message.Message):
 Global___EnableUserResponse: _TypeAlias = EnableUserResponse  # noqa: Y015
 
 @_typing.final
+class SecondFactors(_message.Message):
+    """What a user can prove themselves with, beside the password, without what is secret about it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOTP_FIELD_NUMBER: _builtins.int
+    PASSKEYS_FIELD_NUMBER: _builtins.int
+    RECOVERY_CODES_LEFT_FIELD_NUMBER: _builtins.int
+    totp: _builtins.bool
+    """Whether there is an authenticator app."""
+    recovery_codes_left: _builtins.int
+    @_builtins.property
+    def passkeys(self) -> _containers.RepeatedCompositeFieldContainer[Global___SecurityKey]: ...
+    def __init__(
+        self,
+        *,
+        totp: _builtins.bool = ...,
+        passkeys: _abc.Iterable[Global___SecurityKey] | None = ...,
+        recovery_codes_left: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["passkeys", b"passkeys", "recovery_codes_left", b"recovery_codes_left", "totp", b"totp"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SecondFactors: _TypeAlias = SecondFactors  # noqa: Y015
+
+@_typing.final
+class SecurityKey(_message.Message):
+    """A passkey as its user knows it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    LAST_USED_TIME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """What the user calls it."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def last_used_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        last_used_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "last_used_time", b"last_used_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "last_used_time", b"last_used_time", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SecurityKey: _TypeAlias = SecurityKey  # noqa: Y015
+
+@_typing.final
 class UserExport(_message.Message):
     """Everything kept about a user."""
 
@@ -396,16 +475,34 @@ class UserExport(_message.Message):
     IDENTITIES_FIELD_NUMBER: _builtins.int
     SESSIONS_FIELD_NUMBER: _builtins.int
     EXPORT_TIME_FIELD_NUMBER: _builtins.int
+    FACTORS_FIELD_NUMBER: _builtins.int
+    CONSENTS_FIELD_NUMBER: _builtins.int
+    API_KEYS_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def user(self) -> Global___User: ...
     @_builtins.property
     def identities(self) -> _containers.RepeatedCompositeFieldContainer[Global___LinkedIdentity]: ...
     @_builtins.property
     def sessions(self) -> _containers.RepeatedCompositeFieldContainer[_session_mgr_pb2.Session]:
-        """Where the user is signed in."""
+        """Where the user is signed in, and was within the last 30 days."""
 
     @_builtins.property
     def export_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def factors(self) -> Global___SecondFactors: ...
+    @_builtins.property
+    def consents(self) -> _containers.RepeatedCompositeFieldContainer[_clients_pb2.Consent]:
+        """What the user lets OAuth clients do."""
+
+    @_builtins.property
+    def api_keys(self) -> _containers.RepeatedCompositeFieldContainer[_api_keys_pb2.ApiKey]:
+        """Those that act for the user, revoked ones too."""
+
+    @_builtins.property
+    def settings(self) -> _containers.RepeatedCompositeFieldContainer[_settings_pb2.Setting]:
+        """What the user has set for themselves."""
+
     def __init__(
         self,
         *,
@@ -413,10 +510,14 @@ class UserExport(_message.Message):
         identities: _abc.Iterable[Global___LinkedIdentity] | None = ...,
         sessions: _abc.Iterable[_session_mgr_pb2.Session] | None = ...,
         export_time: _timestamp_pb2.Timestamp | None = ...,
+        factors: Global___SecondFactors | None = ...,
+        consents: _abc.Iterable[_clients_pb2.Consent] | None = ...,
+        api_keys: _abc.Iterable[_api_keys_pb2.ApiKey] | None = ...,
+        settings: _abc.Iterable[_settings_pb2.Setting] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["export_time", b"export_time", "user", b"user"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["export_time", b"export_time", "factors", b"factors", "user", b"user"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["export_time", b"export_time", "identities", b"identities", "sessions", b"sessions", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_keys", b"api_keys", "consents", b"consents", "export_time", b"export_time", "factors", b"factors", "identities", b"identities", "sessions", b"sessions", "settings", b"settings", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1109,7 +1210,9 @@ class LinkIdentityResponse(_message.Message):
     created: _builtins.bool
     """Whether the user was made now."""
     @_builtins.property
-    def user(self) -> Global___User: ...
+    def user(self) -> Global___User:
+        """Without address and name; ResolveUser tells them."""
+
     @_builtins.property
     def permissions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -1160,7 +1263,9 @@ class ResolveIdentityResponse(_message.Message):
     credentials_version: _builtins.int
     """For ConfirmSignIn."""
     @_builtins.property
-    def user(self) -> Global___User: ...
+    def user(self) -> Global___User:
+        """Without address and name; ResolveUser tells them."""
+
     @_builtins.property
     def permissions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -1244,7 +1349,9 @@ class ConfirmSignInResponse(_message.Message):
     USER_FIELD_NUMBER: _builtins.int
     PERMISSIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def user(self) -> Global___User: ...
+    def user(self) -> Global___User:
+        """Without address and name; ResolveUser tells them."""
+
     @_builtins.property
     def permissions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What the user's roles permit now."""
@@ -1504,7 +1611,9 @@ class VerifyPasswordResponse(_message.Message):
     credentials_version: _builtins.int
     """Changes whenever everybody who signed in before must sign in again; for ConfirmSignIn."""
     @_builtins.property
-    def user(self) -> Global___User: ...
+    def user(self) -> Global___User:
+        """Without address and name; ResolveUser tells them."""
+
     @_builtins.property
     def permissions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What the user's roles permit: names of permissions, or "*" for all."""
@@ -1580,15 +1689,21 @@ class ResolveUserRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     USER_ID_FIELD_NUMBER: _builtins.int
+    ACCESS_ONLY_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
+    access_only: _builtins.bool
+    """Leave out the address and the name: they are sealed, and who only wants to know what the user may do need not
+    wait for them.
+    """
     def __init__(
         self,
         *,
         user_id: _builtins.str = ...,
+        access_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_only", b"access_only", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

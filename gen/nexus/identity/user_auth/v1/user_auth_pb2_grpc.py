@@ -209,7 +209,8 @@ class UserServiceServicer:
     def Register(self, request, context):
         """Registers a user and mails a code that verifies the address. The user can sign in once it is verified.
 
-        Errors: EMAIL_TAKEN, PASSWORD_WEAK.
+        Errors: EMAIL_TAKEN, PASSWORD_WEAK, REGISTRATION_CLOSED, QUOTA_EXCEEDED when the tenant has as many "users" as its
+        plan allows.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -265,7 +266,7 @@ class UserServiceServicer:
         """Creates a user with a verified address and roles, or gives an existing one these roles and this password, which
         ends their sessions if it is another: the first owner of a tenant, or a user brought over from elsewhere.
 
-        Errors: PASSWORD_WEAK.
+        Errors: PASSWORD_WEAK, QUOTA_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -317,7 +318,9 @@ class UserServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ExportUser(self, request, context):
-        """Returns everything that user-auth and session-mgr keep about a user (GDPR, article 15).
+        """Returns what the platform keeps about a user as somebody who signs in and calls (GDPR, article 15): all of it, or
+        DEPENDENCY_UNAVAILABLE. Secrets are left out. Orders, payments and what else the user made are read where they
+        were made.
 
         Errors: USER_NOT_FOUND.
         """
@@ -326,7 +329,7 @@ class UserServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ExportMe(self, request, context):
-        """Returns everything that user-auth and session-mgr keep about the caller (GDPR, article 15).
+        """Returns what ExportUser does, about the caller (GDPR, article 15).
 
         Errors: USER_NOT_FOUND.
         """
@@ -465,7 +468,7 @@ class UserServiceServicer:
         it again to the same user changes nothing. An address that is taken is never linked unasked: its owner signs in
         and links it.
 
-        Errors: IDENTITY_TAKEN, USER_NOT_FOUND, EMAIL_TAKEN.
+        Errors: IDENTITY_TAKEN, USER_NOT_FOUND, EMAIL_TAKEN, QUOTA_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,7 +36,8 @@ class UserServiceStub:
     Register: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.RegisterRequest, _user_auth_pb2.RegisterResponse]
     """Registers a user and mails a code that verifies the address. The user can sign in once it is verified.
 
-    Errors: EMAIL_TAKEN, PASSWORD_WEAK.
+    Errors: EMAIL_TAKEN, PASSWORD_WEAK, REGISTRATION_CLOSED, QUOTA_EXCEEDED when the tenant has as many "users" as its
+    plan allows.
     """
     VerifyEmail: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.VerifyEmailRequest, _user_auth_pb2.VerifyEmailResponse]
     """Verifies a user's e-mail address with the code mailed by Register. A code works once, for 24 hours.
@@ -68,7 +69,7 @@ class UserServiceStub:
     """Creates a user with a verified address and roles, or gives an existing one these roles and this password, which
     ends their sessions if it is another: the first owner of a tenant, or a user brought over from elsewhere.
 
-    Errors: PASSWORD_WEAK.
+    Errors: PASSWORD_WEAK, QUOTA_EXCEEDED.
     """
     ResolveUser: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.ResolveUserRequest, _user_auth_pb2.ResolveUserResponse]
     """Returns a user and what they may do, for a service that acts for them.
@@ -96,12 +97,14 @@ class UserServiceStub:
     Errors: USER_NOT_FOUND.
     """
     ExportUser: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.ExportUserRequest, _user_auth_pb2.ExportUserResponse]
-    """Returns everything that user-auth and session-mgr keep about a user (GDPR, article 15).
+    """Returns what the platform keeps about a user as somebody who signs in and calls (GDPR, article 15): all of it, or
+    DEPENDENCY_UNAVAILABLE. Secrets are left out. Orders, payments and what else the user made are read where they
+    were made.
 
     Errors: USER_NOT_FOUND.
     """
     ExportMe: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.ExportMeRequest, _user_auth_pb2.ExportMeResponse]
-    """Returns everything that user-auth and session-mgr keep about the caller (GDPR, article 15).
+    """Returns what ExportUser does, about the caller (GDPR, article 15).
 
     Errors: USER_NOT_FOUND.
     """
@@ -171,7 +174,7 @@ class UserServiceStub:
     it again to the same user changes nothing. An address that is taken is never linked unasked: its owner signs in
     and links it.
 
-    Errors: IDENTITY_TAKEN, USER_NOT_FOUND, EMAIL_TAKEN.
+    Errors: IDENTITY_TAKEN, USER_NOT_FOUND, EMAIL_TAKEN, QUOTA_EXCEEDED.
     """
     ResolveIdentity: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.ResolveIdentityRequest, _user_auth_pb2.ResolveIdentityResponse]
     """Returns the user that an identity elsewhere is linked to.
@@ -198,7 +201,8 @@ class UserServiceAsyncStub(UserServiceStub):
     Register: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.RegisterRequest, _user_auth_pb2.RegisterResponse]  # type: ignore[assignment]
     """Registers a user and mails a code that verifies the address. The user can sign in once it is verified.
 
-    Errors: EMAIL_TAKEN, PASSWORD_WEAK.
+    Errors: EMAIL_TAKEN, PASSWORD_WEAK, REGISTRATION_CLOSED, QUOTA_EXCEEDED when the tenant has as many "users" as its
+    plan allows.
     """
     VerifyEmail: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.VerifyEmailRequest, _user_auth_pb2.VerifyEmailResponse]  # type: ignore[assignment]
     """Verifies a user's e-mail address with the code mailed by Register. A code works once, for 24 hours.
@@ -230,7 +234,7 @@ class UserServiceAsyncStub(UserServiceStub):
     """Creates a user with a verified address and roles, or gives an existing one these roles and this password, which
     ends their sessions if it is another: the first owner of a tenant, or a user brought over from elsewhere.
 
-    Errors: PASSWORD_WEAK.
+    Errors: PASSWORD_WEAK, QUOTA_EXCEEDED.
     """
     ResolveUser: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.ResolveUserRequest, _user_auth_pb2.ResolveUserResponse]  # type: ignore[assignment]
     """Returns a user and what they may do, for a service that acts for them.
@@ -258,12 +262,14 @@ class UserServiceAsyncStub(UserServiceStub):
     Errors: USER_NOT_FOUND.
     """
     ExportUser: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.ExportUserRequest, _user_auth_pb2.ExportUserResponse]  # type: ignore[assignment]
-    """Returns everything that user-auth and session-mgr keep about a user (GDPR, article 15).
+    """Returns what the platform keeps about a user as somebody who signs in and calls (GDPR, article 15): all of it, or
+    DEPENDENCY_UNAVAILABLE. Secrets are left out. Orders, payments and what else the user made are read where they
+    were made.
 
     Errors: USER_NOT_FOUND.
     """
     ExportMe: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.ExportMeRequest, _user_auth_pb2.ExportMeResponse]  # type: ignore[assignment]
-    """Returns everything that user-auth and session-mgr keep about the caller (GDPR, article 15).
+    """Returns what ExportUser does, about the caller (GDPR, article 15).
 
     Errors: USER_NOT_FOUND.
     """
@@ -333,7 +339,7 @@ class UserServiceAsyncStub(UserServiceStub):
     it again to the same user changes nothing. An address that is taken is never linked unasked: its owner signs in
     and links it.
 
-    Errors: IDENTITY_TAKEN, USER_NOT_FOUND, EMAIL_TAKEN.
+    Errors: IDENTITY_TAKEN, USER_NOT_FOUND, EMAIL_TAKEN, QUOTA_EXCEEDED.
     """
     ResolveIdentity: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.ResolveIdentityRequest, _user_auth_pb2.ResolveIdentityResponse]  # type: ignore[assignment]
     """Returns the user that an identity elsewhere is linked to.
@@ -363,7 +369,8 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_user_auth_pb2.RegisterResponse, _abc.Awaitable[_user_auth_pb2.RegisterResponse]]:
         """Registers a user and mails a code that verifies the address. The user can sign in once it is verified.
 
-        Errors: EMAIL_TAKEN, PASSWORD_WEAK.
+        Errors: EMAIL_TAKEN, PASSWORD_WEAK, REGISTRATION_CLOSED, QUOTA_EXCEEDED when the tenant has as many "users" as its
+        plan allows.
         """
 
     @_abc_1.abstractmethod
@@ -431,7 +438,7 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         """Creates a user with a verified address and roles, or gives an existing one these roles and this password, which
         ends their sessions if it is another: the first owner of a tenant, or a user brought over from elsewhere.
 
-        Errors: PASSWORD_WEAK.
+        Errors: PASSWORD_WEAK, QUOTA_EXCEEDED.
         """
 
     @_abc_1.abstractmethod
@@ -495,7 +502,9 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _user_auth_pb2.ExportUserRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_user_auth_pb2.ExportUserResponse, _abc.Awaitable[_user_auth_pb2.ExportUserResponse]]:
-        """Returns everything that user-auth and session-mgr keep about a user (GDPR, article 15).
+        """Returns what the platform keeps about a user as somebody who signs in and calls (GDPR, article 15): all of it, or
+        DEPENDENCY_UNAVAILABLE. Secrets are left out. Orders, payments and what else the user made are read where they
+        were made.
 
         Errors: USER_NOT_FOUND.
         """
@@ -506,7 +515,7 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _user_auth_pb2.ExportMeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_user_auth_pb2.ExportMeResponse, _abc.Awaitable[_user_auth_pb2.ExportMeResponse]]:
-        """Returns everything that user-auth and session-mgr keep about the caller (GDPR, article 15).
+        """Returns what ExportUser does, about the caller (GDPR, article 15).
 
         Errors: USER_NOT_FOUND.
         """
@@ -672,7 +681,7 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         it again to the same user changes nothing. An address that is taken is never linked unasked: its owner signs in
         and links it.
 
-        Errors: IDENTITY_TAKEN, USER_NOT_FOUND, EMAIL_TAKEN.
+        Errors: IDENTITY_TAKEN, USER_NOT_FOUND, EMAIL_TAKEN, QUOTA_EXCEEDED.
         """
 
     @_abc_1.abstractmethod

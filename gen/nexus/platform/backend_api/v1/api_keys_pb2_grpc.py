@@ -46,6 +46,11 @@ class ApiKeyServiceStub:
                 request_serializer=nexus_dot_platform_dot_backend__api_dot_v1_dot_api__keys__pb2.ListApiKeysRequest.SerializeToString,
                 response_deserializer=nexus_dot_platform_dot_backend__api_dot_v1_dot_api__keys__pb2.ListApiKeysResponse.FromString,
                 _registered_method=True)
+        self.ListUserApiKeys = channel.unary_unary(
+                '/nexus.platform.backend_api.v1.ApiKeyService/ListUserApiKeys',
+                request_serializer=nexus_dot_platform_dot_backend__api_dot_v1_dot_api__keys__pb2.ListUserApiKeysRequest.SerializeToString,
+                response_deserializer=nexus_dot_platform_dot_backend__api_dot_v1_dot_api__keys__pb2.ListUserApiKeysResponse.FromString,
+                _registered_method=True)
         self.RevokeApiKey = channel.unary_unary(
                 '/nexus.platform.backend_api.v1.ApiKeyService/RevokeApiKey',
                 request_serializer=nexus_dot_platform_dot_backend__api_dot_v1_dot_api__keys__pb2.RevokeApiKeyRequest.SerializeToString,
@@ -66,7 +71,8 @@ class ApiKeyServiceServicer:
     def CreateApiKey(self, request, context):
         """Makes a key. This answer is the only place where it is ever shown; a lost one is revoked and made anew.
 
-        Errors: SCOPE_UNKNOWN, SCOPE_NOT_HELD, EXPIRY_PAST, API_KEYS_TOO_MANY.
+        Errors: SCOPE_UNKNOWN, SCOPE_NOT_HELD, EXPIRY_PAST, API_KEYS_TOO_MANY, QUOTA_EXCEEDED when the tenant has as many
+        "api_keys" as its plan allows.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -76,6 +82,13 @@ class ApiKeyServiceServicer:
         """Lists the tenant's keys, the latest first.
 
         Errors: PAGE_TOKEN_INVALID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListUserApiKeys(self, request, context):
+        """Lists the keys that act for a user, revoked ones too, for a service that answers for them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -111,6 +124,11 @@ def add_ApiKeyServiceServicer_to_server(servicer, server):
                     servicer.ListApiKeys,
                     request_deserializer=nexus_dot_platform_dot_backend__api_dot_v1_dot_api__keys__pb2.ListApiKeysRequest.FromString,
                     response_serializer=nexus_dot_platform_dot_backend__api_dot_v1_dot_api__keys__pb2.ListApiKeysResponse.SerializeToString,
+            ),
+            'ListUserApiKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListUserApiKeys,
+                    request_deserializer=nexus_dot_platform_dot_backend__api_dot_v1_dot_api__keys__pb2.ListUserApiKeysRequest.FromString,
+                    response_serializer=nexus_dot_platform_dot_backend__api_dot_v1_dot_api__keys__pb2.ListUserApiKeysResponse.SerializeToString,
             ),
             'RevokeApiKey': grpc.unary_unary_rpc_method_handler(
                     servicer.RevokeApiKey,
@@ -179,6 +197,33 @@ class ApiKeyService:
             '/nexus.platform.backend_api.v1.ApiKeyService/ListApiKeys',
             nexus_dot_platform_dot_backend__api_dot_v1_dot_api__keys__pb2.ListApiKeysRequest.SerializeToString,
             nexus_dot_platform_dot_backend__api_dot_v1_dot_api__keys__pb2.ListApiKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListUserApiKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.platform.backend_api.v1.ApiKeyService/ListUserApiKeys',
+            nexus_dot_platform_dot_backend__api_dot_v1_dot_api__keys__pb2.ListUserApiKeysRequest.SerializeToString,
+            nexus_dot_platform_dot_backend__api_dot_v1_dot_api__keys__pb2.ListUserApiKeysResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,13 +38,16 @@ class ApiKeyServiceStub:
     CreateApiKey: _grpc.UnaryUnaryMultiCallable[_api_keys_pb2.CreateApiKeyRequest, _api_keys_pb2.CreateApiKeyResponse]
     """Makes a key. This answer is the only place where it is ever shown; a lost one is revoked and made anew.
 
-    Errors: SCOPE_UNKNOWN, SCOPE_NOT_HELD, EXPIRY_PAST, API_KEYS_TOO_MANY.
+    Errors: SCOPE_UNKNOWN, SCOPE_NOT_HELD, EXPIRY_PAST, API_KEYS_TOO_MANY, QUOTA_EXCEEDED when the tenant has as many
+    "api_keys" as its plan allows.
     """
     ListApiKeys: _grpc.UnaryUnaryMultiCallable[_api_keys_pb2.ListApiKeysRequest, _api_keys_pb2.ListApiKeysResponse]
     """Lists the tenant's keys, the latest first.
 
     Errors: PAGE_TOKEN_INVALID.
     """
+    ListUserApiKeys: _grpc.UnaryUnaryMultiCallable[_api_keys_pb2.ListUserApiKeysRequest, _api_keys_pb2.ListUserApiKeysResponse]
+    """Lists the keys that act for a user, revoked ones too, for a service that answers for them."""
     RevokeApiKey: _grpc.UnaryUnaryMultiCallable[_api_keys_pb2.RevokeApiKeyRequest, _api_keys_pb2.RevokeApiKeyResponse]
     """Revokes a key: within a second it is refused everywhere. Revoking it again changes nothing.
 
@@ -66,13 +69,16 @@ class ApiKeyServiceAsyncStub(ApiKeyServiceStub):
     CreateApiKey: _aio.UnaryUnaryMultiCallable[_api_keys_pb2.CreateApiKeyRequest, _api_keys_pb2.CreateApiKeyResponse]  # type: ignore[assignment]
     """Makes a key. This answer is the only place where it is ever shown; a lost one is revoked and made anew.
 
-    Errors: SCOPE_UNKNOWN, SCOPE_NOT_HELD, EXPIRY_PAST, API_KEYS_TOO_MANY.
+    Errors: SCOPE_UNKNOWN, SCOPE_NOT_HELD, EXPIRY_PAST, API_KEYS_TOO_MANY, QUOTA_EXCEEDED when the tenant has as many
+    "api_keys" as its plan allows.
     """
     ListApiKeys: _aio.UnaryUnaryMultiCallable[_api_keys_pb2.ListApiKeysRequest, _api_keys_pb2.ListApiKeysResponse]  # type: ignore[assignment]
     """Lists the tenant's keys, the latest first.
 
     Errors: PAGE_TOKEN_INVALID.
     """
+    ListUserApiKeys: _aio.UnaryUnaryMultiCallable[_api_keys_pb2.ListUserApiKeysRequest, _api_keys_pb2.ListUserApiKeysResponse]  # type: ignore[assignment]
+    """Lists the keys that act for a user, revoked ones too, for a service that answers for them."""
     RevokeApiKey: _aio.UnaryUnaryMultiCallable[_api_keys_pb2.RevokeApiKeyRequest, _api_keys_pb2.RevokeApiKeyResponse]  # type: ignore[assignment]
     """Revokes a key: within a second it is refused everywhere. Revoking it again changes nothing.
 
@@ -97,7 +103,8 @@ class ApiKeyServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_api_keys_pb2.CreateApiKeyResponse, _abc.Awaitable[_api_keys_pb2.CreateApiKeyResponse]]:
         """Makes a key. This answer is the only place where it is ever shown; a lost one is revoked and made anew.
 
-        Errors: SCOPE_UNKNOWN, SCOPE_NOT_HELD, EXPIRY_PAST, API_KEYS_TOO_MANY.
+        Errors: SCOPE_UNKNOWN, SCOPE_NOT_HELD, EXPIRY_PAST, API_KEYS_TOO_MANY, QUOTA_EXCEEDED when the tenant has as many
+        "api_keys" as its plan allows.
         """
 
     @_abc_1.abstractmethod
@@ -110,6 +117,14 @@ class ApiKeyServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: PAGE_TOKEN_INVALID.
         """
+
+    @_abc_1.abstractmethod
+    def ListUserApiKeys(
+        self,
+        request: _api_keys_pb2.ListUserApiKeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_api_keys_pb2.ListUserApiKeysResponse, _abc.Awaitable[_api_keys_pb2.ListUserApiKeysResponse]]:
+        """Lists the keys that act for a user, revoked ones too, for a service that answers for them."""
 
     @_abc_1.abstractmethod
     def RevokeApiKey(

@@ -28,7 +28,7 @@ from nexus.options.v1 import policy_pb2 as nexus_dot_options_dot_v1_dot_policy__
 from nexus.platform.key_service.v1 import key_service_pb2 as nexus_dot_platform_dot_key__service_dot_v1_dot_key__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)nexus/platform/key_service/v1/vault.proto\x12\x1dnexus.platform.key_service.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1dnexus/options/v1/policy.proto\x1a/nexus/platform/key_service/v1/key_service.proto\"\xf3\x01\n\x10\x45nsureKeyRequest\x12/\n\x03key\x18\x01 \x01(\tB\"\xbaH\x1fr\x1a\x32\x18^[a-z][a-z0-9._-]{0,62}$\xc8\x01\x01\x12\x19\n\x07subject\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12J\n\talgorithm\x18\x03 \x01(\x0e\x32+.nexus.platform.key_service.v1.KeyAlgorithmB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12G\n\x0frotation_period\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x13\xbaH\x10\xaa\x01\r\"\x06\x08\xc0\x9d\xbd\x96\x01\x32\x03\x08\x90\x1c\"D\n\x11\x45nsureKeyResponse\x12/\n\x03key\x18\x01 \x01(\x0b\x32\".nexus.platform.key_service.v1.Key\"\x8e\x02\n\x0bSealRequest\x12/\n\x03key\x18\x01 \x01(\tB\"\xbaH\x1fr\x1a\x32\x18^[a-z][a-z0-9._-]{0,62}$\xc8\x01\x01\x12\x19\n\x07subject\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12 \n\tplaintext\x18\x03 \x01(\x0c\x42\r\xbaH\x06z\x04\x18\x80\x80\x04\xc0\xf3\x18\x01\x12\x61\n\x07\x63ontext\x18\x04 \x03(\x0b\x32\x37.nexus.platform.key_service.v1.SealRequest.ContextEntryB\x17\xbaH\x14\x9a\x01\x11\x10\x10\"\x06r\x04\x10\x01\x18@*\x05r\x03\x18\x80\x02\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"7\n\x0cSealResponse\x12\x12\n\nciphertext\x18\x01 \x01(\x0c\x12\x13\n\x0bkey_version\x18\x02 \x01(\x05\"\xc2\x01\n\x0bOpenRequest\x12 \n\nciphertext\x18\x01 \x01(\x0c\x42\x0c\xbaH\tz\x04\x18\x80\x82\x04\xc8\x01\x01\x12\x61\n\x07\x63ontext\x18\x02 \x03(\x0b\x32\x37.nexus.platform.key_service.v1.OpenRequest.ContextEntryB\x17\xbaH\x14\x9a\x01\x11\x10\x10\"\x06r\x04\x10\x01\x18@*\x05r\x03\x18\x80\x02\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"<\n\x0cOpenResponse\x12\x17\n\tplaintext\x18\x01 \x01(\x0c\x42\x04\xc0\xf3\x18\x01\x12\x13\n\x0bkey_version\x18\x02 \x01(\x05\"\xc6\x01\n\rResealRequest\x12 \n\nciphertext\x18\x01 \x01(\x0c\x42\x0c\xbaH\tz\x04\x18\x80\x82\x04\xc8\x01\x01\x12\x63\n\x07\x63ontext\x18\x02 \x03(\x0b\x32\x39.nexus.platform.key_service.v1.ResealRequest.ContextEntryB\x17\xbaH\x14\x9a\x01\x11\x10\x10\"\x06r\x04\x10\x01\x18@*\x05r\x03\x18\x80\x02\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"9\n\x0eResealResponse\x12\x12\n\nciphertext\x18\x01 \x01(\x0c\x12\x13\n\x0bkey_version\x18\x02 \x01(\x05\"\xfc\x01\n\x13IssueDataKeyRequest\x12/\n\x03key\x18\x01 \x01(\tB\"\xbaH\x1fr\x1a\x32\x18^[a-z][a-z0-9._-]{0,62}$\xc8\x01\x01\x12\x19\n\x07subject\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12i\n\x07\x63ontext\x18\x03 \x03(\x0b\x32?.nexus.platform.key_service.v1.IssueDataKeyRequest.ContextEntryB\x17\xbaH\x14\x9a\x01\x11\x10\x10\"\x06r\x04\x10\x01\x18@*\x05r\x03\x18\x80\x02\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"X\n\x14IssueDataKeyResponse\x12\x17\n\tplaintext\x18\x01 \x01(\x0c\x42\x04\xc0\xf3\x18\x01\x12\x12\n\nciphertext\x18\x02 \x01(\x0c\x12\x13\n\x0bkey_version\x18\x03 \x01(\x05\"|\n\x12SignMessageRequest\x12/\n\x03key\x18\x01 \x01(\tB\"\xbaH\x1fr\x1a\x32\x18^[a-z][a-z0-9._-]{0,62}$\xc8\x01\x01\x12\x19\n\x07subject\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x1a\n\x07message\x18\x03 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80\x04\"=\n\x13SignMessageResponse\x12\x11\n\tsignature\x18\x01 \x01(\x0c\x12\x13\n\x0bkey_version\x18\x02 \x01(\x05\"\xbe\x01\n\x16VerifySignatureRequest\x12/\n\x03key\x18\x01 \x01(\tB\"\xbaH\x1fr\x1a\x32\x18^[a-z][a-z0-9._-]{0,62}$\xc8\x01\x01\x12\x19\n\x07subject\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x1a\n\x07message\x18\x03 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80\x04\x12\x1e\n\tsignature\x18\x04 \x01(\x0c\x42\x0b\xbaH\x08z\x03\x18\x80\x01\xc8\x01\x01\x12\x1c\n\x0bkey_version\x18\x05 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\"(\n\x17VerifySignatureResponse\x12\r\n\x05valid\x18\x01 \x01(\x08\"{\n\x11\x43omputeMacRequest\x12/\n\x03key\x18\x01 \x01(\tB\"\xbaH\x1fr\x1a\x32\x18^[a-z][a-z0-9._-]{0,62}$\xc8\x01\x01\x12\x19\n\x07subject\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x1a\n\x07message\x18\x03 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80\x04\"6\n\x12\x43omputeMacResponse\x12\x0b\n\x03mac\x18\x01 \x01(\x0c\x12\x13\n\x0bkey_version\x18\x02 \x01(\x05\"\xb1\x01\n\x10VerifyMacRequest\x12/\n\x03key\x18\x01 \x01(\tB\"\xbaH\x1fr\x1a\x32\x18^[a-z][a-z0-9._-]{0,62}$\xc8\x01\x01\x12\x19\n\x07subject\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x1a\n\x07message\x18\x03 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80\x04\x12\x17\n\x03mac\x18\x04 \x01(\x0c\x42\n\xbaH\x07z\x02\x18@\xc8\x01\x01\x12\x1c\n\x0bkey_version\x18\x05 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\"\"\n\x11VerifyMacResponse\x12\r\n\x05valid\x18\x01 \x01(\x08\"c\n\x15\x46indPublicKeysRequest\x12/\n\x03key\x18\x01 \x01(\tB\"\xbaH\x1fr\x1a\x32\x18^[a-z][a-z0-9._-]{0,62}$\xc8\x01\x01\x12\x19\n\x07subject\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"W\n\x16\x46indPublicKeysResponse\x12=\n\x0bpublic_keys\x18\x01 \x03(\x0b\x32(.nexus.platform.key_service.v1.PublicKey\"\x7f\n\x13RotateOwnKeyRequest\x12/\n\x03key\x18\x01 \x01(\tB\"\xbaH\x1fr\x1a\x32\x18^[a-z][a-z0-9._-]{0,62}$\xc8\x01\x01\x12\x19\n\x07subject\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"G\n\x14RotateOwnKeyResponse\x12/\n\x03key\x18\x01 \x01(\x0b\x32\".nexus.platform.key_service.v1.Key\"b\n\x14\x44\x65stroyOwnKeyRequest\x12/\n\x03key\x18\x01 \x01(\tB\"\xbaH\x1fr\x1a\x32\x18^[a-z][a-z0-9._-]{0,62}$\xc8\x01\x01\x12\x19\n\x07subject\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"H\n\x15\x44\x65stroyOwnKeyResponse\x12/\n\x03key\x18\x01 \x01(\x0b\x32\".nexus.platform.key_service.v1.Key\"3\n\x13ShredSubjectRequest\x12\x1c\n\x07subject\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\x18\x80\x01\xc8\x01\x01\".\n\x14ShredSubjectResponse\x12\x16\n\x0e\x64\x65stroyed_keys\x18\x01 \x01(\x05\x32\xf0\x0c\n\x0cVaultService\x12x\n\tEnsureKey\x12/.nexus.platform.key_service.v1.EnsureKeyRequest\x1a\x30.nexus.platform.key_service.v1.EnsureKeyResponse\"\x08\xc2\xf3\x18\x04\x18\x01(\x02\x12i\n\x04Seal\x12*.nexus.platform.key_service.v1.SealRequest\x1a+.nexus.platform.key_service.v1.SealResponse\"\x08\xc2\xf3\x18\x04\x18\x01(\x02\x12i\n\x04Open\x12*.nexus.platform.key_service.v1.OpenRequest\x1a+.nexus.platform.key_service.v1.OpenResponse\"\x08\xc2\xf3\x18\x04\x18\x01(\x02\x12o\n\x06Reseal\x12,.nexus.platform.key_service.v1.ResealRequest\x1a-.nexus.platform.key_service.v1.ResealResponse\"\x08\xc2\xf3\x18\x04\x18\x01(\x02\x12\x81\x01\n\x0cIssueDataKey\x12\x32.nexus.platform.key_service.v1.IssueDataKeyRequest\x1a\x33.nexus.platform.key_service.v1.IssueDataKeyResponse\"\x08\xc2\xf3\x18\x04\x18\x01(\x02\x12~\n\x0bSignMessage\x12\x31.nexus.platform.key_service.v1.SignMessageRequest\x1a\x32.nexus.platform.key_service.v1.SignMessageResponse\"\x08\xc2\xf3\x18\x04\x18\x01(\x02\x12\x8a\x01\n\x0fVerifySignature\x12\x35.nexus.platform.key_service.v1.VerifySignatureRequest\x1a\x36.nexus.platform.key_service.v1.VerifySignatureResponse\"\x08\xc2\xf3\x18\x04\x18\x01(\x02\x12{\n\nComputeMac\x12\x30.nexus.platform.key_service.v1.ComputeMacRequest\x1a\x31.nexus.platform.key_service.v1.ComputeMacResponse\"\x08\xc2\xf3\x18\x04\x18\x01(\x02\x12x\n\tVerifyMac\x12/.nexus.platform.key_service.v1.VerifyMacRequest\x1a\x30.nexus.platform.key_service.v1.VerifyMacResponse\"\x08\xc2\xf3\x18\x04\x18\x01(\x02\x12\x87\x01\n\x0e\x46indPublicKeys\x12\x34.nexus.platform.key_service.v1.FindPublicKeysRequest\x1a\x35.nexus.platform.key_service.v1.FindPublicKeysResponse\"\x08\xc2\xf3\x18\x04\x18\x01(\x01\x12\x81\x01\n\x0cRotateOwnKey\x12\x32.nexus.platform.key_service.v1.RotateOwnKeyRequest\x1a\x33.nexus.platform.key_service.v1.RotateOwnKeyResponse\"\x08\xc2\xf3\x18\x04\x18\x01(\x03\x12\x84\x01\n\rDestroyOwnKey\x12\x33.nexus.platform.key_service.v1.DestroyOwnKeyRequest\x1a\x34.nexus.platform.key_service.v1.DestroyOwnKeyResponse\"\x08\xc2\xf3\x18\x04\x18\x01(\x02\x12\x81\x01\n\x0cShredSubject\x12\x32.nexus.platform.key_service.v1.ShredSubjectRequest\x1a\x33.nexus.platform.key_service.v1.ShredSubjectResponse\"\x08\xc2\xf3\x18\x04\x18\x01(\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)nexus/platform/key_service/v1/vault.proto\x12\x1dnexus.platform.key_service.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1dnexus/options/v1/policy.proto\x1a/nexus/platform/key_service/v1/key_service.proto\"\xf3\x01\n\x10\x45nsureKeyRequest\x12/\n\x03key\x18\x01 \x01(\tB\"\xbaH\x1fr\x1a\x32\x18^[a-z][a-z0-9._-]{0,62}$\xc8\x01\x01\x12\x19\n\x07subject\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12J\n\talgorithm\x18\x03 \x01(\x0e\x32+.nexus.platform.key_service.v1.KeyAlgorithmB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12G\n\x0frotation_period\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x13\xbaH\x10\xaa\x01\r\"\x06\x08\xc0\x9d\xbd\x96\x01\x32\x03\x08\x90\x1c\"D\n\x11\x45nsureKeyResponse\x12/\n\x03key\x18\x01 \x01(\x0b\x32\".nexus.platform.key_service.v1.Key\"\x8e\x02\n\x0bSealRequest\x12/\n\x03key\x18\x01 \x01(\tB\"\xbaH\x1fr\x1a\x32\x18^[a-z][a-z0-9._-]{0,62}$\xc8\x01\x01\x12\x19\n\x07subject\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12 \n\tplaintext\x18\x03 \x01(\x0c\x42\r\xbaH\x06z\x04\x18\x80\x80\x04\xc0\xf3\x18\x01\x12\x61\n\x07\x63ontext\x18\x04 \x03(\x0b\x32\x37.nexus.platform.key_service.v1.SealRequest.ContextEntryB\x17\xbaH\x14\x9a\x01\x11\x10\x10\"\x06r\x04\x10\x01\x18@*\x05r\x03\x18\x80\x02\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"7\n\x0cSealResponse\x12\x12\n\nciphertext\x18\x01 \x01(\x0c\x12\x13\n\x0bkey_version\x18\x02 \x01(\x05\"\xc2\x01\n\x0bOpenRequest\x12 \n\nciphertext\x18\x01 \x01(\x0c\x42\x0c\xbaH\tz\x04\x18\x80\x82\x04\xc8\x01\x01\x12\x61\n\x07\x63ontext\x18\x02 \x03(\x0b\x32\x37.nexus.platform.key_service.v1.OpenRequest.ContextEntryB\x17\xbaH\x14\x9a\x01\x11\x10\x10\"\x06r\x04\x10\x01\x18@*\x05r\x03\x18\x80\x02\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"<\n\x0cOpenResponse\x12\x17\n\tplaintext\x18\x01 \x01(\x0c\x42\x04\xc0\xf3\x18\x01\x12\x13\n\x0bkey_version\x18\x02 \x01(\x05\"7\n\x0eOpenAllRequest\x12%\n\x0b\x63iphertexts\x18\x01 \x03(\x0c\x42\x10\xbaH\r\x92\x01\n\x10\xe8\x07\"\x05z\x03\x18\x80\x08\"H\n\x0fOpenAllResponse\x12\x35\n\x06opened\x18\x01 \x03(\x0b\x32%.nexus.platform.key_service.v1.Opened\"4\n\x06Opened\x12\x1c\n\tplaintext\x18\x01 \x01(\x0c\x42\x04\xc0\xf3\x18\x01H\x00\x88\x01\x01\x42\x0c\n\n_plaintext\"\xc6\x01\n\rResealRequest\x12 \n\nciphertext\x18\x01 \x01(\x0c\x42\x0c\xbaH\tz\x04\x18\x80\x82\x04\xc8\x01\x01\x12\x63\n\x07\x63ontext\x18\x02 \x03(\x0b\x32\x39.nexus.platform.key_service.v1.ResealRequest.ContextEntryB\x17\xbaH\x14\x9a\x01\x11\x10\x10\"\x06r\x04\x10\x01\x18@*\x05r\x03\x18\x80\x02\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"9\n\x0eResealResponse\x12\x12\n\nciphertext\x18\x01 \x01(\x0c\x12\x13\n\x0bkey_version\x18\x02 \x01(\x05\"\xfc\x01\n\x13IssueDataKeyRequest\x12/\n\x03key\x18\x01 \x01(\tB\"\xbaH\x1fr\x1a\x32\x18^[a-z][a-z0-9._-]{0,62}$\xc8\x01\x01\x12\x19\n\x07subject\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12i\n\x07\x63ontext\x18\x03 \x03(\x0b\x32?.nexus.platform.key_service.v1.IssueDataKeyRequest.ContextEntryB\x17\xbaH\x14\x9a\x01\x11\x10\x10\"\x06r\x04\x10\x01\x18@*\x05r\x03\x18\x80\x02\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"X\n\x14IssueDataKeyResponse\x12\x17\n\tplaintext\x18\x01 \x01(\x0c\x42\x04\xc0\xf3\x18\x01\x12\x12\n\nciphertext\x18\x02 \x01(\x0c\x12\x13\n\x0bkey_version\x18\x03 \x01(\x05\"|\n\x12SignMessageRequest\x12/\n\x03key\x18\x01 \x01(\tB\"\xbaH\x1fr\x1a\x32\x18^[a-z][a-z0-9._-]{0,62}$\xc8\x01\x01\x12\x19\n\x07subject\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x1a\n\x07message\x18\x03 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80\x04\"=\n\x13SignMessageResponse\x12\x11\n\tsignature\x18\x01 \x01(\x0c\x12\x13\n\x0bkey_version\x18\x02 \x01(\x05\"\xbe\x01\n\x16VerifySignatureRequest\x12/\n\x03key\x18\x01 \x01(\tB\"\xbaH\x1fr\x1a\x32\x18^[a-z][a-z0-9._-]{0,62}$\xc8\x01\x01\x12\x19\n\x07subject\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x1a\n\x07message\x18\x03 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80\x04\x12\x1e\n\tsignature\x18\x04 \x01(\x0c\x42\x0b\xbaH\x08z\x03\x18\x80\x01\xc8\x01\x01\x12\x1c\n\x0bkey_version\x18\x05 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\"(\n\x17VerifySignatureResponse\x12\r\n\x05valid\x18\x01 \x01(\x08\"{\n\x11\x43omputeMacRequest\x12/\n\x03key\x18\x01 \x01(\tB\"\xbaH\x1fr\x1a\x32\x18^[a-z][a-z0-9._-]{0,62}$\xc8\x01\x01\x12\x19\n\x07subject\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x1a\n\x07message\x18\x03 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80\x04\"6\n\x12\x43omputeMacResponse\x12\x0b\n\x03mac\x18\x01 \x01(\x0c\x12\x13\n\x0bkey_version\x18\x02 \x01(\x05\"\xb1\x01\n\x10VerifyMacRequest\x12/\n\x03key\x18\x01 \x01(\tB\"\xbaH\x1fr\x1a\x32\x18^[a-z][a-z0-9._-]{0,62}$\xc8\x01\x01\x12\x19\n\x07subject\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x1a\n\x07message\x18\x03 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80\x04\x12\x17\n\x03mac\x18\x04 \x01(\x0c\x42\n\xbaH\x07z\x02\x18@\xc8\x01\x01\x12\x1c\n\x0bkey_version\x18\x05 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\"\"\n\x11VerifyMacResponse\x12\r\n\x05valid\x18\x01 \x01(\x08\"c\n\x15\x46indPublicKeysRequest\x12/\n\x03key\x18\x01 \x01(\tB\"\xbaH\x1fr\x1a\x32\x18^[a-z][a-z0-9._-]{0,62}$\xc8\x01\x01\x12\x19\n\x07subject\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"W\n\x16\x46indPublicKeysResponse\x12=\n\x0bpublic_keys\x18\x01 \x03(\x0b\x32(.nexus.platform.key_service.v1.PublicKey\"\x7f\n\x13RotateOwnKeyRequest\x12/\n\x03key\x18\x01 \x01(\tB\"\xbaH\x1fr\x1a\x32\x18^[a-z][a-z0-9._-]{0,62}$\xc8\x01\x01\x12\x19\n\x07subject\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x1c\n\nrequest_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"G\n\x14RotateOwnKeyResponse\x12/\n\x03key\x18\x01 \x01(\x0b\x32\".nexus.platform.key_service.v1.Key\"b\n\x14\x44\x65stroyOwnKeyRequest\x12/\n\x03key\x18\x01 \x01(\tB\"\xbaH\x1fr\x1a\x32\x18^[a-z][a-z0-9._-]{0,62}$\xc8\x01\x01\x12\x19\n\x07subject\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"H\n\x15\x44\x65stroyOwnKeyResponse\x12/\n\x03key\x18\x01 \x01(\x0b\x32\".nexus.platform.key_service.v1.Key\"3\n\x13ShredSubjectRequest\x12\x1c\n\x07subject\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\x18\x80\x01\xc8\x01\x01\".\n\x14ShredSubjectResponse\x12\x16\n\x0e\x64\x65stroyed_keys\x18\x01 \x01(\x05\x32\xe4\r\n\x0cVaultService\x12x\n\tEnsureKey\x12/.nexus.platform.key_service.v1.EnsureKeyRequest\x1a\x30.nexus.platform.key_service.v1.EnsureKeyResponse\"\x08\xc2\xf3\x18\x04\x18\x01(\x02\x12i\n\x04Seal\x12*.nexus.platform.key_service.v1.SealRequest\x1a+.nexus.platform.key_service.v1.SealResponse\"\x08\xc2\xf3\x18\x04\x18\x01(\x02\x12i\n\x04Open\x12*.nexus.platform.key_service.v1.OpenRequest\x1a+.nexus.platform.key_service.v1.OpenResponse\"\x08\xc2\xf3\x18\x04\x18\x01(\x02\x12r\n\x07OpenAll\x12-.nexus.platform.key_service.v1.OpenAllRequest\x1a..nexus.platform.key_service.v1.OpenAllResponse\"\x08\xc2\xf3\x18\x04\x18\x01(\x02\x12o\n\x06Reseal\x12,.nexus.platform.key_service.v1.ResealRequest\x1a-.nexus.platform.key_service.v1.ResealResponse\"\x08\xc2\xf3\x18\x04\x18\x01(\x02\x12\x81\x01\n\x0cIssueDataKey\x12\x32.nexus.platform.key_service.v1.IssueDataKeyRequest\x1a\x33.nexus.platform.key_service.v1.IssueDataKeyResponse\"\x08\xc2\xf3\x18\x04\x18\x01(\x02\x12~\n\x0bSignMessage\x12\x31.nexus.platform.key_service.v1.SignMessageRequest\x1a\x32.nexus.platform.key_service.v1.SignMessageResponse\"\x08\xc2\xf3\x18\x04\x18\x01(\x02\x12\x8a\x01\n\x0fVerifySignature\x12\x35.nexus.platform.key_service.v1.VerifySignatureRequest\x1a\x36.nexus.platform.key_service.v1.VerifySignatureResponse\"\x08\xc2\xf3\x18\x04\x18\x01(\x02\x12{\n\nComputeMac\x12\x30.nexus.platform.key_service.v1.ComputeMacRequest\x1a\x31.nexus.platform.key_service.v1.ComputeMacResponse\"\x08\xc2\xf3\x18\x04\x18\x01(\x02\x12x\n\tVerifyMac\x12/.nexus.platform.key_service.v1.VerifyMacRequest\x1a\x30.nexus.platform.key_service.v1.VerifyMacResponse\"\x08\xc2\xf3\x18\x04\x18\x01(\x02\x12\x87\x01\n\x0e\x46indPublicKeys\x12\x34.nexus.platform.key_service.v1.FindPublicKeysRequest\x1a\x35.nexus.platform.key_service.v1.FindPublicKeysResponse\"\x08\xc2\xf3\x18\x04\x18\x01(\x01\x12\x81\x01\n\x0cRotateOwnKey\x12\x32.nexus.platform.key_service.v1.RotateOwnKeyRequest\x1a\x33.nexus.platform.key_service.v1.RotateOwnKeyResponse\"\x08\xc2\xf3\x18\x04\x18\x01(\x03\x12\x84\x01\n\rDestroyOwnKey\x12\x33.nexus.platform.key_service.v1.DestroyOwnKeyRequest\x1a\x34.nexus.platform.key_service.v1.DestroyOwnKeyResponse\"\x08\xc2\xf3\x18\x04\x18\x01(\x02\x12\x81\x01\n\x0cShredSubject\x12\x32.nexus.platform.key_service.v1.ShredSubjectRequest\x1a\x33.nexus.platform.key_service.v1.ShredSubjectResponse\"\x08\xc2\xf3\x18\x04\x18\x01(\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -61,6 +61,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPENREQUEST'].fields_by_name['context']._serialized_options = b'\272H\024\232\001\021\020\020\"\006r\004\020\001\030@*\005r\003\030\200\002'
   _globals['_OPENRESPONSE'].fields_by_name['plaintext']._loaded_options = None
   _globals['_OPENRESPONSE'].fields_by_name['plaintext']._serialized_options = b'\300\363\030\001'
+  _globals['_OPENALLREQUEST'].fields_by_name['ciphertexts']._loaded_options = None
+  _globals['_OPENALLREQUEST'].fields_by_name['ciphertexts']._serialized_options = b'\272H\r\222\001\n\020\350\007\"\005z\003\030\200\010'
+  _globals['_OPENED'].fields_by_name['plaintext']._loaded_options = None
+  _globals['_OPENED'].fields_by_name['plaintext']._serialized_options = b'\300\363\030\001'
   _globals['_RESEALREQUEST_CONTEXTENTRY']._loaded_options = None
   _globals['_RESEALREQUEST_CONTEXTENTRY']._serialized_options = b'8\001'
   _globals['_RESEALREQUEST'].fields_by_name['ciphertext']._loaded_options = None
@@ -131,6 +135,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VAULTSERVICE'].methods_by_name['Seal']._serialized_options = b'\302\363\030\004\030\001(\002'
   _globals['_VAULTSERVICE'].methods_by_name['Open']._loaded_options = None
   _globals['_VAULTSERVICE'].methods_by_name['Open']._serialized_options = b'\302\363\030\004\030\001(\002'
+  _globals['_VAULTSERVICE'].methods_by_name['OpenAll']._loaded_options = None
+  _globals['_VAULTSERVICE'].methods_by_name['OpenAll']._serialized_options = b'\302\363\030\004\030\001(\002'
   _globals['_VAULTSERVICE'].methods_by_name['Reseal']._loaded_options = None
   _globals['_VAULTSERVICE'].methods_by_name['Reseal']._serialized_options = b'\302\363\030\004\030\001(\002'
   _globals['_VAULTSERVICE'].methods_by_name['IssueDataKey']._loaded_options = None
@@ -167,50 +173,56 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPENREQUEST_CONTEXTENTRY']._serialized_end=804
   _globals['_OPENRESPONSE']._serialized_start=1060
   _globals['_OPENRESPONSE']._serialized_end=1120
-  _globals['_RESEALREQUEST']._serialized_start=1123
-  _globals['_RESEALREQUEST']._serialized_end=1321
+  _globals['_OPENALLREQUEST']._serialized_start=1122
+  _globals['_OPENALLREQUEST']._serialized_end=1177
+  _globals['_OPENALLRESPONSE']._serialized_start=1179
+  _globals['_OPENALLRESPONSE']._serialized_end=1251
+  _globals['_OPENED']._serialized_start=1253
+  _globals['_OPENED']._serialized_end=1305
+  _globals['_RESEALREQUEST']._serialized_start=1308
+  _globals['_RESEALREQUEST']._serialized_end=1506
   _globals['_RESEALREQUEST_CONTEXTENTRY']._serialized_start=758
   _globals['_RESEALREQUEST_CONTEXTENTRY']._serialized_end=804
-  _globals['_RESEALRESPONSE']._serialized_start=1323
-  _globals['_RESEALRESPONSE']._serialized_end=1380
-  _globals['_ISSUEDATAKEYREQUEST']._serialized_start=1383
-  _globals['_ISSUEDATAKEYREQUEST']._serialized_end=1635
+  _globals['_RESEALRESPONSE']._serialized_start=1508
+  _globals['_RESEALRESPONSE']._serialized_end=1565
+  _globals['_ISSUEDATAKEYREQUEST']._serialized_start=1568
+  _globals['_ISSUEDATAKEYREQUEST']._serialized_end=1820
   _globals['_ISSUEDATAKEYREQUEST_CONTEXTENTRY']._serialized_start=758
   _globals['_ISSUEDATAKEYREQUEST_CONTEXTENTRY']._serialized_end=804
-  _globals['_ISSUEDATAKEYRESPONSE']._serialized_start=1637
-  _globals['_ISSUEDATAKEYRESPONSE']._serialized_end=1725
-  _globals['_SIGNMESSAGEREQUEST']._serialized_start=1727
-  _globals['_SIGNMESSAGEREQUEST']._serialized_end=1851
-  _globals['_SIGNMESSAGERESPONSE']._serialized_start=1853
-  _globals['_SIGNMESSAGERESPONSE']._serialized_end=1914
-  _globals['_VERIFYSIGNATUREREQUEST']._serialized_start=1917
-  _globals['_VERIFYSIGNATUREREQUEST']._serialized_end=2107
-  _globals['_VERIFYSIGNATURERESPONSE']._serialized_start=2109
-  _globals['_VERIFYSIGNATURERESPONSE']._serialized_end=2149
-  _globals['_COMPUTEMACREQUEST']._serialized_start=2151
-  _globals['_COMPUTEMACREQUEST']._serialized_end=2274
-  _globals['_COMPUTEMACRESPONSE']._serialized_start=2276
-  _globals['_COMPUTEMACRESPONSE']._serialized_end=2330
-  _globals['_VERIFYMACREQUEST']._serialized_start=2333
-  _globals['_VERIFYMACREQUEST']._serialized_end=2510
-  _globals['_VERIFYMACRESPONSE']._serialized_start=2512
-  _globals['_VERIFYMACRESPONSE']._serialized_end=2546
-  _globals['_FINDPUBLICKEYSREQUEST']._serialized_start=2548
-  _globals['_FINDPUBLICKEYSREQUEST']._serialized_end=2647
-  _globals['_FINDPUBLICKEYSRESPONSE']._serialized_start=2649
-  _globals['_FINDPUBLICKEYSRESPONSE']._serialized_end=2736
-  _globals['_ROTATEOWNKEYREQUEST']._serialized_start=2738
-  _globals['_ROTATEOWNKEYREQUEST']._serialized_end=2865
-  _globals['_ROTATEOWNKEYRESPONSE']._serialized_start=2867
-  _globals['_ROTATEOWNKEYRESPONSE']._serialized_end=2938
-  _globals['_DESTROYOWNKEYREQUEST']._serialized_start=2940
-  _globals['_DESTROYOWNKEYREQUEST']._serialized_end=3038
-  _globals['_DESTROYOWNKEYRESPONSE']._serialized_start=3040
-  _globals['_DESTROYOWNKEYRESPONSE']._serialized_end=3112
-  _globals['_SHREDSUBJECTREQUEST']._serialized_start=3114
-  _globals['_SHREDSUBJECTREQUEST']._serialized_end=3165
-  _globals['_SHREDSUBJECTRESPONSE']._serialized_start=3167
-  _globals['_SHREDSUBJECTRESPONSE']._serialized_end=3213
-  _globals['_VAULTSERVICE']._serialized_start=3216
-  _globals['_VAULTSERVICE']._serialized_end=4864
+  _globals['_ISSUEDATAKEYRESPONSE']._serialized_start=1822
+  _globals['_ISSUEDATAKEYRESPONSE']._serialized_end=1910
+  _globals['_SIGNMESSAGEREQUEST']._serialized_start=1912
+  _globals['_SIGNMESSAGEREQUEST']._serialized_end=2036
+  _globals['_SIGNMESSAGERESPONSE']._serialized_start=2038
+  _globals['_SIGNMESSAGERESPONSE']._serialized_end=2099
+  _globals['_VERIFYSIGNATUREREQUEST']._serialized_start=2102
+  _globals['_VERIFYSIGNATUREREQUEST']._serialized_end=2292
+  _globals['_VERIFYSIGNATURERESPONSE']._serialized_start=2294
+  _globals['_VERIFYSIGNATURERESPONSE']._serialized_end=2334
+  _globals['_COMPUTEMACREQUEST']._serialized_start=2336
+  _globals['_COMPUTEMACREQUEST']._serialized_end=2459
+  _globals['_COMPUTEMACRESPONSE']._serialized_start=2461
+  _globals['_COMPUTEMACRESPONSE']._serialized_end=2515
+  _globals['_VERIFYMACREQUEST']._serialized_start=2518
+  _globals['_VERIFYMACREQUEST']._serialized_end=2695
+  _globals['_VERIFYMACRESPONSE']._serialized_start=2697
+  _globals['_VERIFYMACRESPONSE']._serialized_end=2731
+  _globals['_FINDPUBLICKEYSREQUEST']._serialized_start=2733
+  _globals['_FINDPUBLICKEYSREQUEST']._serialized_end=2832
+  _globals['_FINDPUBLICKEYSRESPONSE']._serialized_start=2834
+  _globals['_FINDPUBLICKEYSRESPONSE']._serialized_end=2921
+  _globals['_ROTATEOWNKEYREQUEST']._serialized_start=2923
+  _globals['_ROTATEOWNKEYREQUEST']._serialized_end=3050
+  _globals['_ROTATEOWNKEYRESPONSE']._serialized_start=3052
+  _globals['_ROTATEOWNKEYRESPONSE']._serialized_end=3123
+  _globals['_DESTROYOWNKEYREQUEST']._serialized_start=3125
+  _globals['_DESTROYOWNKEYREQUEST']._serialized_end=3223
+  _globals['_DESTROYOWNKEYRESPONSE']._serialized_start=3225
+  _globals['_DESTROYOWNKEYRESPONSE']._serialized_end=3297
+  _globals['_SHREDSUBJECTREQUEST']._serialized_start=3299
+  _globals['_SHREDSUBJECTREQUEST']._serialized_end=3350
+  _globals['_SHREDSUBJECTRESPONSE']._serialized_start=3352
+  _globals['_SHREDSUBJECTRESPONSE']._serialized_end=3398
+  _globals['_VAULTSERVICE']._serialized_start=3401
+  _globals['_VAULTSERVICE']._serialized_end=5165
 # @@protoc_insertion_point(module_scope)

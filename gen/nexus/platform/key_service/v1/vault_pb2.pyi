@@ -216,6 +216,74 @@ class OpenResponse(_message.Message):
 Global___OpenResponse: _TypeAlias = OpenResponse  # noqa: Y015
 
 @_typing.final
+class OpenAllRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CIPHERTEXTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ciphertexts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Made without a context."""
+
+    def __init__(
+        self,
+        *,
+        ciphertexts: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ciphertexts", b"ciphertexts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenAllRequest: _TypeAlias = OpenAllRequest  # noqa: Y015
+
+@_typing.final
+class OpenAllResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPENED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def opened(self) -> _containers.RepeatedCompositeFieldContainer[Global___Opened]:
+        """In the order of the ciphertexts."""
+
+    def __init__(
+        self,
+        *,
+        opened: _abc.Iterable[Global___Opened] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["opened", b"opened"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenAllResponse: _TypeAlias = OpenAllResponse  # noqa: Y015
+
+@_typing.final
+class Opened(_message.Message):
+    """What was in one ciphertext."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLAINTEXT_FIELD_NUMBER: _builtins.int
+    plaintext: _builtins.bytes
+    """Unset when its key was destroyed or may not be used."""
+    def __init__(
+        self,
+        *,
+        plaintext: _builtins.bytes | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_plaintext", b"_plaintext", "plaintext", b"plaintext"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_plaintext", b"_plaintext", "plaintext", b"plaintext"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__plaintext: _TypeAlias = _typing.Literal["plaintext"]  # noqa: Y015
+    _WhichOneofArgType__plaintext: _TypeAlias = _typing.Literal["_plaintext", b"_plaintext"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__plaintext) -> _WhichOneofReturnType__plaintext | None: ...
+
+Global___Opened: _TypeAlias = Opened  # noqa: Y015
+
+@_typing.final
 class ResealRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

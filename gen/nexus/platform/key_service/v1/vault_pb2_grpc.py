@@ -52,6 +52,11 @@ class VaultServiceStub:
                 request_serializer=nexus_dot_platform_dot_key__service_dot_v1_dot_vault__pb2.OpenRequest.SerializeToString,
                 response_deserializer=nexus_dot_platform_dot_key__service_dot_v1_dot_vault__pb2.OpenResponse.FromString,
                 _registered_method=True)
+        self.OpenAll = channel.unary_unary(
+                '/nexus.platform.key_service.v1.VaultService/OpenAll',
+                request_serializer=nexus_dot_platform_dot_key__service_dot_v1_dot_vault__pb2.OpenAllRequest.SerializeToString,
+                response_deserializer=nexus_dot_platform_dot_key__service_dot_v1_dot_vault__pb2.OpenAllResponse.FromString,
+                _registered_method=True)
         self.Reseal = channel.unary_unary(
                 '/nexus.platform.key_service.v1.VaultService/Reseal',
                 request_serializer=nexus_dot_platform_dot_key__service_dot_v1_dot_vault__pb2.ResealRequest.SerializeToString,
@@ -120,7 +125,8 @@ class VaultServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Seal(self, request, context):
-        """Encrypts up to 64 KiB under the newest version of a key, which is made if there is none.
+        """Encrypts up to 64 KiB under the newest version of a key, which is made if there is none, and then rotates every
+        90 days.
 
         Errors: KEY_NOT_USABLE, ALGORITHM_UNSUITABLE, SUBJECT_SHREDDED.
         """
@@ -137,6 +143,16 @@ class VaultServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def OpenAll(self, request, context):
+        """Opens many ciphertexts, of as many keys, at once: data keys of a page of rows. One whose key was destroyed or may
+        not be used is left out of the answer's texts, and the others are opened.
+
+        Errors: CIPHERTEXT_INVALID, KEY_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Reseal(self, request, context):
         """Seals anew, under the newest version, what a ciphertext holds, without handing it out.
 
@@ -148,7 +164,7 @@ class VaultServiceServicer:
 
     def IssueDataKey(self, request, context):
         """Makes a random 256-bit key to encrypt with in the calling service, in clear and sealed under a key, which is made
-        if there is none. `services.chassis.fields` does so for columns.
+        if there is none, and then rotates every 90 days. `services.chassis.fields` does so for columns.
 
         Errors: KEY_NOT_USABLE, ALGORITHM_UNSUITABLE, SUBJECT_SHREDDED.
         """
@@ -244,6 +260,11 @@ def add_VaultServiceServicer_to_server(servicer, server):
                     servicer.Open,
                     request_deserializer=nexus_dot_platform_dot_key__service_dot_v1_dot_vault__pb2.OpenRequest.FromString,
                     response_serializer=nexus_dot_platform_dot_key__service_dot_v1_dot_vault__pb2.OpenResponse.SerializeToString,
+            ),
+            'OpenAll': grpc.unary_unary_rpc_method_handler(
+                    servicer.OpenAll,
+                    request_deserializer=nexus_dot_platform_dot_key__service_dot_v1_dot_vault__pb2.OpenAllRequest.FromString,
+                    response_serializer=nexus_dot_platform_dot_key__service_dot_v1_dot_vault__pb2.OpenAllResponse.SerializeToString,
             ),
             'Reseal': grpc.unary_unary_rpc_method_handler(
                     servicer.Reseal,
@@ -380,6 +401,33 @@ class VaultService:
             '/nexus.platform.key_service.v1.VaultService/Open',
             nexus_dot_platform_dot_key__service_dot_v1_dot_vault__pb2.OpenRequest.SerializeToString,
             nexus_dot_platform_dot_key__service_dot_v1_dot_vault__pb2.OpenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OpenAll(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.platform.key_service.v1.VaultService/OpenAll',
+            nexus_dot_platform_dot_key__service_dot_v1_dot_vault__pb2.OpenAllRequest.SerializeToString,
+            nexus_dot_platform_dot_key__service_dot_v1_dot_vault__pb2.OpenAllResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -42,7 +42,8 @@ class VaultServiceStub:
     Errors: SUBJECT_SHREDDED, ALGORITHM_UNSUITABLE when it exists with another algorithm.
     """
     Seal: _grpc.UnaryUnaryMultiCallable[_vault_pb2.SealRequest, _vault_pb2.SealResponse]
-    """Encrypts up to 64 KiB under the newest version of a key, which is made if there is none.
+    """Encrypts up to 64 KiB under the newest version of a key, which is made if there is none, and then rotates every
+    90 days.
 
     Errors: KEY_NOT_USABLE, ALGORITHM_UNSUITABLE, SUBJECT_SHREDDED.
     """
@@ -51,6 +52,12 @@ class VaultServiceStub:
 
     Errors: CIPHERTEXT_INVALID, KEY_NOT_FOUND, KEY_NOT_USABLE, VERSION_TOO_OLD.
     """
+    OpenAll: _grpc.UnaryUnaryMultiCallable[_vault_pb2.OpenAllRequest, _vault_pb2.OpenAllResponse]
+    """Opens many ciphertexts, of as many keys, at once: data keys of a page of rows. One whose key was destroyed or may
+    not be used is left out of the answer's texts, and the others are opened.
+
+    Errors: CIPHERTEXT_INVALID, KEY_NOT_FOUND.
+    """
     Reseal: _grpc.UnaryUnaryMultiCallable[_vault_pb2.ResealRequest, _vault_pb2.ResealResponse]
     """Seals anew, under the newest version, what a ciphertext holds, without handing it out.
 
@@ -58,7 +65,7 @@ class VaultServiceStub:
     """
     IssueDataKey: _grpc.UnaryUnaryMultiCallable[_vault_pb2.IssueDataKeyRequest, _vault_pb2.IssueDataKeyResponse]
     """Makes a random 256-bit key to encrypt with in the calling service, in clear and sealed under a key, which is made
-    if there is none. `services.chassis.fields` does so for columns.
+    if there is none, and then rotates every 90 days. `services.chassis.fields` does so for columns.
 
     Errors: KEY_NOT_USABLE, ALGORITHM_UNSUITABLE, SUBJECT_SHREDDED.
     """
@@ -116,7 +123,8 @@ class VaultServiceAsyncStub(VaultServiceStub):
     Errors: SUBJECT_SHREDDED, ALGORITHM_UNSUITABLE when it exists with another algorithm.
     """
     Seal: _aio.UnaryUnaryMultiCallable[_vault_pb2.SealRequest, _vault_pb2.SealResponse]  # type: ignore[assignment]
-    """Encrypts up to 64 KiB under the newest version of a key, which is made if there is none.
+    """Encrypts up to 64 KiB under the newest version of a key, which is made if there is none, and then rotates every
+    90 days.
 
     Errors: KEY_NOT_USABLE, ALGORITHM_UNSUITABLE, SUBJECT_SHREDDED.
     """
@@ -125,6 +133,12 @@ class VaultServiceAsyncStub(VaultServiceStub):
 
     Errors: CIPHERTEXT_INVALID, KEY_NOT_FOUND, KEY_NOT_USABLE, VERSION_TOO_OLD.
     """
+    OpenAll: _aio.UnaryUnaryMultiCallable[_vault_pb2.OpenAllRequest, _vault_pb2.OpenAllResponse]  # type: ignore[assignment]
+    """Opens many ciphertexts, of as many keys, at once: data keys of a page of rows. One whose key was destroyed or may
+    not be used is left out of the answer's texts, and the others are opened.
+
+    Errors: CIPHERTEXT_INVALID, KEY_NOT_FOUND.
+    """
     Reseal: _aio.UnaryUnaryMultiCallable[_vault_pb2.ResealRequest, _vault_pb2.ResealResponse]  # type: ignore[assignment]
     """Seals anew, under the newest version, what a ciphertext holds, without handing it out.
 
@@ -132,7 +146,7 @@ class VaultServiceAsyncStub(VaultServiceStub):
     """
     IssueDataKey: _aio.UnaryUnaryMultiCallable[_vault_pb2.IssueDataKeyRequest, _vault_pb2.IssueDataKeyResponse]  # type: ignore[assignment]
     """Makes a random 256-bit key to encrypt with in the calling service, in clear and sealed under a key, which is made
-    if there is none. `services.chassis.fields` does so for columns.
+    if there is none, and then rotates every 90 days. `services.chassis.fields` does so for columns.
 
     Errors: KEY_NOT_USABLE, ALGORITHM_UNSUITABLE, SUBJECT_SHREDDED.
     """
@@ -199,7 +213,8 @@ class VaultServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vault_pb2.SealRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vault_pb2.SealResponse, _abc.Awaitable[_vault_pb2.SealResponse]]:
-        """Encrypts up to 64 KiB under the newest version of a key, which is made if there is none.
+        """Encrypts up to 64 KiB under the newest version of a key, which is made if there is none, and then rotates every
+        90 days.
 
         Errors: KEY_NOT_USABLE, ALGORITHM_UNSUITABLE, SUBJECT_SHREDDED.
         """
@@ -213,6 +228,18 @@ class VaultServiceServicer(metaclass=_abc_1.ABCMeta):
         """Opens what Seal, Reseal or IssueDataKey of the same service has sealed.
 
         Errors: CIPHERTEXT_INVALID, KEY_NOT_FOUND, KEY_NOT_USABLE, VERSION_TOO_OLD.
+        """
+
+    @_abc_1.abstractmethod
+    def OpenAll(
+        self,
+        request: _vault_pb2.OpenAllRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vault_pb2.OpenAllResponse, _abc.Awaitable[_vault_pb2.OpenAllResponse]]:
+        """Opens many ciphertexts, of as many keys, at once: data keys of a page of rows. One whose key was destroyed or may
+        not be used is left out of the answer's texts, and the others are opened.
+
+        Errors: CIPHERTEXT_INVALID, KEY_NOT_FOUND.
         """
 
     @_abc_1.abstractmethod
@@ -233,7 +260,7 @@ class VaultServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_vault_pb2.IssueDataKeyResponse, _abc.Awaitable[_vault_pb2.IssueDataKeyResponse]]:
         """Makes a random 256-bit key to encrypt with in the calling service, in clear and sealed under a key, which is made
-        if there is none. `services.chassis.fields` does so for columns.
+        if there is none, and then rotates every 90 days. `services.chassis.fields` does so for columns.
 
         Errors: KEY_NOT_USABLE, ALGORITHM_UNSUITABLE, SUBJECT_SHREDDED.
         """

@@ -1,0 +1,17 @@
+"""What auth-service-v2 does when others tell it something."""
+
+from nexus.identity.user_auth.v1.events_pb2 import UserErased
+from nexus.type.v1.event_pb2 import Event
+from services.chassis.service import Service
+from services.identity.auth_service_v2.store import ClientStore, GrantStore
+
+
+class Subscribers:
+    def __init__(self, service: Service) -> None:
+        self._clients = ClientStore(service.database)
+        self._grants = GrantStore(service.database)
+
+    async def on_user_erased(self, message: UserErased, event: Event) -> None:
+        """What the user allowed clients and devices goes; token-mgr revokes what came of it."""
+        await self._clients.withdraw_all(message.user_id)
+        await self._grants.forget_devices_of(message.user_id)
