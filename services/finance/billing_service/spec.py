@@ -25,7 +25,7 @@ class Config(BaseModel):
 SERVICE = ServiceSpec(
     id="billing-service",
     port=3020,
-    calls=["ledger-mgr"],
+    calls=["ledger-mgr", "invoice-gen"],
     subscribes=[
         "nexus.identity.user_auth.v1.UserCreated",
         "nexus.identity.user_auth.v1.UserErased",
@@ -34,6 +34,7 @@ SERVICE = ServiceSpec(
         "nexus.finance.billing_service.v1.PaymentRefunded",
         "nexus.finance.billing_service.v1.PaymentDisputed",
         "nexus.finance.billing_service.v1.DisputeClosed",
+        "nexus.finance.billing_service.v1.BillPaid",
     ],
     config=Config,
 )

@@ -110,6 +110,12 @@ class SubscriptionServiceStub:
     """Returns how the tenant goes on with bills that could not be collected."""
     SetDunningPolicy: _grpc.UnaryUnaryMultiCallable[_subscriptions_pb2.SetDunningPolicyRequest, _subscriptions_pb2.SetDunningPolicyResponse]
     """Sets it. Bills that are past due already keep the time of their next attempt."""
+    GetInvoicingPolicy: _grpc.UnaryUnaryMultiCallable[_subscriptions_pb2.GetInvoicingPolicyRequest, _subscriptions_pb2.GetInvoicingPolicyResponse]
+    """Returns how the tenant's bills are invoiced."""
+    SetInvoicingPolicy: _grpc.UnaryUnaryMultiCallable[_subscriptions_pb2.SetInvoicingPolicyRequest, _subscriptions_pb2.SetInvoicingPolicyResponse]
+    """Sets how the tenant's bills are invoiced, from the next bill on. Each bill that has been paid gets an invoice of
+    invoice-gen's, as soon as the tenant has a letterhead there.
+    """
     RunBilling: _grpc.UnaryUnaryMultiCallable[_subscriptions_pb2.RunBillingRequest, _subscriptions_pb2.RunBillingResponse]
     """Bills every subscription of the tenant whose period or trial has ended, and collects. The service does so by
     itself, too; whoever comes second finds nothing to do.
@@ -199,6 +205,12 @@ class SubscriptionServiceAsyncStub(SubscriptionServiceStub):
     """Returns how the tenant goes on with bills that could not be collected."""
     SetDunningPolicy: _aio.UnaryUnaryMultiCallable[_subscriptions_pb2.SetDunningPolicyRequest, _subscriptions_pb2.SetDunningPolicyResponse]  # type: ignore[assignment]
     """Sets it. Bills that are past due already keep the time of their next attempt."""
+    GetInvoicingPolicy: _aio.UnaryUnaryMultiCallable[_subscriptions_pb2.GetInvoicingPolicyRequest, _subscriptions_pb2.GetInvoicingPolicyResponse]  # type: ignore[assignment]
+    """Returns how the tenant's bills are invoiced."""
+    SetInvoicingPolicy: _aio.UnaryUnaryMultiCallable[_subscriptions_pb2.SetInvoicingPolicyRequest, _subscriptions_pb2.SetInvoicingPolicyResponse]  # type: ignore[assignment]
+    """Sets how the tenant's bills are invoiced, from the next bill on. Each bill that has been paid gets an invoice of
+    invoice-gen's, as soon as the tenant has a letterhead there.
+    """
     RunBilling: _aio.UnaryUnaryMultiCallable[_subscriptions_pb2.RunBillingRequest, _subscriptions_pb2.RunBillingResponse]  # type: ignore[assignment]
     """Bills every subscription of the tenant whose period or trial has ended, and collects. The service does so by
     itself, too; whoever comes second finds nothing to do.
@@ -369,6 +381,24 @@ class SubscriptionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_subscriptions_pb2.SetDunningPolicyResponse, _abc.Awaitable[_subscriptions_pb2.SetDunningPolicyResponse]]:
         """Sets it. Bills that are past due already keep the time of their next attempt."""
+
+    @_abc_1.abstractmethod
+    def GetInvoicingPolicy(
+        self,
+        request: _subscriptions_pb2.GetInvoicingPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_subscriptions_pb2.GetInvoicingPolicyResponse, _abc.Awaitable[_subscriptions_pb2.GetInvoicingPolicyResponse]]:
+        """Returns how the tenant's bills are invoiced."""
+
+    @_abc_1.abstractmethod
+    def SetInvoicingPolicy(
+        self,
+        request: _subscriptions_pb2.SetInvoicingPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_subscriptions_pb2.SetInvoicingPolicyResponse, _abc.Awaitable[_subscriptions_pb2.SetInvoicingPolicyResponse]]:
+        """Sets how the tenant's bills are invoiced, from the next bill on. Each bill that has been paid gets an invoice of
+        invoice-gen's, as soon as the tenant has a letterhead there.
+        """
 
     @_abc_1.abstractmethod
     def RunBilling(
