@@ -10,18 +10,23 @@ from nexus.finance.billing_service.v1.events_pb2 import (
     PaymentDisputed,
     PaymentProcessed,
     PaymentRefunded,
+    SubscriptionChanged,
 )
 from nexus.finance.invoice_gen.v1.faults import SellerUnknown
 from nexus.finance.ledger_mgr.v1.ledger_pb2 import PostTransactionRequest
 from nexus.finance.ledger_mgr.v1.ledger_pb2_grpc import LedgerServiceStub
 from nexus.identity.user_auth.v1.events_pb2 import UserCreated, UserErased
+from nexus.platform.scheduler.v1.worker_pb2 import PutScheduleRequest
+from nexus.platform.scheduler.v1.worker_pb2_grpc import WorkerServiceStub
 from nexus.type.v1.event_pb2 import Event
 from nexus.type.v1.money_pb2 import Money
 from services.chassis.service import Service
 from services.finance.billing_service import postings
+from services.finance.billing_service.jobs import schedules
 from services.finance.billing_service.postings import PREPAID, Account, held_by
 from services.finance.billing_service.selling import Selling
 from services.finance.billing_service.stores.payments import PaymentStore
+from services.finance.billing_service.stores.subscriptions import SubscriptionStore
 
 _POST_SECONDS = 5.0
 
@@ -33,6 +38,8 @@ class Subscribers:
     def __init__(self, service: Service) -> None:
         self._store = PaymentStore(service.database)
         self._selling = Selling(service)
+        self._subscriptions = SubscriptionStore(service.database)
+        self._scheduler = service.clients.stub(WorkerServiceStub)
         self._ledger = service.clients.stub(LedgerServiceStub)
 
     async def on_user_created(self, message: UserCreated, event: Event) -> None:
@@ -52,6 +59,13 @@ class Subscribers:
         await self._post(event, message, debit, credit, message.amount, f"refund/{message.operation_id}")
         if message.reference.startswith("bill/"):
             await self._selling.refunded(message)
+
+    async def on_subscription_changed(self, message: SubscriptionChanged, event: Event) -> None:
+        """With its first subscription a tenant is billed and collected for at times."""
+        if not await self._subscriptions.is_scheduled():
+            for spec in schedules():
+                await self._scheduler.PutSchedule(PutScheduleRequest(spec=spec), timeout=_POST_SECONDS)
+            await self._subscriptions.note_scheduled()
 
     async def on_bill_paid(self, message: BillPaid, event: Event) -> None:
         bill = await self._selling.sell(message.bill_id)

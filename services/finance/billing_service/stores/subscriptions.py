@@ -436,13 +436,8 @@ class SubscriptionStore:
             policy.outcome,
         )
 
-    async def tenants_due(self, at: datetime) -> list[str]:
-        """Tenants with something to bill or collect. In a platform-wide transaction."""
-        rows = await self._database.fetch(
-            """
-            SELECT tenant_id FROM subscriptions WHERE state <> 'CANCELED' AND period_end <= $1
-            UNION SELECT tenant_id FROM bills WHERE state IN ('OPEN', 'PAST_DUE') AND next_attempt_time <= $1
-            """,
-            at,
-        )
-        return [row["tenant_id"] for row in rows]
+    async def is_scheduled(self) -> bool:
+        return bool(await self._database.fetchval("SELECT true FROM scheduled_tenants"))
+
+    async def note_scheduled(self) -> None:
+        await self._database.execute("INSERT INTO scheduled_tenants DEFAULT VALUES ON CONFLICT DO NOTHING")

@@ -286,15 +286,16 @@ class SubscriptionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RunBilling(self, request, context):
-        """Bills every subscription of the tenant whose period or trial has ended, and collects. The service does so by
-        itself, too; whoever comes second finds nothing to do.
+        """Bills every subscription of the tenant whose period or trial has ended, and collects. The scheduler has the service
+        do so every five minutes; whoever comes second finds nothing to do.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RunDunning(self, request, context):
-        """Tries again to collect every bill of the tenant that is due for it, by the tenant's policy.
+        """Tries again to collect every bill of the tenant that is due for it, by the tenant's policy. The scheduler has the
+        service do so, too.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -117,11 +117,13 @@ class SubscriptionServiceStub:
     invoice-gen's, as soon as the tenant has a letterhead there.
     """
     RunBilling: _grpc.UnaryUnaryMultiCallable[_subscriptions_pb2.RunBillingRequest, _subscriptions_pb2.RunBillingResponse]
-    """Bills every subscription of the tenant whose period or trial has ended, and collects. The service does so by
-    itself, too; whoever comes second finds nothing to do.
+    """Bills every subscription of the tenant whose period or trial has ended, and collects. The scheduler has the service
+    do so every five minutes; whoever comes second finds nothing to do.
     """
     RunDunning: _grpc.UnaryUnaryMultiCallable[_subscriptions_pb2.RunDunningRequest, _subscriptions_pb2.RunDunningResponse]
-    """Tries again to collect every bill of the tenant that is due for it, by the tenant's policy."""
+    """Tries again to collect every bill of the tenant that is due for it, by the tenant's policy. The scheduler has the
+    service do so, too.
+    """
 
 @_typing.type_check_only
 class SubscriptionServiceAsyncStub(SubscriptionServiceStub):
@@ -212,11 +214,13 @@ class SubscriptionServiceAsyncStub(SubscriptionServiceStub):
     invoice-gen's, as soon as the tenant has a letterhead there.
     """
     RunBilling: _aio.UnaryUnaryMultiCallable[_subscriptions_pb2.RunBillingRequest, _subscriptions_pb2.RunBillingResponse]  # type: ignore[assignment]
-    """Bills every subscription of the tenant whose period or trial has ended, and collects. The service does so by
-    itself, too; whoever comes second finds nothing to do.
+    """Bills every subscription of the tenant whose period or trial has ended, and collects. The scheduler has the service
+    do so every five minutes; whoever comes second finds nothing to do.
     """
     RunDunning: _aio.UnaryUnaryMultiCallable[_subscriptions_pb2.RunDunningRequest, _subscriptions_pb2.RunDunningResponse]  # type: ignore[assignment]
-    """Tries again to collect every bill of the tenant that is due for it, by the tenant's policy."""
+    """Tries again to collect every bill of the tenant that is due for it, by the tenant's policy. The scheduler has the
+    service do so, too.
+    """
 
 class SubscriptionServiceServicer(metaclass=_abc_1.ABCMeta):
     """Subscriptions, their bills, and what they entitle to. What is said without a `customer_id` is about the caller's own;
@@ -406,8 +410,8 @@ class SubscriptionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _subscriptions_pb2.RunBillingRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_subscriptions_pb2.RunBillingResponse, _abc.Awaitable[_subscriptions_pb2.RunBillingResponse]]:
-        """Bills every subscription of the tenant whose period or trial has ended, and collects. The service does so by
-        itself, too; whoever comes second finds nothing to do.
+        """Bills every subscription of the tenant whose period or trial has ended, and collects. The scheduler has the service
+        do so every five minutes; whoever comes second finds nothing to do.
         """
 
     @_abc_1.abstractmethod
@@ -416,6 +420,8 @@ class SubscriptionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _subscriptions_pb2.RunDunningRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_subscriptions_pb2.RunDunningResponse, _abc.Awaitable[_subscriptions_pb2.RunDunningResponse]]:
-        """Tries again to collect every bill of the tenant that is due for it, by the tenant's policy."""
+        """Tries again to collect every bill of the tenant that is due for it, by the tenant's policy. The scheduler has the
+        service do so, too.
+        """
 
 def add_SubscriptionServiceServicer_to_server(servicer: SubscriptionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
