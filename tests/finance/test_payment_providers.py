@@ -119,9 +119,7 @@ def test_the_sandbox_takes_payments_where_nobody_sells_for_money(
 
 
 async def test_what_subscriptions_bring_is_shared_by_the_tenant_s_plan(billing: Billing) -> None:
-    await billing.rows(
-        "INSERT INTO puabo_os.plans (plan_id, title, modules, quotas) SELECT 'partner', $1, '{*}', '[]'"
-    )
+    await billing.rows("INSERT INTO puabo_os.plans (plan_id, title, modules, quotas) SELECT 'partner', $1, '{*}', '[]'")
     await billing.rows("UPDATE nexus.tenants SET plan_id = 'partner' WHERE tenant_id = $1")
     await billing.card()
     await billing.subscribe(await billing.price(1000))
