@@ -3,7 +3,8 @@
     transaction: domain rows + events ─▶ relay ─▶ Redis stream ─▶ subscriber's transaction: inbox + its rows
 
 The relay sends an event at least once; the inbox makes a second arrival do nothing. Each type of event has a stream,
-which one consumer of each subscriber reads at a time, so the events of an aggregate are handled in order. Sent events
+which one consumer of each subscriber reads at a time, so an aggregate's events of one type are handled in order; those
+of two types are not, and `position` says which was first. Sent events
 form a chain of hashes for each tenant: whoever changes or removes one breaks it. `nexus events` looks into all this,
 and sends events to a subscriber again (services.chassis.event_log).
 """

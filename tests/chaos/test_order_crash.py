@@ -22,7 +22,7 @@ from services.commerce.puabo_nuki_order_processor.order import REFUND_PARTS, STE
 from tests.chaos.processes import workers
 from tests.commerce.buyers import Buyer, all_is_well, furnish, stocked
 from tests.commerce.shops import Json, Shop, reason
-from tests.platforms import Platform, eventually
+from tests.platforms import Platform
 
 pytestmark = pytest.mark.xdist_group("chaos")
 
@@ -75,9 +75,11 @@ class PatientBuyer(Buyer):
 
 @pytest.fixture(scope="module")
 def platform_to_kill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Platform, Path]]:
-    folder = tmp_path_factory.mktemp("crashes")
+    folder, home = tmp_path_factory.mktemp("crashes"), tmp_path_factory.mktemp("to-kill") / "home"
+    (folder / "kills").mkdir()
     variables = {
         "TEST_ORDER_CRASHES": str(folder),
+        "TEST_ORDER_RUN": str(home / "run"),
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent / "crashes"), os.environ.get("PYTHONPATH", "")]),
         "NEXUS_PUABO_NUKI_ORDER_PROCESSOR_LEASE": f"PT{LEASE_SECONDS:.0f}S",
         "NEXUS_PUABO_NUKI_ORDER_PROCESSOR_POLL_SECONDS": "0.3",
@@ -86,7 +88,7 @@ def platform_to_kill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple
         "NEXUS_BILLING_SERVICE_LEASE": "PT2S",
         "NEXUS_BILLING_SERVICE_ROUND_SECONDS": "1",
     }
-    platform = Platform(tmp_path_factory.mktemp("to-kill") / "home", variables=variables)
+    platform = Platform(home, variables=variables)
     only = [part for name in ("identity", "commerce", "finance") for part in ("--only", name)]
     platform.up(*only, "--replicas", "puabo-nuki-order-processor=3")
     yield platform, folder
@@ -109,6 +111,7 @@ async def test_every_order_ends_whole_or_undone_wherever_somebody_dies(
     variant = await stocked(shop, "Scarf", UNITS)
     before = workers(platform)
 
+    killed: dict[Case, int] = {}
     turn = asyncio.Semaphore(AT_ONCE)
     users = [await shop.tenant.sign_in() for _ in range(USERS)]
     buyers = [await PatientBuyer(shop.tenant, shop.http, user).with_card() for user in users]
@@ -122,12 +125,11 @@ async def test_every_order_ends_whole_or_undone_wherever_somebody_dies(
         trap, partial = folder / opener["cartId"], folder / f".{opener['cartId']}"
 
         def set_trap() -> None:
-            pid = f" {eventually(lambda: workers(platform)[case.victim])}" if case.victim else ""
-            partial.write_text(f"{case.point} {HOLD_SECONDS}{pid}")
+            partial.write_text(f"{case.point} {HOLD_SECONDS} {case.victim}")
             partial.rename(trap)
 
         if case.fate in (FORWARD, MIDWAY):
-            await asyncio.to_thread(set_trap)
+            set_trap()
         order = (await buyer.post("/api/v1/orders", **opener, requestId=new_id()))["order"]
         path = f"/api/v1/orders/{order['orderId']}"
         await buyer.settled(order["orderId"], "OPEN", seconds=240)
@@ -141,7 +143,7 @@ async def test_every_order_ends_whole_or_undone_wherever_somebody_dies(
         await placed
         if case.fate in (CANCEL, REFUND):
             await buyer.settled(order["orderId"], "CONFIRMED", seconds=240)
-            await asyncio.to_thread(set_trap)
+            set_trap()
         if case.fate == CANCEL:
             await buyer.post(f"{path}:cancel")
         elif case.fate == REFUND:
@@ -153,7 +155,8 @@ async def test_every_order_ends_whole_or_undone_wherever_somebody_dies(
             while any(refund["state"] != "REFUND_STATE_DONE" for refund in final["refunds"]):
                 await asyncio.sleep(0.1)
                 final = await buyer.order(order["orderId"])
-        assert not trap.exists(), f"nobody died: {case}"
+        assert not trap.exists(), f"nobody came there: {case}"
+        killed[case] = int((folder / "kills" / opener["cartId"]).read_text())
         return str(final["state"]).removeprefix("ORDER_STATE_")
 
     ends = dict(await asyncio.gather(*(live(number, case) for number, case in enumerate(CASES))))
@@ -168,6 +171,8 @@ async def test_every_order_ends_whole_or_undone_wherever_somebody_dies(
     sold = sum(2 if case.fate == FORWARD else 1 for case in CASES if case.fate in (FORWARD, REFUND))
     assert await shop.level(variant) == (UNITS - sold, 0)
     after = workers(platform)
+    assert killed.keys() == set(CASES)
+    assert not set(killed.values()) & set(after.values()), "somebody was to die and lives"
     assert all(
         after[name] != before[name]
         for name in ("finance", "commerce", "puabo-nuki-order-processor.1", "puabo-nuki-order-processor.2")

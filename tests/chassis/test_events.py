@@ -6,9 +6,12 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import httpx
 import pytest
 import redis.asyncio
+from prometheus_client import REGISTRY
 
+from nexus.platform.scheduler.v1.events_pb2 import JobDied
 from nexus.type.v1.event_pb2 import Event
 from nexus.type.v1.faults import DependencyUnavailable
 from services.chassis import events
@@ -18,6 +21,7 @@ from services.chassis.event_log import Chain, EventLog, Wanted
 from services.chassis.events import Events, Lag, lag, stream_of
 from services.chassis.ids import new_id
 from services.chassis.spec import ServiceSpec, discover
+from tests.chaos.processes import state
 from tests.identity.people import change, value
 from tests.platforms import Platform, Tenant
 
@@ -125,6 +129,47 @@ async def test_events_are_heard_in_the_order_in_which_they_happened(bench: Bench
 
     await bench.hears(*map(str, range(30)))
     await subscriber.stop()
+
+
+async def test_each_type_of_event_has_its_own_order_and_positions_tell_the_whole(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is retried holds up its own type only; by its position a subscriber sees that it came before."""
+    monkeypatch.setattr(events, "message_class", lambda event_type: Event if event_type == TYPE else JobDied)
+    heard: list[tuple[str, int]] = []
+    subscriber = Events(f"test-{new_id()}", bench.hearing, bench.broker)
+    gone_on = asyncio.Event()
+
+    async def reluctantly(message: Event, envelope: Event) -> None:
+        if envelope.tenant_id == bench.tenant.tenant_id:
+            if not gone_on.is_set():
+                raise DependencyUnavailable()
+            heard.append((message.event_id, envelope.position))
+
+    async def promptly(message: JobDied, envelope: Event) -> None:
+        if envelope.tenant_id == bench.tenant.tenant_id:
+            heard.append((message.job_id, envelope.position))
+            gone_on.set()
+
+    other = JobDied.DESCRIPTOR.full_name
+    subscriber.subscribe(TYPE, reluctantly)
+    subscriber.subscribe(other, promptly)
+    with acting_for(bench.tenant.tenant_id):
+        async with bench.publishing.transaction():
+            await bench.publisher.publish(Event(event_id="first"), "one")
+            await bench.publisher.publish(JobDied(job_id="second"), "one")
+            await bench.publisher.publish(Event(event_id="third"), "one")
+    await bench.publisher.relay_batch()
+    subscriber.start()
+
+    async def all_are_heard() -> bool:
+        return len(heard) == 3
+
+    await bench.until(all_are_heard)
+    await subscriber.stop()
+    names = [name for name, _ in heard]
+    assert names == ["second", "first", "third"]
+    assert [name for name, _ in sorted(heard, key=lambda item: item[1])] == ["first", "second", "third"]
 
 
 async def test_what_is_rolled_back_never_happened(bench: Bench) -> None:
@@ -360,6 +405,48 @@ async def test_the_lag_is_what_has_not_been_handled(bench: Bench) -> None:
     await bench.until(caught_up)
     await subscriber.stop()
     assert await lag(bench.broker, subscriber._service, "nexus.test.NeverSent") == Lag(0, 0.0)
+
+
+async def test_the_lag_is_a_metric(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "LAG_SECONDS", 0.05)
+    away = True
+
+    def handle(name: str) -> None:
+        if away:
+            raise DependencyUnavailable()
+
+    subscriber = bench.subscriber(handle)
+    labels = {"service": subscriber._service, "type": TYPE}
+
+    def measured(name: str) -> float:
+        return REGISTRY.get_sample_value(name, labels) or 0.0
+
+    async def is_behind() -> bool:
+        return measured("nexus_events_lag") >= 2 and measured("nexus_events_lag_seconds") > 0
+
+    async def has_caught_up() -> bool:
+        return measured("nexus_events_lag") == measured("nexus_events_lag_seconds") == 0
+
+    await bench.publish("a", "b")
+    await bench.publisher.relay_batch()
+    subscriber.start()
+    await bench.until(is_behind)
+    away = False
+    await bench.hears("a", "b")
+    await bench.until(has_caught_up)
+    await subscriber.stop()
+
+
+async def test_the_platform_tells_its_lag_to_prometheus(bench: Bench) -> None:
+    port = next(process.ports["metrics"] for process in state(bench.platform).processes if process.name == "finance")
+    async with httpx.AsyncClient() as client:
+
+        async def is_told() -> bool:
+            told = (await client.get(f"http://127.0.0.1:{port}/metrics")).text
+            lag = 'nexus_events_lag{service="billing-service",type="nexus.identity.user_auth.v1.UserCreated"}'
+            return lag in told and 'nexus_events_unsent{service="billing-service"}' in told
+
+        await bench.until(is_told)
 
 
 async def test_events_of_an_erased_tenant_are_passed_over(bench: Bench) -> None:

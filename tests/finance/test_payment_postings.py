@@ -21,7 +21,7 @@ async def balances(billing: Billing, *accounts: str) -> dict[str, int]:
     """What each account has on the side on which it grows, as soon as all that was published has been booked."""
     ledger = billing.operator.stub(LedgerServiceStub)
     waiting = """
-        SELECT FROM billing_service.events e WHERE tenant_id = $1 AND (type LIKE '%.Payment%' OR type LIKE '%.Dispute%')
+        SELECT FROM billing_service.events e WHERE tenant_id = $1 AND (type ~ '[.](Payment|Dispute|BillPaid)')
         AND type !~ 'PaymentAuthorized|PaymentFailed|PaymentVoided'
         AND NOT EXISTS (SELECT FROM billing_service.handled_events h
                         WHERE (h.tenant_id, h.event_id) = (e.tenant_id, e.event_id))
@@ -44,10 +44,13 @@ async def test_captures_and_refunds_are_booked_as_what_they_are(billing: Billing
     await billing.refund(payment, 250)
     await billing.void(await billing.authorize(5000))
     await billing.subscribe(await billing.price(2000))
-    assert await balances(billing, "providers:sandbox", "customers:prepaid", "income:subscriptions") == {
+    accounts = ("providers:sandbox", "customers:prepaid", "income:subscriptions", "tenant:earnings", "platform:share")
+    assert await balances(billing, *accounts) == {
         "providers:sandbox": 2650,
         "customers:prepaid": -650,
-        "income:subscriptions": -2000,
+        "income:subscriptions": 0,
+        "tenant:earnings": -1600,
+        "platform:share": -400,
     }
 
 

@@ -43,6 +43,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             "NEXUS_BILLING_SERVICE_PAYPAL_URL": paypal.url,
             "NEXUS_BILLING_SERVICE_ROUND_SECONDS": "3600",
             "NEXUS_BILLING_SERVICE_PROVIDER_TIMEOUT": "3",
+            "NEXUS_LEDGER_MGR_PLAN_BASIS_POINTS": '{"partner": 500}',
         }
         platform = Platform(tmp_path_factory.mktemp("providers") / "home", variables=variables)
         platform.up("--only", "identity", "--only", "finance")
@@ -115,6 +116,18 @@ def test_the_sandbox_takes_payments_where_nobody_sells_for_money(
 ) -> None:
     assert may_charge("SANDBOX", accounts, production=production) == may
     assert not may_charge("PAYPAL", accounts, production=production)
+
+
+async def test_what_subscriptions_bring_is_shared_by_the_tenant_s_plan(billing: Billing) -> None:
+    await billing.rows("INSERT INTO puabo_os.plans (plan_id, title, modules, quotas) SELECT 'partner', $1, '{*}', '[]'")
+    await billing.rows("UPDATE nexus.tenants SET plan_id = 'partner' WHERE tenant_id = $1")
+    await billing.card()
+    await billing.subscribe(await billing.price(1000))
+    shares = "SELECT platform_share, tax FROM billing_service.bills WHERE tenant_id = $1 AND tax IS NOT NULL"
+    async with asyncio.timeout(20):
+        while not (found := await billing.rows(shares)):  # noqa: ASYNC110  an event brings it
+            await asyncio.sleep(0.1)
+    assert [(row["platform_share"], row["tax"]) for row in found] == [(50, 0)]
 
 
 async def test_a_card_that_stripe_declines_cannot_be_swapped_in_the_browser(world: World, billing: Billing) -> None:

@@ -124,6 +124,32 @@ async def test_subscribing_twice_with_one_key_makes_one_subscription(billing: Bi
     assert reason(await billing.post("/subscriptions", **body, quantity=2)) == "IDEMPOTENCY_KEY_REUSED"
 
 
+async def test_the_scheduler_has_what_is_due_billed_and_collected(billing: Billing) -> None:
+    await billing.card("card_ok")
+    made = await billing.subscribe(await billing.price(1000))
+    path = f"/subscriptions/{made['subscription']['subscriptionId']}"
+    await billing.ok(f"{path}:change", quantity=3, proration="PRORATION_BILL_NOW")
+    await billing.rows(
+        """
+        UPDATE billing_service.subscriptions SET period_start = period_start - interval '1 month',
+            period_end = now() - interval '1 second', anchor_time = anchor_time - interval '1 month'
+        WHERE tenant_id = $1
+        """
+    )
+    due_now = """
+        UPDATE scheduler.schedules SET next_time = date_bin('5 minutes', now(), '2000-01-01')
+        WHERE tenant_id = $1 AND name LIKE 'billing-service.%' RETURNING name
+    """
+    at_once = "UPDATE scheduler.jobs SET run_time = now() WHERE tenant_id = $1 AND run_time > now()"
+    async with asyncio.timeout(40):
+        while len(await billing.rows(due_now)) < 2:  # noqa: ASYNC110  an event brings them
+            await asyncio.sleep(0.2)
+        while [charge["state"] for charge in await billing.charges()] != ["captured"] * 3:
+            await billing.rows(at_once)  # they are spread over a minute
+            await asyncio.sleep(0.2)
+    assert {bill["state"] for bill in (await billing.read("/bills"))["bills"]} == {"BILL_STATE_PAID"}
+
+
 async def test_a_change_within_the_period_gives_back_and_charges_the_rest(billing: Billing) -> None:
     await billing.card()
     small, large = await billing.price(1000), await billing.price(5000)

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Awaitable, Callable
 from weakref import WeakKeyDictionary
 
-from services.chassis.clock import now
 from services.chassis.context import acting_for
 from services.chassis.database import Database
 from services.chassis.errors import Fault
@@ -13,7 +12,6 @@ from services.finance.billing_service.accounts import Accounts
 from services.finance.billing_service.charging import Charging
 from services.finance.billing_service.spec import Config
 from services.finance.billing_service.stores.payments import PaymentStore
-from services.finance.billing_service.stores.subscriptions import SubscriptionStore
 from services.finance.billing_service.subscribing import Subscribing
 
 _RECONCILE_AT_ONCE = 100
@@ -27,22 +25,17 @@ class Engine:
         self._config: Config = service.config
         self._database = service.database
         self._payments = PaymentStore(service.database)
-        self._subscriptions = SubscriptionStore(service.database)
         self.accounts = Accounts(service)
         self.charging = Charging(service, self.accounts)
         self.subscribing = Subscribing(service, self.charging)
 
     async def round(self) -> None:
-        """Reconcile, bill and collect for every tenant that has something due. Replicas may do so at once: rows are
-        locked or leased, and whoever comes second finds them done."""
+        """Reconcile for every tenant that has something in doubt. Replicas may do so at once: rows are leased, and
+        whoever comes second finds them done."""
         async with self._database.transaction(platform_wide=True):
             in_doubt = await self._payments.tenants_in_doubt(self._config.action_lifetime)
-            due = await self._subscriptions.tenants_due(now())
         for tenant in in_doubt:
             await _for(tenant, lambda: self.charging.reconcile(_RECONCILE_AT_ONCE))
-        for tenant in due:
-            await _for(tenant, lambda: self.subscribing.run_billing(now()))
-            await _for(tenant, lambda: self.subscribing.run_dunning(now()))
 
     async def forget(self) -> None:
         async with self._database.transaction(platform_wide=True):

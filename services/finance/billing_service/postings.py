@@ -2,16 +2,21 @@
 
     providers:<name>         ASSET      what a provider holds for the tenant
     customers:prepaid        LIABILITY  what customers have paid for; whoever delivers takes it from there
-    income:subscriptions     INCOME     bills of subscriptions, which are delivered as they are paid
+    liabilities:sales-tax    LIABILITY  the tax in paid bills, owed to the state
+    income:subscriptions     INCOME     paid bills of subscriptions without tax, until they are settled: at once
+    tenant:earnings          EQUITY     the tenant's part of settled bills; the other part is in platform:share
     expenses:disputes        EXPENSE    what banks have taken back
 
 Refunds may be more than a provider holds at the moment, since it pays out in between: its account may go below zero.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from nexus.finance.ledger_mgr.v1.books_pb2 import (
     ACCOUNT_TYPE_ASSET,
+    ACCOUNT_TYPE_EQUITY,
     ACCOUNT_TYPE_EXPENSE,
     ACCOUNT_TYPE_INCOME,
     ACCOUNT_TYPE_LIABILITY,
@@ -21,6 +26,7 @@ from nexus.finance.ledger_mgr.v1.books_pb2 import (
     Leg,
     NewAccount,
     NewTransaction,
+    Side,
 )
 from nexus.type.v1.money_pb2 import Money
 
@@ -32,6 +38,10 @@ class Account:
 
 
 PREPAID = Account("customers:prepaid", ACCOUNT_TYPE_LIABILITY)
+TAX = Account("liabilities:sales-tax", ACCOUNT_TYPE_LIABILITY)
+EARNINGS = Account("tenant:earnings", ACCOUNT_TYPE_EQUITY)
+PLATFORM_SHARE = "platform:share"
+"""Opened and kept by the ledger's Settle."""
 SUBSCRIPTIONS = Account("income:subscriptions", ACCOUNT_TYPE_INCOME)
 DISPUTES = Account("expenses:disputes", ACCOUNT_TYPE_EXPENSE)
 
@@ -40,9 +50,27 @@ def held_by(provider: str) -> Account:
     return Account(f"providers:{provider}", ACCOUNT_TYPE_ASSET)
 
 
-def earned_by(reference: str) -> Account:
-    """What a payment is for: a bill of ours, or something that another service sells."""
-    return SUBSCRIPTIONS if reference.startswith("bill/") else PREPAID
+def sale(bill: Mapping[str, Any], tax: int) -> NewTransaction:
+    """What was paid has been sold: the tax is owed, the rest earned."""
+    return _of_bill(
+        bill,
+        f"bill/{bill['bill_id']}/sale",
+        (PREPAID.name, SIDE_DEBIT, bill["total"]),
+        (TAX.name, SIDE_CREDIT, tax),
+        (SUBSCRIPTIONS.name, SIDE_CREDIT, bill["total"] - tax),
+    )
+
+
+def refund(bill: Mapping[str, Any], operation_id: str, amount: int, tax: int, share: int) -> NewTransaction:
+    """A part of the sale is taken back from everybody who got something of it."""
+    return _of_bill(
+        bill,
+        f"bill/{bill['bill_id']}/refund/{operation_id}",
+        (TAX.name, SIDE_DEBIT, tax),
+        (EARNINGS.name, SIDE_DEBIT, amount - tax - share),
+        (PLATFORM_SHARE, SIDE_DEBIT, share),
+        (PREPAID.name, SIDE_CREDIT, amount),
+    )
 
 
 def transaction(
@@ -57,4 +85,20 @@ def transaction(
         reference=reference,
         metadata=about,
         open_accounts=[NewAccount(name=item.name, type=item.type, allow_overdraft=True) for item in (debit, credit)],
+    )
+
+
+def _of_bill(bill: Mapping[str, Any], reference: str, *legs: tuple[str, "Side.ValueType", int]) -> NewTransaction:
+    return NewTransaction(
+        legs=[
+            Leg(account=account, side=side, amount=Money(currency=bill["currency"], minor_units=amount))
+            for account, side, amount in legs
+            if amount
+        ],
+        reference=reference,
+        metadata={"bill_id": bill["bill_id"], "customer_id": bill["customer_id"]},
+        open_accounts=[
+            NewAccount(name=account.name, type=account.type, allow_overdraft=True)
+            for account in (PREPAID, TAX, SUBSCRIPTIONS, EARNINGS)
+        ],
     )

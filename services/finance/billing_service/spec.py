@@ -15,7 +15,7 @@ class Config(BaseModel):
     lease: timedelta = timedelta(seconds=30)
     """How long one process has an operation to itself; longer than `provider_timeout`."""
     round_seconds: float = Field(default=15.0, gt=0)
-    """How often this service looks for bills to make and collect, and for operations in doubt."""
+    """How often this service looks for operations in doubt."""
     action_lifetime: timedelta = timedelta(hours=23)
     """How long a customer has for 3-D Secure; then the payment is given up."""
     sandbox_hang_seconds: float = 5.0
@@ -25,7 +25,7 @@ class Config(BaseModel):
 SERVICE = ServiceSpec(
     id="billing-service",
     port=3020,
-    calls=["ledger-mgr"],
+    calls=["ledger-mgr", "invoice-gen", "scheduler"],
     subscribes=[
         "nexus.identity.user_auth.v1.UserCreated",
         "nexus.identity.user_auth.v1.UserErased",
@@ -34,6 +34,9 @@ SERVICE = ServiceSpec(
         "nexus.finance.billing_service.v1.PaymentRefunded",
         "nexus.finance.billing_service.v1.PaymentDisputed",
         "nexus.finance.billing_service.v1.DisputeClosed",
+        "nexus.finance.billing_service.v1.BillPaid",
+        "nexus.finance.billing_service.v1.SubscriptionChanged",
     ],
+    jobs=["bill", "dun"],
     config=Config,
 )

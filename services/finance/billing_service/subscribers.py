@@ -1,22 +1,32 @@
 """What billing-service does when others tell it something, or it has told itself."""
 
+import contextlib
+
 from google.protobuf.message import Message
 
 from nexus.finance.billing_service.v1.events_pb2 import (
+    BillPaid,
     DisputeClosed,
     PaymentDisputed,
     PaymentProcessed,
     PaymentRefunded,
+    SubscriptionChanged,
 )
+from nexus.finance.invoice_gen.v1.faults import SellerUnknown
 from nexus.finance.ledger_mgr.v1.ledger_pb2 import PostTransactionRequest
 from nexus.finance.ledger_mgr.v1.ledger_pb2_grpc import LedgerServiceStub
 from nexus.identity.user_auth.v1.events_pb2 import UserCreated, UserErased
+from nexus.platform.scheduler.v1.worker_pb2 import PutScheduleRequest
+from nexus.platform.scheduler.v1.worker_pb2_grpc import WorkerServiceStub
 from nexus.type.v1.event_pb2 import Event
 from nexus.type.v1.money_pb2 import Money
 from services.chassis.service import Service
 from services.finance.billing_service import postings
-from services.finance.billing_service.postings import Account, earned_by, held_by
+from services.finance.billing_service.jobs import schedules
+from services.finance.billing_service.postings import PREPAID, Account, held_by
+from services.finance.billing_service.selling import Selling
 from services.finance.billing_service.stores.payments import PaymentStore
+from services.finance.billing_service.stores.subscriptions import SubscriptionStore
 
 _POST_SECONDS = 5.0
 
@@ -27,6 +37,9 @@ class Subscribers:
 
     def __init__(self, service: Service) -> None:
         self._store = PaymentStore(service.database)
+        self._selling = Selling(service)
+        self._subscriptions = SubscriptionStore(service.database)
+        self._scheduler = service.clients.stub(WorkerServiceStub)
         self._ledger = service.clients.stub(LedgerServiceStub)
 
     async def on_user_created(self, message: UserCreated, event: Event) -> None:
@@ -34,16 +47,31 @@ class Subscribers:
         await self._store.ensure_customer(message.user_id)
 
     async def on_user_erased(self, message: UserErased, event: Event) -> None:
-        """Cards are forgotten; payments and bills are kept, as the law wants it, and name nobody."""
+        """Cards and addresses are forgotten; payments and bills are kept, as the law wants it, and name nobody."""
         await self._store.forget_methods(message.user_id)
 
     async def on_payment_processed(self, message: PaymentProcessed, event: Event) -> None:
-        debit, credit = held_by(message.provider), earned_by(message.reference)
+        debit, credit = held_by(message.provider), PREPAID
         await self._post(event, message, debit, credit, message.amount, f"capture/{message.operation_id}")
 
     async def on_payment_refunded(self, message: PaymentRefunded, event: Event) -> None:
-        debit, credit = earned_by(message.reference), held_by(message.provider)
+        debit, credit = PREPAID, held_by(message.provider)
         await self._post(event, message, debit, credit, message.amount, f"refund/{message.operation_id}")
+        if message.reference.startswith("bill/"):
+            await self._selling.refunded(message)
+
+    async def on_subscription_changed(self, message: SubscriptionChanged, event: Event) -> None:
+        """With its first subscription a tenant is billed and collected for at times."""
+        if not await self._subscriptions.is_scheduled():
+            for spec in schedules():
+                await self._scheduler.PutSchedule(PutScheduleRequest(spec=spec), timeout=_POST_SECONDS)
+            await self._subscriptions.note_scheduled()
+
+    async def on_bill_paid(self, message: BillPaid, event: Event) -> None:
+        bill = await self._selling.sell(message.bill_id)
+        if bill is not None:
+            with contextlib.suppress(SellerUnknown):  # it is invoiced when the tenant has a letterhead
+                await self._selling.invoice(bill)
 
     async def on_payment_disputed(self, message: PaymentDisputed, event: Event) -> None:
         debit, credit = postings.DISPUTES, held_by(message.provider)

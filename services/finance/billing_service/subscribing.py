@@ -35,7 +35,9 @@ from services.chassis.service import Service
 from services.finance.billing_service import bills, dunning, rating
 from services.finance.billing_service.bills import Draft, Line
 from services.finance.billing_service.charging import Charging
+from services.finance.billing_service.invoicing import tax_rate
 from services.finance.billing_service.periods import boundary
+from services.finance.billing_service.selling import Selling
 from services.finance.billing_service.stores.plans import PlanStore
 from services.finance.billing_service.stores.subscriptions import Row, SubscriptionStore
 
@@ -67,6 +69,7 @@ class Subscribing:
         self._charging = charging
         self._plans = PlanStore(service.database)
         self._store = SubscriptionStore(service.database)
+        self._selling = Selling(service)
         charging.on_settled = self._on_payment_settled
 
     async def create(
@@ -168,7 +171,9 @@ class Subscribing:
 
     async def run_billing(self, at: datetime) -> tuple[int, int]:
         """Bill every subscription whose period has ended, one period after the other; returns how many bills were
-        made and how many subscriptions ended. One that cannot be billed is left to the next round."""
+        made and how many subscriptions ended. One that cannot be billed is left to the next round. Paid bills that wait
+        for their invoices get them."""
+        await self._selling.invoice_rest()
         billed = ended = 0
         left: list[str] = []
         while due := await self._store.due(at, _BATCH, without=left):
@@ -377,7 +382,19 @@ class Subscribing:
         currency = price["currency"]
         draft = await self._draft(subscription, currency, [line["amount"] for line in waiting], lines, at)
         state, due = ("OPEN", at) if draft.total else ("PAID", None)
-        bill = await self._store.insert_bill(subscription, currency, draft.total, cycle_start, state, due, at)
+        policy = await self._store.invoicing_policy()
+        country = await self._store.country_of(customer_id) or policy.default_country
+        bill = await self._store.insert_bill(
+            subscription,
+            currency,
+            draft.total,
+            cycle_start,
+            state,
+            due,
+            at,
+            country,
+            tax_rate(policy.taxes, country),
+        )
         assert bill is not None, "its subscription is locked, and its period has not been billed"
         await self._store.put_on_bill([line["line_id"] for line in waiting], bill["bill_id"])
         await self._store.insert_lines(subscription_id, bill["bill_id"], draft.lines)

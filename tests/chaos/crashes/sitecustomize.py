@@ -2,8 +2,9 @@
 PYTHONPATH leads here (`tests/chaos/test_order_crash.py`), and it wraps what the saga of orders does.
 
 A file in the folder TEST_ORDER_CRASHES, named by a cart, says where, how long to wait there, so that others come to
-theirs, and which process to kill if not the one that has come there: "after do capture 2 [pid]". It happens once. The
-instance that shares its process with other services leaves it to one that does not.
+theirs, and which process to kill if not the one that has come there: "after do capture 2 [finance]". It happens once,
+to a process that lives at that moment, and a file of the same name in `kills` says to which. The instance that shares
+its process with other services leaves it to one that does not.
 """
 
 import importlib.abc
@@ -43,28 +44,46 @@ class Finder(importlib.abc.MetaPathFinder):
 
 def wrap(module: Any) -> None:
     import asyncio
-    import contextlib
     import signal
 
+    from mesh.local.supervisor import find, read_state
     from services.chassis.saga import Later
 
     orders, folder = module.Orders, Path(os.environ["TEST_ORDER_CRASHES"])
     outcome, advance = orders._outcome, orders._advance
 
+    def pid_of(name: str) -> int | None:
+        """Of a process of the platform that lives now."""
+        state = read_state(Path(os.environ["TEST_ORDER_RUN"]))
+        process = next(process for process in state.processes if process.name == name) if state is not None else None
+        return process.pid if process is not None and find(process.pid, process.created) is not None else None
+
+    def note(trap: Path, pid: int) -> None:
+        (folder / "kills" / trap.name).write_text(str(pid))
+        trap.unlink()
+
     async def die(when: str, action: Any, order: Any) -> None:
         trap = folder / order.cart_id
         if not trap.exists():
             return
-        wanted_when, verb, what, seconds, *pid = trap.read_text().split()
+        wanted_when, verb, what, seconds, *victim = trap.read_text().split()
         if (verb, what) != (action.verb, action.what):
             return
-        if not pid and not os.environ.get("NEXUS_INSTANCE"):
+        if not victim and not os.environ.get("NEXUS_INSTANCE"):
             raise Later("left to a process that may die")
         if wanted_when == when:
-            trap.unlink()
-            await asyncio.sleep(float(seconds))
-            with contextlib.suppress(ProcessLookupError):  # it has been killed for another order
-                os.kill(int(pid[0]) if pid else os.getpid(), signal.SIGKILL)
+            pid = pid_of(victim[0]) if victim else os.getpid()
+            if pid is None:
+                raise Later("it has just been killed for another order")
+            if not victim:
+                note(trap, pid)
+                await asyncio.sleep(float(seconds))
+                os.kill(pid, signal.SIGKILL)
+                return
+            await asyncio.sleep(float(seconds))  # if we die ourselves meanwhile, whoever goes on comes here again
+            if now_lives := pid_of(victim[0]):  # or it has been killed for another order meanwhile
+                os.kill(pid := now_lives, signal.SIGKILL)
+            note(trap, pid)
 
     async def outcome_or_death(self: Any, order: Any, action: Any) -> Any:
         await die("before", action, order)

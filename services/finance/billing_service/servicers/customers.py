@@ -4,6 +4,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from google.protobuf import json_format
+
 from nexus.finance.billing_service.v1 import customers_pb2 as pb
 from nexus.finance.billing_service.v1.faults import CustomerNotFound, PaymentMethodNotFound, PaymentMethodRefused
 from nexus.finance.billing_service.v1.payments_pb2 import PaymentProvider
@@ -44,14 +46,25 @@ class CustomerService:
         if row is None:
             raise CustomerNotFound(customer_id=customer_id)
         owed = await self._subscriptions.credits(customer_id)
+        details = await self._store.billing_details(customer_id)
         return pb.GetCustomerResponse(
             customer=pb.Customer(
                 customer_id=customer_id,
                 default_payment_method_id=row["default_payment_method_id"] or "",
                 credits=[Money(currency=currency, minor_units=amount) for currency, amount in owed.items()],
                 create_time=timestamp(row["create_time"]),
+                billing_details=json_format.Parse(details, pb.BillingDetails()) if details else None,
             )
         )
+
+    async def SetBillingDetails(
+        self, request: pb.SetBillingDetailsRequest, call: RequestContext
+    ) -> pb.SetBillingDetailsResponse:
+        customer_id = customer_of(request.customer_id, call)
+        details = json_format.MessageToJson(request.details, indent=None)
+        if not await self._store.set_billing_details(customer_id, details):
+            raise CustomerNotFound(customer_id=customer_id)
+        return pb.SetBillingDetailsResponse(details=request.details)
 
     async def AddPaymentMethod(
         self, request: pb.AddPaymentMethodRequest, call: RequestContext

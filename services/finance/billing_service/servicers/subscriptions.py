@@ -158,6 +158,17 @@ class SubscriptionService:
         await self._store.set_policy(policy)
         return pb.SetDunningPolicyResponse(policy=_policy(policy))
 
+    async def GetInvoicingPolicy(
+        self, request: pb.GetInvoicingPolicyRequest, call: RequestContext
+    ) -> pb.GetInvoicingPolicyResponse:
+        return pb.GetInvoicingPolicyResponse(policy=await self._store.invoicing_policy())
+
+    async def SetInvoicingPolicy(
+        self, request: pb.SetInvoicingPolicyRequest, call: RequestContext
+    ) -> pb.SetInvoicingPolicyResponse:
+        await self._store.set_invoicing_policy(request.policy)
+        return pb.SetInvoicingPolicyResponse(policy=request.policy)
+
     async def RunBilling(self, request: pb.RunBillingRequest, call: RequestContext) -> pb.RunBillingResponse:
         billed, ended = await self._subscribing.run_billing(_as_of(request))
         return pb.RunBillingResponse(billed=billed, ended=ended)
@@ -201,6 +212,7 @@ class SubscriptionService:
             invoice_id=row["invoice_id"],
             create_time=timestamp(row["create_time"]),
             pay_time=_time(row["pay_time"]),
+            tax=Money(currency=row["currency"], minor_units=row["tax"]) if row["tax"] is not None else None,
         )
 
     async def _payment(self, bill: Row) -> Payment | None:

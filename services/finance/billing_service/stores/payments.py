@@ -52,6 +52,20 @@ class PaymentStore:
             customer_id,
         )
 
+    async def billing_details(self, customer_id: str) -> str | None:
+        found: str | None = await self._database.fetchval(
+            "SELECT billing_details::text FROM customers WHERE customer_id = $1", customer_id
+        )
+        return found
+
+    async def set_billing_details(self, customer_id: str, details: str) -> bool:
+        """False if there is no such customer."""
+        return bool(
+            await self._database.fetchval(
+                "UPDATE customers SET billing_details = $2 WHERE customer_id = $1 RETURNING true", customer_id, details
+            )
+        )
+
     async def set_account(self, provider: str, sealed: bytes, *, make_default: bool) -> bool:
         """Returns whether it is the default, as the first one is."""
         if make_default:
@@ -167,7 +181,7 @@ class PaymentStore:
         )
 
     async def forget_methods(self, customer_id: str) -> None:
-        """Take the methods of an erased user away, with all that tells of cards."""
+        """Take the methods of an erased user away, with all that tells of cards, and the address."""
         await self._database.execute(
             """
             UPDATE payment_methods SET removed = true, provider_token = '', provider_customer = '', brand = '',
@@ -177,7 +191,8 @@ class PaymentStore:
             customer_id,
         )
         await self._database.execute(
-            "UPDATE customers SET default_payment_method_id = NULL WHERE customer_id = $1", customer_id
+            "UPDATE customers SET default_payment_method_id = NULL, billing_details = NULL WHERE customer_id = $1",
+            customer_id,
         )
 
     # Payments
@@ -366,6 +381,21 @@ class PaymentStore:
             """,
             payment_id,
         )
+
+    async def refunded_before(self, payment_id: str, operation_id: str) -> int:
+        """What had been given back of a payment before this refund was."""
+        before: int = await self._database.fetchval(
+            """
+            SELECT coalesce(sum(o.amount), 0)::bigint FROM payment_operations o
+            JOIN payment_operations this USING (tenant_id, payment_id)
+            WHERE o.tenant_id = nexus.tenant_id() AND o.payment_id = $1 AND this.operation_id = $2
+              AND o.kind = 'REFUND' AND o.state = 'SUCCEEDED'
+              AND (o.settle_time, o.operation_id) < (this.settle_time, this.operation_id)
+            """,
+            payment_id,
+            operation_id,
+        )
+        return before
 
     async def claim(self, operation_id: str, lease: timedelta) -> Row | None:
         """Have an operation to oneself; None if it is settled, or somebody else has it."""

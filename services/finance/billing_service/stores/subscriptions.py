@@ -5,7 +5,9 @@ from datetime import datetime
 from typing import TypeAlias
 
 import asyncpg
+from google.protobuf import json_format
 
+from nexus.finance.billing_service.v1.subscriptions_pb2 import InvoicingPolicy
 from services.chassis.database import Database
 from services.chassis.ids import new_id
 from services.finance.billing_service.bills import Line
@@ -22,7 +24,7 @@ coupon_bills_left, payment_method_id::text, request_hash, create_time,
 """
 _BILL = """
 bill_id::text, subscription_id::text, customer_id::text, state, currency, total, attempts, next_attempt_time,
-attempt_time, payment_id::text, invoice_id, create_time, pay_time
+attempt_time, payment_id::text, invoice_id, create_time, pay_time, tax_country, tax_basis_points, tax, platform_share
 """
 _LINE = "line_id::text, kind, description, price_id::text, quantity, amount, start_time, end_time"
 
@@ -203,13 +205,15 @@ class SubscriptionStore:
         state: str,
         next_attempt: datetime | None,
         at: datetime,
+        tax_country: str,
+        tax_basis_points: int,
     ) -> Row | None:
         """None if the period has been billed before."""
         return await self._database.fetchrow(
             f"""
             INSERT INTO bills (bill_id, subscription_id, customer_id, currency, total, cycle_start, state,
-                               next_attempt_time, create_time, pay_time)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, CASE WHEN $7 = 'PAID' THEN $9::timestamptz END)
+                               next_attempt_time, create_time, pay_time, tax_country, tax_basis_points)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, CASE WHEN $7 = 'PAID' THEN $9::timestamptz END, $10, $11)
             ON CONFLICT DO NOTHING RETURNING {_BILL}
             """,
             new_id(),
@@ -221,6 +225,29 @@ class SubscriptionStore:
             state,
             next_attempt,
             at,
+            tax_country,
+            tax_basis_points,
+        )
+
+    async def note_sale(self, bill_id: str, tax: int, platform_share: int) -> Row | None:
+        return await self._database.fetchrow(
+            f"UPDATE bills SET tax = $2, platform_share = $3 WHERE bill_id = $1 RETURNING {_BILL}",
+            bill_id,
+            tax,
+            platform_share,
+        )
+
+    async def set_invoice(self, bill_id: str, invoice_id: str) -> None:
+        await self._database.execute("UPDATE bills SET invoice_id = $2 WHERE bill_id = $1", bill_id, invoice_id)
+
+    async def to_invoice(self, limit: int) -> list[Row]:
+        return await self._database.fetch(
+            f"""
+            SELECT {_BILL} FROM bills
+            WHERE tenant_id = nexus.tenant_id() AND state = 'PAID' AND total > 0 AND tax_country <> ''
+              AND invoice_id = '' ORDER BY bill_id LIMIT $1
+            """,
+            limit,
         )
 
     async def bill(self, bill_id: str) -> Row | None:
@@ -378,6 +405,23 @@ class SubscriptionStore:
             bill_id,
         )
 
+    async def country_of(self, customer_id: str) -> str | None:
+        """None when the customer has not said where they are."""
+        found: str | None = await self._database.fetchval(
+            "SELECT billing_details->>'country' FROM customers WHERE customer_id = $1", customer_id
+        )
+        return found
+
+    async def invoicing_policy(self) -> InvoicingPolicy:
+        policy = await self._database.fetchval("SELECT policy::text FROM invoicing_policies")
+        return json_format.Parse(policy or "{}", InvoicingPolicy())
+
+    async def set_invoicing_policy(self, policy: InvoicingPolicy) -> None:
+        await self._database.execute(
+            "INSERT INTO invoicing_policies (policy) VALUES ($1) ON CONFLICT (tenant_id) DO UPDATE SET policy = $1",
+            json_format.MessageToJson(policy, indent=None),
+        )
+
     async def policy(self) -> Policy:
         row = await self._database.fetchrow("SELECT retry_after_hours, outcome FROM dunning_policies")
         return Policy(tuple(row["retry_after_hours"]), row["outcome"]) if row is not None else Policy()
@@ -392,13 +436,8 @@ class SubscriptionStore:
             policy.outcome,
         )
 
-    async def tenants_due(self, at: datetime) -> list[str]:
-        """Tenants with something to bill or collect. In a platform-wide transaction."""
-        rows = await self._database.fetch(
-            """
-            SELECT tenant_id FROM subscriptions WHERE state <> 'CANCELED' AND period_end <= $1
-            UNION SELECT tenant_id FROM bills WHERE state IN ('OPEN', 'PAST_DUE') AND next_attempt_time <= $1
-            """,
-            at,
-        )
-        return [row["tenant_id"] for row in rows]
+    async def is_scheduled(self) -> bool:
+        return bool(await self._database.fetchval("SELECT true FROM scheduled_tenants"))
+
+    async def note_scheduled(self) -> None:
+        await self._database.execute("INSERT INTO scheduled_tenants DEFAULT VALUES ON CONFLICT DO NOTHING")

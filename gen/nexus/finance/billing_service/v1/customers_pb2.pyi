@@ -60,6 +60,7 @@ class Customer(_message.Message):
     DEFAULT_PAYMENT_METHOD_ID_FIELD_NUMBER: _builtins.int
     CREDITS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    BILLING_DETAILS_FIELD_NUMBER: _builtins.int
     customer_id: _builtins.str
     """The user's id, for a user."""
     default_payment_method_id: _builtins.str
@@ -69,6 +70,10 @@ class Customer(_message.Message):
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def billing_details(self) -> Global___BillingDetails:
+        """Whom invoices are addressed to; unset when the customer has not said."""
+
     def __init__(
         self,
         *,
@@ -76,14 +81,62 @@ class Customer(_message.Message):
         default_payment_method_id: _builtins.str = ...,
         credits: _abc.Iterable[_money_pb2.Money] | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        billing_details: Global___BillingDetails | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["billing_details", b"billing_details", "create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "credits", b"credits", "customer_id", b"customer_id", "default_payment_method_id", b"default_payment_method_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["billing_details", b"billing_details", "create_time", b"create_time", "credits", b"credits", "customer_id", b"customer_id", "default_payment_method_id", b"default_payment_method_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Customer: _TypeAlias = Customer  # noqa: Y015
+
+@_typing.final
+class BillingDetails(_message.Message):
+    """Whom invoices are addressed to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    LINES_FIELD_NUMBER: _builtins.int
+    POSTCODE_FIELD_NUMBER: _builtins.int
+    CITY_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
+    COUNTRY_FIELD_NUMBER: _builtins.int
+    VAT_ID_FIELD_NUMBER: _builtins.int
+    EMAIL_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    postcode: _builtins.str
+    city: _builtins.str
+    region: _builtins.str
+    country: _builtins.str
+    """ISO 3166-1 alpha-2: "DE"."""
+    vat_id: _builtins.str
+    """With the country's prefix: "FR12345678901"."""
+    email: _builtins.str
+    @_builtins.property
+    def lines(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Street and house number, and what else there is."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        lines: _abc.Iterable[_builtins.str] | None = ...,
+        postcode: _builtins.str = ...,
+        city: _builtins.str = ...,
+        region: _builtins.str = ...,
+        country: _builtins.str = ...,
+        vat_id: _builtins.str = ...,
+        email: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["city", b"city", "country", b"country", "email", b"email", "lines", b"lines", "name", b"name", "postcode", b"postcode", "region", b"region", "vat_id", b"vat_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BillingDetails: _TypeAlias = BillingDetails  # noqa: Y015
 
 @_typing.final
 class PaymentMethod(_message.Message):
@@ -215,6 +268,50 @@ class GetCustomerResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetCustomerResponse: _TypeAlias = GetCustomerResponse  # noqa: Y015
+
+@_typing.final
+class SetBillingDetailsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CUSTOMER_ID_FIELD_NUMBER: _builtins.int
+    DETAILS_FIELD_NUMBER: _builtins.int
+    customer_id: _builtins.str
+    """The caller when empty."""
+    @_builtins.property
+    def details(self) -> Global___BillingDetails: ...
+    def __init__(
+        self,
+        *,
+        customer_id: _builtins.str = ...,
+        details: Global___BillingDetails | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["details", b"details"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer_id", b"customer_id", "details", b"details"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetBillingDetailsRequest: _TypeAlias = SetBillingDetailsRequest  # noqa: Y015
+
+@_typing.final
+class SetBillingDetailsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DETAILS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def details(self) -> Global___BillingDetails: ...
+    def __init__(
+        self,
+        *,
+        details: Global___BillingDetails | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["details", b"details"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["details", b"details"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetBillingDetailsResponse: _TypeAlias = SetBillingDetailsResponse  # noqa: Y015
 
 @_typing.final
 class AddPaymentMethodRequest(_message.Message):

@@ -41,6 +41,11 @@ class CustomerServiceStub:
                 request_serializer=nexus_dot_finance_dot_billing__service_dot_v1_dot_customers__pb2.GetCustomerRequest.SerializeToString,
                 response_deserializer=nexus_dot_finance_dot_billing__service_dot_v1_dot_customers__pb2.GetCustomerResponse.FromString,
                 _registered_method=True)
+        self.SetBillingDetails = channel.unary_unary(
+                '/nexus.finance.billing_service.v1.CustomerService/SetBillingDetails',
+                request_serializer=nexus_dot_finance_dot_billing__service_dot_v1_dot_customers__pb2.SetBillingDetailsRequest.SerializeToString,
+                response_deserializer=nexus_dot_finance_dot_billing__service_dot_v1_dot_customers__pb2.SetBillingDetailsResponse.FromString,
+                _registered_method=True)
         self.AddPaymentMethod = channel.unary_unary(
                 '/nexus.finance.billing_service.v1.CustomerService/AddPaymentMethod',
                 request_serializer=nexus_dot_finance_dot_billing__service_dot_v1_dot_customers__pb2.AddPaymentMethodRequest.SerializeToString,
@@ -100,6 +105,16 @@ class CustomerServiceServicer:
 
     def GetCustomer(self, request, context):
         """Returns a customer, its balance included.
+
+        Errors: CUSTOMER_NOT_FOUND, PERMISSION_MISSING.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetBillingDetails(self, request, context):
+        """Sets whom and where a customer's invoices are addressed to; the country decides on the tax in what is billed from
+        then on.
 
         Errors: CUSTOMER_NOT_FOUND, PERMISSION_MISSING.
         """
@@ -211,6 +226,11 @@ def add_CustomerServiceServicer_to_server(servicer, server):
                     request_deserializer=nexus_dot_finance_dot_billing__service_dot_v1_dot_customers__pb2.GetCustomerRequest.FromString,
                     response_serializer=nexus_dot_finance_dot_billing__service_dot_v1_dot_customers__pb2.GetCustomerResponse.SerializeToString,
             ),
+            'SetBillingDetails': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetBillingDetails,
+                    request_deserializer=nexus_dot_finance_dot_billing__service_dot_v1_dot_customers__pb2.SetBillingDetailsRequest.FromString,
+                    response_serializer=nexus_dot_finance_dot_billing__service_dot_v1_dot_customers__pb2.SetBillingDetailsResponse.SerializeToString,
+            ),
             'AddPaymentMethod': grpc.unary_unary_rpc_method_handler(
                     servicer.AddPaymentMethod,
                     request_deserializer=nexus_dot_finance_dot_billing__service_dot_v1_dot_customers__pb2.AddPaymentMethodRequest.FromString,
@@ -291,6 +311,33 @@ class CustomerService:
             '/nexus.finance.billing_service.v1.CustomerService/GetCustomer',
             nexus_dot_finance_dot_billing__service_dot_v1_dot_customers__pb2.GetCustomerRequest.SerializeToString,
             nexus_dot_finance_dot_billing__service_dot_v1_dot_customers__pb2.GetCustomerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetBillingDetails(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.finance.billing_service.v1.CustomerService/SetBillingDetails',
+            nexus_dot_finance_dot_billing__service_dot_v1_dot_customers__pb2.SetBillingDetailsRequest.SerializeToString,
+            nexus_dot_finance_dot_billing__service_dot_v1_dot_customers__pb2.SetBillingDetailsResponse.FromString,
             options,
             channel_credentials,
             insecure,

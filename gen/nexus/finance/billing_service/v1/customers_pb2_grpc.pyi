@@ -40,6 +40,12 @@ class CustomerServiceStub:
 
     Errors: CUSTOMER_NOT_FOUND, PERMISSION_MISSING.
     """
+    SetBillingDetails: _grpc.UnaryUnaryMultiCallable[_customers_pb2.SetBillingDetailsRequest, _customers_pb2.SetBillingDetailsResponse]
+    """Sets whom and where a customer's invoices are addressed to; the country decides on the tax in what is billed from
+    then on.
+
+    Errors: CUSTOMER_NOT_FOUND, PERMISSION_MISSING.
+    """
     AddPaymentMethod: _grpc.UnaryUnaryMultiCallable[_customers_pb2.AddPaymentMethodRequest, _customers_pb2.AddPaymentMethodResponse]
     """Adds a payment method by the token that the provider's own form gave for it; card numbers never come here. The
     first one becomes the default.
@@ -106,6 +112,12 @@ class CustomerServiceAsyncStub(CustomerServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetCustomer: _aio.UnaryUnaryMultiCallable[_customers_pb2.GetCustomerRequest, _customers_pb2.GetCustomerResponse]  # type: ignore[assignment]
     """Returns a customer, its balance included.
+
+    Errors: CUSTOMER_NOT_FOUND, PERMISSION_MISSING.
+    """
+    SetBillingDetails: _aio.UnaryUnaryMultiCallable[_customers_pb2.SetBillingDetailsRequest, _customers_pb2.SetBillingDetailsResponse]  # type: ignore[assignment]
+    """Sets whom and where a customer's invoices are addressed to; the country decides on the tax in what is billed from
+    then on.
 
     Errors: CUSTOMER_NOT_FOUND, PERMISSION_MISSING.
     """
@@ -178,6 +190,18 @@ class CustomerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_customers_pb2.GetCustomerResponse, _abc.Awaitable[_customers_pb2.GetCustomerResponse]]:
         """Returns a customer, its balance included.
+
+        Errors: CUSTOMER_NOT_FOUND, PERMISSION_MISSING.
+        """
+
+    @_abc_1.abstractmethod
+    def SetBillingDetails(
+        self,
+        request: _customers_pb2.SetBillingDetailsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_customers_pb2.SetBillingDetailsResponse, _abc.Awaitable[_customers_pb2.SetBillingDetailsResponse]]:
+        """Sets whom and where a customer's invoices are addressed to; the country decides on the tax in what is billed from
+        then on.
 
         Errors: CUSTOMER_NOT_FOUND, PERMISSION_MISSING.
         """

@@ -293,6 +293,7 @@ class Bill(_message.Message):
     INVOICE_ID_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     PAY_TIME_FIELD_NUMBER: _builtins.int
+    TAX_FIELD_NUMBER: _builtins.int
     bill_id: _builtins.str
     """UUIDv7; empty in a preview."""
     subscription_id: _builtins.str
@@ -303,7 +304,7 @@ class Bill(_message.Message):
     payment_id: _builtins.str
     """The latest payment. If it requires an action, see there."""
     invoice_id: _builtins.str
-    """The invoice at invoice-gen, once there is one."""
+    """The invoice at invoice-gen, which a bill above nothing has when it has been paid; see InvoicingPolicy."""
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___BillLine]: ...
     @_builtins.property
@@ -314,6 +315,10 @@ class Bill(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def pay_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def tax(self) -> _money_pb2.Money:
+        """What of the total is tax, by the customer's country when the bill was made. Unset until it has been paid and booked."""
+
     def __init__(
         self,
         *,
@@ -329,10 +334,11 @@ class Bill(_message.Message):
         invoice_id: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         pay_time: _timestamp_pb2.Timestamp | None = ...,
+        tax: _money_pb2.Money | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "next_attempt_time", b"next_attempt_time", "pay_time", b"pay_time", "total", b"total"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "next_attempt_time", b"next_attempt_time", "pay_time", b"pay_time", "tax", b"tax", "total", b"total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "bill_id", b"bill_id", "create_time", b"create_time", "customer_id", b"customer_id", "invoice_id", b"invoice_id", "lines", b"lines", "next_attempt_time", b"next_attempt_time", "pay_time", b"pay_time", "payment_id", b"payment_id", "state", b"state", "subscription_id", b"subscription_id", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "bill_id", b"bill_id", "create_time", b"create_time", "customer_id", b"customer_id", "invoice_id", b"invoice_id", "lines", b"lines", "next_attempt_time", b"next_attempt_time", "pay_time", b"pay_time", "payment_id", b"payment_id", "state", b"state", "subscription_id", b"subscription_id", "tax", b"tax", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1057,6 +1063,135 @@ class SetDunningPolicyResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SetDunningPolicyResponse: _TypeAlias = SetDunningPolicyResponse  # noqa: Y015
+
+@_typing.final
+class InvoicingPolicy(_message.Message):
+    """How bills are invoiced. Fees contain the tax."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEFAULT_COUNTRY_FIELD_NUMBER: _builtins.int
+    TAXES_FIELD_NUMBER: _builtins.int
+    default_country: _builtins.str
+    """ISO 3166-1 alpha-2: where customers are who have not said so. Their bills have no invoices when empty."""
+    @_builtins.property
+    def taxes(self) -> _containers.RepeatedCompositeFieldContainer[Global___CountryTax]:
+        """Where a country has none, what is sold there is not taxed."""
+
+    def __init__(
+        self,
+        *,
+        default_country: _builtins.str = ...,
+        taxes: _abc.Iterable[Global___CountryTax] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_country", b"default_country", "taxes", b"taxes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InvoicingPolicy: _TypeAlias = InvoicingPolicy  # noqa: Y015
+
+@_typing.final
+class CountryTax(_message.Message):
+    """The rate that subscriptions are taxed at in a country."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNTRY_FIELD_NUMBER: _builtins.int
+    BASIS_POINTS_FIELD_NUMBER: _builtins.int
+    country: _builtins.str
+    """ISO 3166-1 alpha-2."""
+    basis_points: _builtins.int
+    """In hundredths of a percent: 1900 is 19 %."""
+    def __init__(
+        self,
+        *,
+        country: _builtins.str = ...,
+        basis_points: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["basis_points", b"basis_points", "country", b"country"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountryTax: _TypeAlias = CountryTax  # noqa: Y015
+
+@_typing.final
+class GetInvoicingPolicyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetInvoicingPolicyRequest: _TypeAlias = GetInvoicingPolicyRequest  # noqa: Y015
+
+@_typing.final
+class GetInvoicingPolicyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def policy(self) -> Global___InvoicingPolicy: ...
+    def __init__(
+        self,
+        *,
+        policy: Global___InvoicingPolicy | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetInvoicingPolicyResponse: _TypeAlias = GetInvoicingPolicyResponse  # noqa: Y015
+
+@_typing.final
+class SetInvoicingPolicyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def policy(self) -> Global___InvoicingPolicy: ...
+    def __init__(
+        self,
+        *,
+        policy: Global___InvoicingPolicy | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetInvoicingPolicyRequest: _TypeAlias = SetInvoicingPolicyRequest  # noqa: Y015
+
+@_typing.final
+class SetInvoicingPolicyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def policy(self) -> Global___InvoicingPolicy: ...
+    def __init__(
+        self,
+        *,
+        policy: Global___InvoicingPolicy | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetInvoicingPolicyResponse: _TypeAlias = SetInvoicingPolicyResponse  # noqa: Y015
 
 @_typing.final
 class RunBillingRequest(_message.Message):

@@ -109,6 +109,16 @@ class SubscriptionServiceStub:
                 request_serializer=nexus_dot_finance_dot_billing__service_dot_v1_dot_subscriptions__pb2.SetDunningPolicyRequest.SerializeToString,
                 response_deserializer=nexus_dot_finance_dot_billing__service_dot_v1_dot_subscriptions__pb2.SetDunningPolicyResponse.FromString,
                 _registered_method=True)
+        self.GetInvoicingPolicy = channel.unary_unary(
+                '/nexus.finance.billing_service.v1.SubscriptionService/GetInvoicingPolicy',
+                request_serializer=nexus_dot_finance_dot_billing__service_dot_v1_dot_subscriptions__pb2.GetInvoicingPolicyRequest.SerializeToString,
+                response_deserializer=nexus_dot_finance_dot_billing__service_dot_v1_dot_subscriptions__pb2.GetInvoicingPolicyResponse.FromString,
+                _registered_method=True)
+        self.SetInvoicingPolicy = channel.unary_unary(
+                '/nexus.finance.billing_service.v1.SubscriptionService/SetInvoicingPolicy',
+                request_serializer=nexus_dot_finance_dot_billing__service_dot_v1_dot_subscriptions__pb2.SetInvoicingPolicyRequest.SerializeToString,
+                response_deserializer=nexus_dot_finance_dot_billing__service_dot_v1_dot_subscriptions__pb2.SetInvoicingPolicyResponse.FromString,
+                _registered_method=True)
         self.RunBilling = channel.unary_unary(
                 '/nexus.finance.billing_service.v1.SubscriptionService/RunBilling',
                 request_serializer=nexus_dot_finance_dot_billing__service_dot_v1_dot_subscriptions__pb2.RunBillingRequest.SerializeToString,
@@ -260,16 +270,32 @@ class SubscriptionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetInvoicingPolicy(self, request, context):
+        """Returns how the tenant's bills are invoiced.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetInvoicingPolicy(self, request, context):
+        """Sets how the tenant's bills are invoiced, from the next bill on. Each bill that has been paid gets an invoice of
+        invoice-gen's, as soon as the tenant has a letterhead there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RunBilling(self, request, context):
-        """Bills every subscription of the tenant whose period or trial has ended, and collects. The service does so by
-        itself, too; whoever comes second finds nothing to do.
+        """Bills every subscription of the tenant whose period or trial has ended, and collects. The scheduler has the service
+        do so every five minutes; whoever comes second finds nothing to do.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RunDunning(self, request, context):
-        """Tries again to collect every bill of the tenant that is due for it, by the tenant's policy.
+        """Tries again to collect every bill of the tenant that is due for it, by the tenant's policy. The scheduler has the
+        service do so, too.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -347,6 +373,16 @@ def add_SubscriptionServiceServicer_to_server(servicer, server):
                     servicer.SetDunningPolicy,
                     request_deserializer=nexus_dot_finance_dot_billing__service_dot_v1_dot_subscriptions__pb2.SetDunningPolicyRequest.FromString,
                     response_serializer=nexus_dot_finance_dot_billing__service_dot_v1_dot_subscriptions__pb2.SetDunningPolicyResponse.SerializeToString,
+            ),
+            'GetInvoicingPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetInvoicingPolicy,
+                    request_deserializer=nexus_dot_finance_dot_billing__service_dot_v1_dot_subscriptions__pb2.GetInvoicingPolicyRequest.FromString,
+                    response_serializer=nexus_dot_finance_dot_billing__service_dot_v1_dot_subscriptions__pb2.GetInvoicingPolicyResponse.SerializeToString,
+            ),
+            'SetInvoicingPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetInvoicingPolicy,
+                    request_deserializer=nexus_dot_finance_dot_billing__service_dot_v1_dot_subscriptions__pb2.SetInvoicingPolicyRequest.FromString,
+                    response_serializer=nexus_dot_finance_dot_billing__service_dot_v1_dot_subscriptions__pb2.SetInvoicingPolicyResponse.SerializeToString,
             ),
             'RunBilling': grpc.unary_unary_rpc_method_handler(
                     servicer.RunBilling,
@@ -742,6 +778,60 @@ class SubscriptionService:
             '/nexus.finance.billing_service.v1.SubscriptionService/SetDunningPolicy',
             nexus_dot_finance_dot_billing__service_dot_v1_dot_subscriptions__pb2.SetDunningPolicyRequest.SerializeToString,
             nexus_dot_finance_dot_billing__service_dot_v1_dot_subscriptions__pb2.SetDunningPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetInvoicingPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.finance.billing_service.v1.SubscriptionService/GetInvoicingPolicy',
+            nexus_dot_finance_dot_billing__service_dot_v1_dot_subscriptions__pb2.GetInvoicingPolicyRequest.SerializeToString,
+            nexus_dot_finance_dot_billing__service_dot_v1_dot_subscriptions__pb2.GetInvoicingPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetInvoicingPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.finance.billing_service.v1.SubscriptionService/SetInvoicingPolicy',
+            nexus_dot_finance_dot_billing__service_dot_v1_dot_subscriptions__pb2.SetInvoicingPolicyRequest.SerializeToString,
+            nexus_dot_finance_dot_billing__service_dot_v1_dot_subscriptions__pb2.SetInvoicingPolicyResponse.FromString,
             options,
             channel_credentials,
             insecure,

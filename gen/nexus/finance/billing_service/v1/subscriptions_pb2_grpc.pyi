@@ -110,12 +110,20 @@ class SubscriptionServiceStub:
     """Returns how the tenant goes on with bills that could not be collected."""
     SetDunningPolicy: _grpc.UnaryUnaryMultiCallable[_subscriptions_pb2.SetDunningPolicyRequest, _subscriptions_pb2.SetDunningPolicyResponse]
     """Sets it. Bills that are past due already keep the time of their next attempt."""
+    GetInvoicingPolicy: _grpc.UnaryUnaryMultiCallable[_subscriptions_pb2.GetInvoicingPolicyRequest, _subscriptions_pb2.GetInvoicingPolicyResponse]
+    """Returns how the tenant's bills are invoiced."""
+    SetInvoicingPolicy: _grpc.UnaryUnaryMultiCallable[_subscriptions_pb2.SetInvoicingPolicyRequest, _subscriptions_pb2.SetInvoicingPolicyResponse]
+    """Sets how the tenant's bills are invoiced, from the next bill on. Each bill that has been paid gets an invoice of
+    invoice-gen's, as soon as the tenant has a letterhead there.
+    """
     RunBilling: _grpc.UnaryUnaryMultiCallable[_subscriptions_pb2.RunBillingRequest, _subscriptions_pb2.RunBillingResponse]
-    """Bills every subscription of the tenant whose period or trial has ended, and collects. The service does so by
-    itself, too; whoever comes second finds nothing to do.
+    """Bills every subscription of the tenant whose period or trial has ended, and collects. The scheduler has the service
+    do so every five minutes; whoever comes second finds nothing to do.
     """
     RunDunning: _grpc.UnaryUnaryMultiCallable[_subscriptions_pb2.RunDunningRequest, _subscriptions_pb2.RunDunningResponse]
-    """Tries again to collect every bill of the tenant that is due for it, by the tenant's policy."""
+    """Tries again to collect every bill of the tenant that is due for it, by the tenant's policy. The scheduler has the
+    service do so, too.
+    """
 
 @_typing.type_check_only
 class SubscriptionServiceAsyncStub(SubscriptionServiceStub):
@@ -199,12 +207,20 @@ class SubscriptionServiceAsyncStub(SubscriptionServiceStub):
     """Returns how the tenant goes on with bills that could not be collected."""
     SetDunningPolicy: _aio.UnaryUnaryMultiCallable[_subscriptions_pb2.SetDunningPolicyRequest, _subscriptions_pb2.SetDunningPolicyResponse]  # type: ignore[assignment]
     """Sets it. Bills that are past due already keep the time of their next attempt."""
+    GetInvoicingPolicy: _aio.UnaryUnaryMultiCallable[_subscriptions_pb2.GetInvoicingPolicyRequest, _subscriptions_pb2.GetInvoicingPolicyResponse]  # type: ignore[assignment]
+    """Returns how the tenant's bills are invoiced."""
+    SetInvoicingPolicy: _aio.UnaryUnaryMultiCallable[_subscriptions_pb2.SetInvoicingPolicyRequest, _subscriptions_pb2.SetInvoicingPolicyResponse]  # type: ignore[assignment]
+    """Sets how the tenant's bills are invoiced, from the next bill on. Each bill that has been paid gets an invoice of
+    invoice-gen's, as soon as the tenant has a letterhead there.
+    """
     RunBilling: _aio.UnaryUnaryMultiCallable[_subscriptions_pb2.RunBillingRequest, _subscriptions_pb2.RunBillingResponse]  # type: ignore[assignment]
-    """Bills every subscription of the tenant whose period or trial has ended, and collects. The service does so by
-    itself, too; whoever comes second finds nothing to do.
+    """Bills every subscription of the tenant whose period or trial has ended, and collects. The scheduler has the service
+    do so every five minutes; whoever comes second finds nothing to do.
     """
     RunDunning: _aio.UnaryUnaryMultiCallable[_subscriptions_pb2.RunDunningRequest, _subscriptions_pb2.RunDunningResponse]  # type: ignore[assignment]
-    """Tries again to collect every bill of the tenant that is due for it, by the tenant's policy."""
+    """Tries again to collect every bill of the tenant that is due for it, by the tenant's policy. The scheduler has the
+    service do so, too.
+    """
 
 class SubscriptionServiceServicer(metaclass=_abc_1.ABCMeta):
     """Subscriptions, their bills, and what they entitle to. What is said without a `customer_id` is about the caller's own;
@@ -371,13 +387,31 @@ class SubscriptionServiceServicer(metaclass=_abc_1.ABCMeta):
         """Sets it. Bills that are past due already keep the time of their next attempt."""
 
     @_abc_1.abstractmethod
+    def GetInvoicingPolicy(
+        self,
+        request: _subscriptions_pb2.GetInvoicingPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_subscriptions_pb2.GetInvoicingPolicyResponse, _abc.Awaitable[_subscriptions_pb2.GetInvoicingPolicyResponse]]:
+        """Returns how the tenant's bills are invoiced."""
+
+    @_abc_1.abstractmethod
+    def SetInvoicingPolicy(
+        self,
+        request: _subscriptions_pb2.SetInvoicingPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_subscriptions_pb2.SetInvoicingPolicyResponse, _abc.Awaitable[_subscriptions_pb2.SetInvoicingPolicyResponse]]:
+        """Sets how the tenant's bills are invoiced, from the next bill on. Each bill that has been paid gets an invoice of
+        invoice-gen's, as soon as the tenant has a letterhead there.
+        """
+
+    @_abc_1.abstractmethod
     def RunBilling(
         self,
         request: _subscriptions_pb2.RunBillingRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_subscriptions_pb2.RunBillingResponse, _abc.Awaitable[_subscriptions_pb2.RunBillingResponse]]:
-        """Bills every subscription of the tenant whose period or trial has ended, and collects. The service does so by
-        itself, too; whoever comes second finds nothing to do.
+        """Bills every subscription of the tenant whose period or trial has ended, and collects. The scheduler has the service
+        do so every five minutes; whoever comes second finds nothing to do.
         """
 
     @_abc_1.abstractmethod
@@ -386,6 +420,8 @@ class SubscriptionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _subscriptions_pb2.RunDunningRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_subscriptions_pb2.RunDunningResponse, _abc.Awaitable[_subscriptions_pb2.RunDunningResponse]]:
-        """Tries again to collect every bill of the tenant that is due for it, by the tenant's policy."""
+        """Tries again to collect every bill of the tenant that is due for it, by the tenant's policy. The scheduler has the
+        service do so, too.
+        """
 
 def add_SubscriptionServiceServicer_to_server(servicer: SubscriptionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,119 @@
+"""What becomes of a bill that has been paid: it is booked as a sale, settled with the platform, and invoiced."""
+
+import logging
+
+from google.protobuf import json_format
+
+from nexus.finance.billing_service.v1.customers_pb2 import BillingDetails
+from nexus.finance.billing_service.v1.events_pb2 import PaymentRefunded
+from nexus.finance.invoice_gen.v1.faults import ReferenceTaken, SellerUnknown
+from nexus.finance.invoice_gen.v1.invoice_gen_pb2 import (
+    CalculateInvoiceRequest,
+    CreditIssuedInvoiceRequest,
+    GetIssuedInvoiceRequest,
+    IssueInvoiceRequest,
+)
+from nexus.finance.invoice_gen.v1.invoice_gen_pb2_grpc import IssuingServiceStub
+from nexus.finance.invoice_gen.v1.invoice_pb2 import InvoiceContent
+from nexus.finance.ledger_mgr.v1.ledger_pb2 import PostTransactionRequest, SettleRequest
+from nexus.finance.ledger_mgr.v1.ledger_pb2_grpc import LedgerServiceStub
+from services.chassis.service import Service
+from services.finance.billing_service import invoicing, postings
+from services.finance.billing_service.stores.payments import PaymentStore
+from services.finance.billing_service.stores.subscriptions import Row, SubscriptionStore
+
+_CALL_SECONDS = 5.0
+_BATCH = 200
+
+logger = logging.getLogger(__name__)
+
+
+class Selling:
+    """For the tenant of the call or of `acting_for`. Everything bears being done twice: the ledger and invoice-gen know
+    each bill by its id."""
+
+    def __init__(self, service: Service) -> None:
+        self._store = SubscriptionStore(service.database)
+        self._payments = PaymentStore(service.database)
+        self._ledger = service.clients.stub(LedgerServiceStub)
+        self._invoices = service.clients.stub(IssuingServiceStub)
+
+    async def sell(self, bill_id: str) -> Row | None:
+        """Book a paid bill, and give the platform its part. The bill as it is then; None for one of nothing."""
+        bill = await self._store.bill(bill_id)
+        assert bill is not None, "bills stay"
+        if not bill["total"] or bill["tax"] is not None:
+            return bill if bill["total"] else None
+        tax = 0
+        if bill["tax_basis_points"]:
+            request = CalculateInvoiceRequest(content=await self._content(bill))
+            tax = (await self._invoices.CalculateInvoice(request, timeout=_CALL_SECONDS)).totals.tax
+        sale = postings.sale(bill, tax)
+        await self._ledger.PostTransaction(
+            PostTransactionRequest(idempotency_key=sale.reference, transaction=sale), timeout=_CALL_SECONDS
+        )
+        share = 0
+        if bill["total"] > tax:
+            settlement = SettleRequest(
+                idempotency_key=f"bill/{bill_id}/settlement",
+                source_account=postings.SUBSCRIPTIONS.name,
+                currency=bill["currency"],
+                minor_units=bill["total"] - tax,
+                tenant_account=postings.EARNINGS.name,
+                reference=f"bill/{bill_id}/settlement",
+            )
+            share = (await self._ledger.Settle(settlement, timeout=_CALL_SECONDS)).platform_minor_units
+        return await self._store.note_sale(bill_id, tax, share)
+
+    async def refunded(self, message: PaymentRefunded) -> None:
+        """Take a part of a sale back from everybody who got something of it. Money that was never for the bill, since
+        another payment had paid it, has not been sold."""
+        bill = await self._store.bill(message.reference.removeprefix("bill/"))
+        if bill is None or bill["payment_id"] != message.payment_id or bill["state"] != "PAID":
+            return
+        bill = await self.sell(bill["bill_id"])
+        assert bill is not None, "what was refunded was more than nothing"
+        before = await self._payments.refunded_before(message.payment_id, message.operation_id)
+        amount = message.amount.minor_units
+        tax = invoicing.part(bill["tax"], bill["total"], before, amount)
+        net, net_before = bill["total"] - bill["tax"], before - invoicing.part(bill["tax"], bill["total"], 0, before)
+        share = invoicing.part(bill["platform_share"], net, net_before, amount - tax)
+        refund = postings.refund(bill, message.operation_id, amount, tax, share)
+        await self._ledger.PostTransaction(
+            PostTransactionRequest(idempotency_key=refund.reference, transaction=refund), timeout=_CALL_SECONDS
+        )
+        if before + amount == bill["total"]:
+            await self.invoice(bill)
+
+    async def invoice(self, bill: Row) -> None:
+        """Of a paid bill; and the credit note, if all of it has been refunded. Raises SellerUnknown."""
+        reference = f"bill/{bill['bill_id']}"
+        if not bill["total"] or not bill["tax_country"]:
+            return
+        if not bill["invoice_id"]:
+            try:
+                request = IssueInvoiceRequest(reference=reference, content=await self._content(bill))
+                issued = (await self._invoices.IssueInvoice(request, timeout=_CALL_SECONDS)).invoice
+            except ReferenceTaken:  # the customer has moved since somebody issued it and died
+                known = GetIssuedInvoiceRequest(reference=reference)
+                issued = (await self._invoices.GetIssuedInvoice(known, timeout=_CALL_SECONDS)).invoice
+            await self._store.set_invoice(bill["bill_id"], issued.invoice_id)
+        payment = await self._payments.payment(bill["payment_id"]) if bill["payment_id"] is not None else None
+        if payment is not None and payment["refunded"] == bill["total"]:
+            credit = CreditIssuedInvoiceRequest(
+                invoice_reference=reference, reference=f"{reference}/refunded", reason="The payment was refunded."
+            )
+            await self._invoices.CreditIssuedInvoice(credit, timeout=_CALL_SECONDS)
+
+    async def invoice_rest(self) -> None:
+        """What could not be invoiced when it was paid: the tenant had no letterhead."""
+        try:
+            for bill in await self._store.to_invoice(_BATCH):
+                await self.invoice(bill)
+        except SellerUnknown:
+            logger.info("bills wait for the tenant's letterhead")
+
+    async def _content(self, bill: Row) -> InvoiceContent:
+        details = await self._payments.billing_details(bill["customer_id"])
+        known = json_format.Parse(details or "{}", BillingDetails())
+        return invoicing.content(bill, await self._store.lines(bill["bill_id"]), known)
