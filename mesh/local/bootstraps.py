@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from edge import tls
 from edge.layout import Layout, through_local_mesh
 from mesh.local.supervisor import PlatformError
 from services.chassis import contract
@@ -32,6 +33,7 @@ def mesh_file(settings: Settings) -> Path:
 
 async def ensure(settings: Settings, environment: Mapping[str, str], layout: Layout, services: Sequence[str]) -> None:
     """Write them anew unless they are as they would be. Raises PlatformError with what the writer said last."""
+    tls.ensure_certificate(settings.home / "secrets" / "edge")
     request = {"services": list(services), "replicas": dict(layout.replicas), "canaries": sorted(layout.canaries)}
     wanted, stamp = _fingerprint(settings, request), edge_file(settings).with_name("bootstraps.stamp")
     if stamp.exists() and stamp.read_text() == wanted:

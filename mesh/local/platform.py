@@ -111,11 +111,11 @@ async def _start(supervisor: Supervisor, settings: Settings, specs: Sequence[Ser
     try:
         databases = await _start_databases(supervisor, settings)
         await _migrate(supervisor, found, specs)
+        await writing  # before the services, which would call each other in vain without the mesh
         supervisor.enter("starting the services")
         services = [*domain_processes(found, specs, databases), *instance_processes(found, plan, databases)]
         meshed = [mesh_process(found)] if through_local_mesh(found) else []
         edge = edge_process(found, [process.name for process in meshed], [process.name for process in services])
-        await writing  # before the services, which would call each other in vain without the mesh
         await supervisor.start([*services, *meshed, edge])
     finally:
         await cancel_all([writing])
