@@ -202,19 +202,17 @@ def logs(
     def wanted(line: str) -> bool:
         return service is None or _fields(line).get("service") == service
 
-    for path in files:
+    following = {path: _followed(path) for path in files}
+    for path, arriving in following.items():
         old = path.with_suffix(".log.1")
-        written = chain(_lines(old) if old.exists() else (), _lines(path))
+        written = chain(_lines(old) if old.exists() else (), _until_none(arriving))
         for line in deque(filter(wanted, written), maxlen=lines):
             show(path, line)
-    if follow:
-        following = [(path, _appended(path)) for path in files]
-        while True:
-            for path, arriving in following:
-                for line in iter(lambda arriving=arriving: next(arriving), None):  # type: ignore[misc]
-                    if wanted(line):
-                        show(path, line)
-            time.sleep(0.2)
+    while follow:
+        for path, arriving in following.items():
+            for line in filter(wanted, _until_none(arriving)):
+                show(path, line)
+        time.sleep(0.2)
 
 
 @app.command()
@@ -675,22 +673,27 @@ def _lines(path: Path) -> Iterator[str]:
             yield line.rstrip("\n")
 
 
-def _appended(path: Path) -> Iterator[str | None]:
-    """Lines written from now on; None when there is none yet. Goes along when the file is rotated."""
-    file = path.open(errors="replace")
-    file.seek(0, os.SEEK_END)
-    rest = ""
-    while True:
-        if line := file.readline():
-            rest += line
-            if rest.endswith("\n"):
-                yield rest.rstrip("\n")
-                rest = ""
-        elif path.exists() and path.stat().st_ino != os.fstat(file.fileno()).st_ino:
-            file.close()
-            file = path.open(errors="replace")
-        else:
-            yield None
+def _until_none(lines: Iterator[str | None]) -> Iterator[str]:
+    while (line := next(lines)) is not None:
+        yield line
+
+
+def _followed(path: Path) -> Iterator[str | None]:
+    """All lines of a file; None when there is no more yet. Goes along when the file is rotated."""
+    with contextlib.ExitStack() as opened:
+        file = opened.enter_context(path.open(errors="replace"))
+        rest = ""
+        while True:
+            if line := file.readline():
+                rest += line
+                if rest.endswith("\n"):
+                    yield rest.rstrip("\n")
+                    rest = ""
+            elif path.exists() and path.stat().st_ino != os.fstat(file.fileno()).st_ino:
+                opened.close()
+                file = opened.enter_context(path.open(errors="replace"))
+            else:
+                yield None
 
 
 def _fields(line: str) -> dict[str, Any]:

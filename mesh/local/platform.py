@@ -86,7 +86,7 @@ async def run(
         for stale in settings.run_dir.glob("*.sock"):
             stale.unlink()
         check_ports(settings, specs)
-        patience = Patience(stop=settings.drain_timeout + _GRACE)
+        patience = Patience(stop=settings.drain_timeout + _GRACE, longest_delay=settings.longest_restart_delay)
         supervisor = Supervisor(settings.run_dir, settings.home / "logs", patience, changed)
         stop = _obey_signals(supervisor)
         watching = asyncio.create_task(_when_gone(until_exit_of, stop)) if until_exit_of else None

@@ -82,6 +82,8 @@ class Settings(BaseModel):
 
     default_timeout: float = Field(default=10.0, gt=0)
     """Seconds that a call may take when neither the contract nor the caller says less."""
+    longest_restart_delay: float = Field(default=30.0, gt=0)
+    """Seconds, at most, before a local process that keeps dying is started again; half a second at first."""
     drain_timeout: float = Field(default=20.0, gt=0)
     """Seconds that calls in progress have to finish when a process stops."""
     max_message_bytes: int = Field(default=4 * 1024 * 1024, gt=0)

@@ -24,6 +24,8 @@ from services.chassis.spec import ServiceSpec
 __all__ = ["TENANT_ID", "Database", "acting_for", "role_password", "service_dsn"]
 
 TENANT_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+NO_NUL = "text must not hold the character NUL"
+"""What PostgreSQL says of text, and whoever seals text before PostgreSQL sees it."""
 _STATEMENT_TIMEOUT_MS = 8_000
 _LOCK_TIMEOUT_MS = 4_000
 _IDLE_TIMEOUT_MS = 30_000
@@ -228,7 +230,7 @@ def _as_fault(error: Exception) -> Exception:
     if isinstance(error, asyncpg.SerializationError | asyncpg.DeadlockDetectedError | asyncpg.LockNotAvailableError):
         return Conflict(retry_after=0.05)
     if isinstance(error, asyncpg.CharacterNotInRepertoireError | asyncpg.UntranslatableCharacterError):
-        return InvalidRequest(summary="text must not hold the character NUL")
+        return InvalidRequest(summary=NO_NUL)
     if isinstance(error, asyncpg.QueryCanceledError):
         return DeadlineExceeded(seconds=_STATEMENT_TIMEOUT_MS // 1000)
     if isinstance(error, asyncpg.InterfaceError) and "in progress" in str(error):

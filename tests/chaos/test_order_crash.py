@@ -85,6 +85,7 @@ def platform_to_kill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple
         "NEXUS_PUABO_NUKI_ORDER_PROCESSOR_POLL_SECONDS": "0.3",
         "NEXUS_PUABO_NUKI_ORDER_PROCESSOR_LONGEST_WAIT": "1",
         "NEXUS_PUABO_NUKI_ORDER_PROCESSOR_WORKERS": "64",
+        "NEXUS_LONGEST_RESTART_DELAY": "0.5",
         "NEXUS_BILLING_SERVICE_LEASE": "PT2S",
         "NEXUS_BILLING_SERVICE_ROUND_SECONDS": "1",
     }

@@ -10,7 +10,9 @@ from typing import Any
 
 import email_validator
 
+from nexus.type.v1.faults import InvalidRequest
 from services.chassis.context import current_tenant
+from services.chassis.database import NO_NUL
 from services.chassis.fields import FieldCipher
 from services.chassis.sealing import Sealer
 
@@ -54,6 +56,8 @@ class Profiles:
         return digest if digest is not None else self.address(user["email"]).digest
 
     async def seal(self, user_id: str, profile: Profile) -> bytes:
+        if "\0" in profile.email + profile.display_name:
+            raise InvalidRequest(summary=NO_NUL)
         text = json.dumps([profile.email, profile.display_name])
         return await self._cipher.seal(text.encode(), subject=user_id, field=_FIELD)
 
