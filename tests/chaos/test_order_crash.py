@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from services.chassis.clients import Clients
+from services.chassis.config import Settings
 from services.chassis.context import OPERATOR
 from services.chassis.ids import new_id
 from services.commerce.puabo_nuki_order_processor.order import REFUND_PARTS, STEPS
@@ -79,7 +80,7 @@ def platform_to_kill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple
     (folder / "kills").mkdir()
     variables = {
         "TEST_ORDER_CRASHES": str(folder),
-        "TEST_ORDER_RUN": str(home / "run"),
+        "TEST_ORDER_RUN": str(Settings(home=home).run_dir),
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent / "crashes"), os.environ.get("PYTHONPATH", "")]),
         "NEXUS_PUABO_NUKI_ORDER_PROCESSOR_LEASE": f"PT{LEASE_SECONDS:.0f}S",
         "NEXUS_PUABO_NUKI_ORDER_PROCESSOR_POLL_SECONDS": "0.3",
@@ -133,17 +134,17 @@ async def test_every_order_ends_whole_or_undone_wherever_somebody_dies(
             set_trap()
         order = (await buyer.post("/api/v1/orders", **opener, requestId=new_id()))["order"]
         path = f"/api/v1/orders/{order['orderId']}"
-        await buyer.settled(order["orderId"], "OPEN", seconds=240)
+        await buyer.settled(order["orderId"], "OPEN", seconds=120)
         placing = {"paymentMethodId": buyer.card, "requestId": new_id()}
         placed = asyncio.create_task(buyer.post(f"{path}:place", **placing))
         if case.fate == MIDWAY:
-            async with asyncio.timeout(240):
+            async with asyncio.timeout(120):
                 while trap.exists():  # noqa: ASYNC110  the one that dies takes it away
                     await asyncio.sleep(0.05)
             await buyer.post(f"{path}:cancel")
         await placed
         if case.fate in (CANCEL, REFUND):
-            await buyer.settled(order["orderId"], "CONFIRMED", seconds=240)
+            await buyer.settled(order["orderId"], "CONFIRMED", seconds=120)
             set_trap()
         if case.fate == CANCEL:
             await buyer.post(f"{path}:cancel")
@@ -151,8 +152,8 @@ async def test_every_order_ends_whole_or_undone_wherever_somebody_dies(
             body = {"lines": [{"line": 0, "quantity": 1}], "restock": True, "reason": "test", "requestId": new_id()}
             owner = PatientBuyer(shop.tenant, shop.http, shop.owner)
             await owner.post(f"/api/v1/order-desk/orders/{order['orderId']}:refund", **body)
-        final = await buyer.settled(order["orderId"], "CONFIRMED", "CANCELLED", seconds=240)
-        async with asyncio.timeout(240):
+        final = await buyer.settled(order["orderId"], "CONFIRMED", "CANCELLED", seconds=120)
+        async with asyncio.timeout(120):
             while any(refund["state"] != "REFUND_STATE_DONE" for refund in final["refunds"]):
                 await asyncio.sleep(0.1)
                 final = await buyer.order(order["orderId"])
