@@ -53,7 +53,8 @@ def main() -> int:
     if unknown:
         console.print(f"There is no benchmark {unknown[0]}; there are: {', '.join(BENCHMARKS)}.")
         return 2
-    results = []
+    failed: list[str] = []
+    results, as_json = [], os.environ.get("FORMAT") == "json"
     with tempfile.TemporaryDirectory(prefix="nexus-bench-") as folder:
         Path(folder).chmod(0o711)
         platform = Platform(Path(folder) / "platform")
@@ -63,16 +64,20 @@ def main() -> int:
                 with console.status(f"measuring {name} ..."):
                     try:
                         results.append(BENCHMARKS[name](platform))
+                        if as_json:  # at once: whatever becomes of the others
+                            print(json.dumps({**vars(results[-1]), "ratio": results[-1].ratio}), flush=True)
                     except Unavailable as reason:
                         console.print(f"{name}: skipped, {reason}")
+                    except Exception:
+                        failed.append(name)
+                        console.print_exception()
         finally:
             platform.down()
-    if os.environ.get("FORMAT") == "json":
-        for result in results:
-            print(json.dumps({**vars(result), "ratio": result.ratio}))
-    else:
+    if not as_json:
         Console().print(table(results))
-    return 0
+    if failed:
+        console.print(f"Failed: {', '.join(failed)}.")
+    return 1 if failed else 0
 
 
 def table(results: list[Result]) -> Table:
