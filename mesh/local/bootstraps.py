@@ -11,6 +11,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from edge import tls
@@ -36,7 +37,8 @@ async def ensure(settings: Settings, environment: Mapping[str, str], layout: Lay
     tls.ensure_certificate(settings.home / "secrets" / "edge")
     request = {"services": list(services), "replicas": dict(layout.replicas), "canaries": sorted(layout.canaries)}
     wanted, stamp = _fingerprint(settings, request), edge_file(settings).with_name("bootstraps.stamp")
-    if stamp.exists() and stamp.read_text() == wanted:
+    files = [edge_file(settings), *([mesh_file(settings)] if through_local_mesh(settings) else [])]
+    if all(file.exists() for file in (stamp, *files)) and stamp.read_text() == wanted:
         return
     stamp.unlink(missing_ok=True)
     writer = await asyncio.create_subprocess_exec(
@@ -58,8 +60,9 @@ async def ensure(settings: Settings, environment: Mapping[str, str], layout: Lay
 
 
 def _fingerprint(settings: Settings, request: Mapping[str, object]) -> str:
-    """Of all that goes into them: settings, contracts, specs and the code that builds them."""
+    """Of all that goes into them: settings, contracts, specs, the code that builds them and what that is built on."""
     digest = hashlib.sha256(settings.model_dump_json().encode())
+    digest.update(f"{sys.version}\0{version('envoy-data-plane')}\0{version('betterproto2')}\n".encode())
     digest.update(json.dumps(request).encode())
     digest.update(contract.IMAGE.read_bytes())
     for path in _code():
