@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 import psutil
 
-from mesh.local.supervisor import Account, PlatformError, Process
+from mesh.local.supervisor import Account, PlatformError, Process, launched
 from services.chassis.config import Settings
 
 _PG_MAJOR = "18"
@@ -151,20 +151,19 @@ class Postgres:
 
     def _run(self, program: str, *arguments: str, say: str = "") -> None:
         place = self._place
+        argv = [str(place.binaries / program), *arguments]
         result = subprocess.run(
-            [str(place.binaries / program), *arguments],
+            launched(argv, place.account, signal.SIGTERM),  # and not `user=`, which forks: gRPC's threads forbid it
             input=say,
             capture_output=True,
             text=True,
             env=_minimal_environment(),
             cwd="/",
-            user=place.account.uid if place.account else None,
-            group=place.account.gid if place.account else None,
-            extra_groups=[] if place.account else None,
         )
         if result.returncode != 0:
             said = (result.stderr or result.stdout).strip().splitlines()
-            raise PlatformError(f"{program} failed: {said[-1] if said else f'exit code {result.returncode}'}")
+            why = said[-1] if said else "it said nothing"
+            raise PlatformError(f"{program} failed with exit code {result.returncode}: {why}")
 
 
 class Redis:

@@ -391,7 +391,7 @@ class _Child:
         output = self._log.attach()
         try:
             self._running = await asyncio.create_subprocess_exec(
-                *_launched(self.process),
+                *launched(self.process.argv, self.process.account, self.process.stop_signal),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -455,13 +455,13 @@ class _Child:
         self._changed()
 
 
-def _launched(process: Process) -> list[str]:
-    """The command line that starts it through `launch.py`, which sees to it that it ends with us."""
-    account = (str(process.account.uid), str(process.account.gid)) if process.account else (launch.NOBODY_ELSE,) * 2
-    program = shutil.which(process.argv[0])
+def launched(argv: Sequence[str], account: Account | None, stop_signal: signal.Signals) -> list[str]:
+    """The command line that starts a program through `launch.py`, which sees to it that it ends with us."""
+    whom = (str(account.uid), str(account.gid)) if account else (launch.NOBODY_ELSE,) * 2
+    program = shutil.which(argv[0])
     if program is None:
-        raise FileNotFoundError(f"{process.argv[0]} is not there")
-    words = (str(os.getpid()), str(int(process.stop_signal)), *account, program, *process.argv[1:])
+        raise FileNotFoundError(f"{argv[0]} is not there")
+    words = (str(os.getpid()), str(int(stop_signal)), *whom, program, *argv[1:])
     return [sys.executable, "-I", "-S", launch.__file__, *words]
 
 

@@ -4,7 +4,9 @@ On a strict platform, which all of this must not notice.
 """
 
 import asyncio
+import contextlib
 import json
+import os
 import signal
 import statistics
 import time
@@ -19,6 +21,7 @@ import pytest
 from edge.layout import TIMEOUT_MARGIN
 from mesh.local import traffic
 from mesh.local.platform import MESH_ADDRESS, edge_certificate
+from mesh.local.supervisor import read_state
 from nexus.identity.user_auth.v1.user_auth_pb2 import ResendVerificationRequest, VerifyPasswordRequest
 from nexus.identity.user_auth.v1.user_auth_pb2_grpc import UserServiceStub
 from nexus.type.v1.faults import DeadlineExceeded, DependencyUnavailable
@@ -27,8 +30,9 @@ from services.chassis.breaker import FAILURES_TO_OPEN, OPEN_SECONDS
 from services.chassis.clients import Clients
 from services.chassis.context import OPERATOR
 from tests.chaos.mesh import nexus, process, restart, send, when
+from tests.chaos.processes import replaced
 from tests.edge.wire import reason
-from tests.platforms import PASSWORD, Platform, Tenant
+from tests.platforms import PASSWORD, Platform, Tenant, eventually
 
 pytestmark = pytest.mark.xdist_group("chaos")
 
@@ -201,15 +205,30 @@ async def test_a_caller_leaves_a_service_alone_that_hangs_until_it_serves_again(
 async def test_a_caller_calls_a_service_that_was_killed_as_soon_as_it_is_back(
     faulty: Platform, users: Any, at: Tenant
 ) -> None:
-    send(faulty, "identity", signal.SIGKILL)
-    for _ in range(FAILURES_TO_OPEN):
-        with pytest.raises(DependencyUnavailable):
+    before = process(faulty, "identity")
+    with kept_away(faulty, "identity"):
+        for _ in range(FAILURES_TO_OPEN):
+            with pytest.raises(DependencyUnavailable):
+                await ask(users, at)
+        with pytest.raises(DependencyUnavailable) as refusal:
             await ask(users, at)
-    with pytest.raises(DependencyUnavailable) as refusal:
-        await ask(users, at)
-    assert refusal.value.__cause__ is None, "it was not even tried"
-    await when(lambda: process(faulty, "identity").state == "ready", seconds=60)
+        assert refusal.value.__cause__ is None, "it was not even tried"
+    await when(lambda: replaced(faulty, before) and process(faulty, "identity").state == "ready", seconds=60)
     assert await seconds_until_answered(users, at) < OPEN_SECONDS / 3
+
+
+@contextlib.contextmanager
+def kept_away(platform: Platform, name: str) -> Iterator[None]:
+    """A process killed, and its supervisor frozen, so that it is away for the whole block."""
+    state = read_state(platform.settings.run_dir)
+    assert state is not None
+    os.kill(state.pid, signal.SIGSTOP)
+    try:
+        killed = psutil.Process(send(platform, name, signal.SIGKILL))
+        eventually(lambda: killed.status() == psutil.STATUS_ZOMBIE)
+        yield
+    finally:
+        os.kill(state.pid, signal.SIGCONT)
 
 
 @pytest.fixture
