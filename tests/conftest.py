@@ -7,7 +7,7 @@ that hurts the platform (`tests/chaos`) starts its own with `tests.platforms.Pla
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator
 from pathlib import Path
 
 import httpx
@@ -18,7 +18,7 @@ from filelock import FileLock
 from services.chassis.clients import Clients
 from services.chassis.config import Settings
 from services.chassis.context import OPERATOR
-from tests.platforms import RUN, Platform, Tenant, free_offset
+from tests.platforms import RUN, STARTED, Platform, Tenant, free_offset
 
 HOME = "TEST_PLATFORM_HOME"
 
@@ -53,6 +53,19 @@ def _offset(home: Path) -> int:
     if not chosen.exists():
         chosen.write_text(str(free_offset()))
     return int(chosen.read_text())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failed test shows what went wrong in the platforms meanwhile."""
+    report = yield
+    if report.failed:
+        for each in STARTED:
+            if complaints := each.complaints(since=call.start):
+                report.sections.append((f"complaints of {each.home} meanwhile", complaints))
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Real platforms for tests: started by `nexus up`, called as people call them."""
 
 import contextlib
+import json
 import os
 import random
 import socket
@@ -10,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,12 @@ RUN = "TEST_RUN_PID"
 """The process that a platform of tests must not outlive."""
 PASSWORD = "correct horse battery"
 UP_SECONDS = 240
-
+LOG_TAIL = 256 * 1024
+"""How many bytes of a log, from its end, are searched for what went wrong."""
+COMPLAINTS = 15
+"""How many lines of a log are shown with a failure."""
+STARTED: list["Platform"] = []
+"""The platforms that tests of this process have asked for."""
 
 _CLAIMS: list[FileLock] = []
 """Held until this process ends."""
@@ -71,6 +78,17 @@ def eventually(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
             return result
         assert time.monotonic() < deadline, f"{condition} did not become true within {seconds} s"
         time.sleep(0.05)
+
+
+def _complains(line: str, since: float) -> bool:
+    """Whether a line of a log is of that time or later, and of something that went wrong."""
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        entry = json.loads(line)
+        wrong = entry.get("level") not in ("INFO", "DEBUG") and int(entry.get("status", 500)) >= 500
+        return wrong and datetime.fromisoformat(entry["time"]).timestamp() >= since
+    with contextlib.suppress(ValueError):  # Envoy's: [2026-11-23 17:32:32.194][9030][warning][config] …
+        return datetime.fromisoformat(f"{line[1:24]}+00:00").timestamp() >= since
+    return False
 
 
 @dataclass(frozen=True)
@@ -178,8 +196,20 @@ class Platform:
 
     def up(self, *arguments: str) -> None:
         """Start it, unless it runs."""
+        STARTED.append(self)
         if not self.ready():
             self.nexus("up", "--detach", "--until-exit-of", os.environ.get(RUN, str(os.getpid())), *arguments)
+
+    def complaints(self, since: float) -> str:
+        """What its processes logged since a time (seconds since the epoch) that may explain a failure: warnings and
+        errors, answers of 5xx at the edge, and whatever is not ours to read."""
+        found = []
+        for log in sorted((self.home / "logs").glob("*.log")):
+            with log.open("rb") as file:
+                file.seek(max(0, log.stat().st_size - LOG_TAIL))
+                lines = file.read().decode(errors="replace").splitlines()
+            found += [f"{log.stem}: {line[:1000]}" for line in lines if _complains(line, since)][-COMPLAINTS:]
+        return "\n".join(found)
 
     def down(self) -> None:
         if self.home.exists():
