@@ -88,6 +88,10 @@ def _complains(line: str, since: float) -> bool:
         return wrong and datetime.fromisoformat(entry["time"]).timestamp() >= since
     with contextlib.suppress(ValueError):  # Envoy's: [2026-11-23 17:32:32.194][9030][warning][config] …
         return datetime.fromisoformat(f"{line[1:24]}+00:00").timestamp() >= since
+    with contextlib.suppress(
+        ValueError
+    ):  # the supervisor's: 2026-11-23T17:32:32.194+00:00 nexus: was killed by SIGKILL
+        return datetime.fromisoformat(line.partition(" nexus: ")[0]).timestamp() >= since
     return False
 
 
