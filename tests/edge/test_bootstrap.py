@@ -34,11 +34,15 @@ def config(settings: Settings) -> Path:
 
 @pytest.fixture(scope="module", params=["http", "https"])
 def routes(request: pytest.FixtureRequest, config: Path) -> list[Json]:
-    """What a port serves, in the order in which it is looked up."""
+    """What a port serves, in the order in which it is looked up: by a path's hash, or one by one."""
     listeners = json.loads(config.read_text())["staticResources"]["listeners"]
     chain = next(each for each in listeners if each["name"] == request.param)["filterChains"][0]
     (host,) = chain["filters"][0]["typedConfig"]["routeConfig"]["virtualHosts"]
-    return list(host["routes"])
+    matcher = host["matcher"]
+    lists = [*matcher["matcherTree"]["exactMatchMap"]["map"].values(), matcher["onNoMatch"]]
+    *grpc, others = (each["action"]["typedConfig"]["routes"] for each in lists)
+    assert {json.dumps(each[-1]) for each in grpc} == {json.dumps(others[-1])}, "what is no gRPC call is refused"
+    return [route for each in grpc for route in each[:-1]] + others
 
 
 def first_match(routes: list[Json], verb: str, path: str, *, grpc: bool = False) -> Json:

@@ -61,13 +61,11 @@ def test_a_sidecar_judges_tokens_but_where_others_may_be_meant(overlay: Overlay)
     """Istio takes no token or a good one. To these services the edge passes on what a public method was called with:
     an OpenID client's opaque token, or one that ran out long ago."""
     settings = overlay.all_settings(SETTINGS)
-    [everyone] = routes.table(settings, Layout()).virtual_hosts
     passed_on = {
         METHODS_BY_NAME[route.name].service_id
-        for route in everyone.routes
-        if route.name in METHODS_BY_NAME
-        and not METHODS_BY_NAME[route.name].needs_user
-        and "authorization" not in route.request_headers_to_remove
+        for of_method in routes.grpc_routes(settings, Layout()).values()
+        for route in of_method
+        if not METHODS_BY_NAME[route.name].needs_user and "authorization" not in route.request_headers_to_remove
     }
     judged = {
         each["spec"]["selector"]["matchLabels"]["app.kubernetes.io/name"]: each["spec"]["jwtRules"]
