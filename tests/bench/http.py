@@ -24,8 +24,8 @@ from tests.bench.peers import running as peers
 from tests.platforms import Platform, free_offset
 
 CLIENTS, PRODUCTS = "/api/v1/clients", "/api/v1/shop/products"
-PUBLISHES = False
-"""Whether CreateClient, the work of `write`, sends an event; the peers do what it does."""
+PUBLISHES = True
+"""CreateClient, the work of `write`, sends an event; the peers do what it does."""
 NEW_CLIENT = """
 local count, run = 0, "{run}"
 request = function()

@@ -280,6 +280,39 @@ async def test_what_is_only_shown_may_be_registered(tenant: Tenant, http: httpx.
     assert await self_registered(tenant, http, **{field: "https://app.example/about"})
 
 
+async def told_of(tenant: Tenant, client_id: str) -> list[str]:
+    """The events about a client."""
+    query = """
+        SELECT array_agg(reverse(split_part(reverse(type), '.', 1)) ORDER BY sequence) FROM auth_service_v2.events
+        WHERE tenant_id = $1 AND aggregate = $2
+    """
+    return list(await value(tenant.platform, query, tenant.tenant_id, client_id) or [])
+
+
+async def test_every_change_of_a_client_is_an_event_and_a_repetition_is_none(
+    tenant: Tenant, http: httpx.AsyncClient
+) -> None:
+    owner = await tenant.sign_in("owner")
+    wanted = {
+        "settings": {"clientName": "Test client", "redirectUris": ["https://app.example/cb"]},
+        "requestId": new_id(),
+    }
+    made = [await http.post("/api/v1/clients", headers=owner.headers, json=wanted) for _ in range(2)]
+    client_id = body(made[0])["client"]["clientId"]
+    assert body(made[1])["client"]["clientId"] == client_id
+    path = f"/api/v1/clients/{client_id}"
+    body(await http.put(path, headers=owner.headers, json=wanted["settings"]))
+    body(await http.post(f"{path}:rotateSecret", headers=owner.headers, json={}))
+    body(await http.delete(path.upper().replace("/API/V1/CLIENTS", "/api/v1/clients"), headers=owner.headers))
+    assert reason(await http.delete(path, headers=owner.headers)) == "CLIENT_NOT_FOUND"
+    assert await told_of(tenant, client_id) == [
+        "ClientCreated",
+        "ClientUpdated",
+        "ClientSecretRotated",
+        "ClientDeleted",
+    ]
+
+
 async def test_a_client_reads_changes_and_deletes_what_is_registered_of_it(
     tenant: Tenant, other_tenant: Tenant, http: httpx.AsyncClient
 ) -> None:
@@ -330,6 +363,13 @@ async def test_a_client_reads_changes_and_deletes_what_is_registered_of_it(
 
     assert status(await http.delete(path, headers=bearer)) == 204
     assert status(await http.get(path, headers=bearer)) == 401
+    assert await told_of(tenant, mine["client_id"]) == [
+        "ClientCreated",
+        "ClientUpdated",
+        "ClientUpdated",
+        "ClientUpdated",
+        "ClientDeleted",
+    ], "what was refused changed nothing"
     old = Registered(mine["client_id"], back["client_secret"])
     async with relying_party(tenant, old) as authlib:
         with pytest.raises(OAuthError, match="invalid_client"):

@@ -6,6 +6,12 @@ from datetime import timedelta
 from typing import Any
 
 from nexus.identity.auth_service_v2.v1 import clients_pb2 as pb
+from nexus.identity.auth_service_v2.v1.events_pb2 import (
+    ClientCreated,
+    ClientDeleted,
+    ClientSecretRotated,
+    ClientUpdated,
+)
 from nexus.identity.auth_service_v2.v1.faults import (
     ClientMetadataInvalid,
     ConsentNotFound,
@@ -38,6 +44,7 @@ class ClientService:
     def __init__(self, service: Service) -> None:
         self._networks = reachable(service)
         self._database = service.database
+        self._events = service.events
         self._sealer = service.sealer
         self._pager = Pager(service.sealer)
         self._clients = ClientStore(service.database)
@@ -54,6 +61,7 @@ class ClientService:
             client = await self._clients.insert(
                 client_id, authentication=authentication, secret_hash=secret_hash, **settings
             )
+            await self._events.publish(ClientCreated(client_id=client_id), aggregate=client_id)
         return pb.CreateClientResponse(client=_client(client), client_secret=secret)
 
     async def GetClient(self, request: pb.GetClientRequest, call: RequestContext) -> pb.GetClientResponse:
@@ -68,9 +76,11 @@ class ClientService:
     async def UpdateClient(self, request: pb.UpdateClientRequest, call: RequestContext) -> pb.UpdateClientResponse:
         known = await self._clients.get(request.client_id)
         settings = self._checked(request.settings, known.authentication, call)
-        client = await self._clients.update(
-            request.client_id, authentication=known.authentication, secret_hash=known.secret_hash, **settings
-        )
+        async with self._database.transaction():
+            client = await self._clients.update(
+                request.client_id, authentication=known.authentication, secret_hash=known.secret_hash, **settings
+            )
+            await self._events.publish(ClientUpdated(client_id=client.client_id), aggregate=client.client_id)
         return pb.UpdateClientResponse(client=_client(client))
 
     async def RotateClientSecret(
@@ -82,11 +92,15 @@ class ClientService:
         if not client.keeps_a_secret:
             raise ClientMetadataInvalid(why="it has no secret")
         secret = new_secret()
-        await self._clients.set_secret(request.client_id, hash_secret(secret))
+        async with self._database.transaction():
+            await self._clients.set_secret(request.client_id, hash_secret(secret))
+            await self._events.publish(ClientSecretRotated(client_id=client.client_id), aggregate=client.client_id)
         return pb.RotateClientSecretResponse(client_secret=secret)
 
     async def DeleteClient(self, request: pb.DeleteClientRequest, call: RequestContext) -> pb.DeleteClientResponse:
-        await self._clients.delete(request.client_id)
+        async with self._database.transaction():
+            client_id = await self._clients.delete(request.client_id)
+            await self._events.publish(ClientDeleted(client_id=client_id), aggregate=client_id)
         return pb.DeleteClientResponse()
 
     async def CreateRegistrationToken(

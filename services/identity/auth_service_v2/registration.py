@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from authlib.oauth2 import OAuth2Error
 from pydantic import BaseModel, Field, ValidationError
 
+from nexus.identity.auth_service_v2.v1.events_pb2 import ClientCreated, ClientDeleted, ClientUpdated
 from nexus.identity.auth_service_v2.v1.faults import ClientMetadataInvalid
 from services.chassis.context import RequestContext
 from services.chassis.ids import hash_secret, new_id, new_secret
@@ -97,6 +98,7 @@ class Registration:
     def __init__(self, service: Service) -> None:
         self._settings = service.settings
         self._database = service.database
+        self._events = service.events
         self._clients = ClientStore(service.database)
 
     async def register(self, token: str, body: bytes, call: RequestContext) -> Reply:
@@ -113,6 +115,7 @@ class Registration:
                 registration_hash=hash_secret(access_token),
                 **metadata.settings(),
             )
+            await self._events.publish(ClientCreated(client_id=client.client_id), aggregate=client.client_id)
         return as_json(self._information(client, access_token, call, secret=secret), 201)
 
     async def read(self, client_id: str, token: str, call: RequestContext) -> Reply:
@@ -139,13 +142,16 @@ class Registration:
                 first_party=client.first_party,
                 **metadata.settings(),
             )
+            await self._events.publish(ClientUpdated(client_id=client.client_id), aggregate=client.client_id)
         return as_json(self._information(renewed, token, call, secret=secret))
 
     async def remove(self, client_id: str, token: str) -> Reply:
         """RFC 7592, section 2.3."""
         if await self._managed(client_id, token) is None:
             return _refusal()
-        await self._clients.delete(client_id)
+        async with self._database.transaction():
+            deleted = await self._clients.delete(client_id)
+            await self._events.publish(ClientDeleted(client_id=deleted), aggregate=deleted)
         return Reply(204)
 
     async def _managed(self, client_id: str, token: str) -> Client | None:

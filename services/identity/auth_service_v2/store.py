@@ -160,10 +160,14 @@ class ClientStore:
     async def set_secret(self, client_id: str, secret_hash: bytes) -> None:
         await self._database.execute("UPDATE clients SET secret_hash = $2 WHERE client_id = $1", client_id, secret_hash)
 
-    async def delete(self, client_id: str) -> None:
-        """Raises ClientNotFound."""
-        if not await self._database.execute("DELETE FROM clients WHERE client_id = $1", client_id):
+    async def delete(self, client_id: str) -> str:
+        """Returns its id as it was written down. Raises ClientNotFound."""
+        deleted = await self._database.fetchval(
+            "DELETE FROM clients WHERE client_id = $1 RETURNING client_id::text", client_id
+        )
+        if deleted is None:
             raise ClientNotFound(client_id=client_id)
+        return str(deleted)
 
     async def spend_assertion(self, client_id: str, jti_hash: bytes, expires: datetime) -> bool:
         """Use a client assertion; says whether it was its first use."""
