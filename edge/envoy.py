@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -287,6 +287,7 @@ def as_json(bootstrap: Bootstrap) -> str:
     return re.sub(r'\{\s*"@type": ""\s*\}', "{}", text)  # an empty Any, as JSON has it
 
 
-def runtime() -> LayeredRuntime:
-    """Settings that the admin socket may change while the proxy runs: faults, canaries, mirrors."""
-    return LayeredRuntime(layers=[RuntimeLayer(name="admin", admin_layer=RuntimeLayerAdminLayer())])
+def runtime(fixed: Mapping[str, int] | None = None) -> LayeredRuntime:
+    """Settings that the admin socket may change while the proxy runs: faults, canaries, mirrors; and `fixed` ones."""
+    own = [RuntimeLayer(name="fixed", static_layer=Struct.from_dict(dict(fixed)))] if fixed else []
+    return LayeredRuntime(layers=[*own, RuntimeLayer(name="admin", admin_layer=RuntimeLayerAdminLayer())])

@@ -362,3 +362,15 @@ async def test_the_id_in_an_answer_finds_the_request_in_the_logs(
     answer = await http.post(LOGIN, headers=tenant.headers, json={"email": "ann@example.com", "password": "wrong"})
     logged = platform.nexus("logs", "auth-service", "--raw").stdout
     assert answer.headers["x-request-id"] in logged
+
+
+def test_many_bodies_that_do_not_fit_cut_off_nobody_elses_request(platform: Platform) -> None:
+    """Each is a call that the edge takes back; the mesh must not hang up on the edge, and on all whom it serves."""
+    transport = httpx.HTTPTransport(uds=str(platform.settings.run_dir / "mesh-admin.sock"))
+    with httpx.Client(base_url=platform.http_url) as client:
+        unfit = [client.post("/api/v1/auth/login", json={"email": {"address": "ann"}}) for _ in range(600)]
+    assert {answer.status_code for answer in unfit} == {400}
+    with httpx.Client(transport=transport, base_url="http://admin") as admin:
+        hung_up = admin.get("/stats", params={"filter": "too_many_premature_resets", "format": "json"}).json()["stats"]
+    assert len(hung_up) > 10
+    assert not [stat for stat in hung_up if stat["value"]]
