@@ -8,9 +8,8 @@ the operator asks.
 
 from mesh.cli_operator.api_keys import key
 from mesh.cli_operator.clients import client
-from mesh.cli_operator.operator import OPERATOR_USER
 from mesh.cli_operator.root_keys import root_key
 from mesh.cli_operator.tenants import tenant
 from mesh.cli_operator.users import user
 
-__all__ = ["OPERATOR_USER", "client", "key", "root_key", "tenant", "user"]
+__all__ = ["client", "key", "root_key", "tenant", "user"]

@@ -105,6 +105,28 @@ def client_list(tenant_id: OfTenant, as_json: AsJson = False) -> None:
     _show_clients(run(read), as_json)
 
 
+@client.command("rotate-secret")
+def client_rotate_secret(
+    client_id: Annotated[
+        str, typer.Argument(metavar="CLIENT", help="The client's id, as `nexus client list` shows it.")
+    ],
+    tenant_id: OfTenant,
+) -> None:
+    """Give an OAuth client a new secret and print it, once and for all. The old one stops working at once.
+
+    Example: nexus client rotate-secret 01980000-0000-7000-8000-000000000000 -t acme
+    """
+    from nexus.identity.auth_service_v2.v1.clients_pb2 import RotateClientSecretRequest
+    from nexus.identity.auth_service_v2.v1.clients_pb2_grpc import ClientServiceStub
+
+    async def rotate(operator: Operator) -> Any:
+        stub = operator.clients.stub(ClientServiceStub)
+        request = RotateClientSecretRequest(client_id=client_id)
+        return await operator.call_as(stub.RotateClientSecret, request, "*", tenant_id=tenant_id)
+
+    print(run(rotate).client_secret)
+
+
 @client.command("delete")
 def client_delete(
     client_id: Annotated[

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from services.chassis.context import OPERATOR, OPERATOR_USER
+
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from services.chassis.clients import Clients
     from services.chassis.config import Settings
 
-OPERATOR_USER = "00000000-0000-0000-0000-000000000000"
-"""The user that events name where the operator acted for nobody else."""
 _TOKEN_LIFETIME = timedelta(minutes=1)
 _CALL_SECONDS = 15.0
 PAGE = 1000
@@ -74,7 +74,6 @@ def run(work: Callable[[Operator], Awaitable[Any]]) -> Any:
     from mesh.local.platform import connected
     from services.chassis.clients import Clients
     from services.chassis.config import load_settings
-    from services.chassis.context import OPERATOR
     from services.chassis.errors import Fault
     from services.chassis.spec import discover
 

@@ -20,7 +20,7 @@ root_key = typer.Typer(no_args_is_help=True, help="Show, change and reseal the p
 def root_key_seal() -> None:
     """Make the root key's file if there is none, and seal one that is in clear. `nexus up` does so by itself.
 
-    Example: NEXUS_ROOT_KEY_FILE=root.key NEXUS_UNSEAL_KEY_FILE=unseal.key nexus root-key seal
+    With NEXUS_ROOT_KEY_FILE and NEXUS_UNSEAL_KEY_FILE, for another machine. Example: nexus root-key seal
     """
     from services.chassis import root_keys
 

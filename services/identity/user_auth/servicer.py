@@ -34,7 +34,7 @@ from services.identity.user_auth import passwords
 from services.identity.user_auth.access import Access
 from services.identity.user_auth.breaches import BreachedPasswords
 from services.identity.user_auth.exporting import Exporter
-from services.identity.user_auth.mailing import RECOVER, SEND_SECONDS, VERIFY, CodeMailer
+from services.identity.user_auth.mailing import INVITE, RECOVER, SEND_SECONDS, VERIFY, CodeMailer
 from services.identity.user_auth.passwords import Policy
 from services.identity.user_auth.profiles import Profile, Profiles
 from services.identity.user_auth.roles import BUILT_IN, Rule, known_permissions
@@ -278,6 +278,19 @@ class UserService:
                     await self._store.set_password(user["user_id"], password_hash, verified=True)
                     await self._end_sessions(user)
         return pb.ProvisionUserResponse(user=await self._shown(user))
+
+    async def CreateUser(self, request: pb.CreateUserRequest, call: RequestContext) -> pb.CreateUserResponse:
+        password_hash = None
+        if request.password:
+            await self._require_strong(request.password, Profile(request.email, request.display_name))
+            password_hash = await passwords.hash_password(request.password)
+        invited, roles = password_hash is None, sorted(set(request.roles))
+        async with self._database.transaction():
+            await self._access.require_may_give(call.user, roles)
+            user = await self._insert(request.email, request.display_name, password_hash, roles, verified=not invited)
+            if invited:
+                await self._codes.send(user, INVITE)
+        return pb.CreateUserResponse(user=await self._shown(user))
 
     async def ListRoles(self, request: pb.ListRolesRequest, call: RequestContext) -> pb.ListRolesResponse:
         built_in = [
