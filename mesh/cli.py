@@ -66,6 +66,7 @@ app.add_typer(cli_operator.tenant, name="tenant")
 app.add_typer(cli_operator.user, name="user")
 app.add_typer(cli_operator.client, name="client")
 app.add_typer(cli_operator.key, name="key")
+app.add_typer(cli_operator.root_key, name="root-key")
 app.add_typer(cli_events.events, name="events")
 
 

@@ -36,6 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
         home = tempfile.mkdtemp(prefix="nexus-test-")
         Path(home).chmod(0o711)  # PostgreSQL, which does not run as root, must pass through it
         os.environ[HOME] = home
+        os.environ["XDG_CONFIG_HOME"] = str(Path(home) / "config")  # of platforms, for their unseal key
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import errno
 import os
-import secrets
 import signal
 import socket
 import ssl
@@ -32,6 +31,7 @@ from mesh.local.supervisor import (
     exclusive,
     read_state,
 )
+from services.chassis import root_keys
 from services.chassis.config import Settings
 from services.chassis.spec import ServiceSpec, discover
 from services.chassis.tasks import cancel_all
@@ -382,18 +382,7 @@ def make_folders(settings: Settings) -> None:
         folder.mkdir(mode=0o700, exist_ok=True)
     if settings.run_dir.stat().st_uid != os.getuid():
         raise PlatformError(f"{settings.run_dir} belongs to somebody else: set NEXUS_HOME to another folder.")
-    key = settings.root_key_file or settings.home / "secrets" / "root.key"
-    if not key.exists():
-        _write_root_key(key)
-
-
-def _write_root_key(path: Path) -> None:
-    new = path.with_name(f"{path.name}.new")
-    with open(os.open(new, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(secrets.token_bytes(32))
-        file.flush()
-        os.fsync(file.fileno())  # what it seals must not outlive it
-    new.rename(path)
+    root_keys.ensure(settings)
 
 
 def _environment(settings: Settings) -> Mapping[str, str]:

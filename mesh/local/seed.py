@@ -5,7 +5,6 @@ from datetime import timedelta
 
 import asyncpg
 
-from mesh.cli_operator import OPERATOR_USER
 from nexus.identity.token_mgr.v1.token_mgr_pb2 import IssueTokensRequest
 from nexus.identity.token_mgr.v1.token_mgr_pb2_grpc import TokenServiceStub
 from nexus.identity.user_auth.v1.user_auth_pb2 import ProvisionUserRequest
@@ -15,7 +14,7 @@ from nexus.modules.puabo_os.v1.modules_pb2_grpc import ModuleServiceStub
 from services.chassis.clients import Clients
 from services.chassis.clock import now, timestamp
 from services.chassis.config import Settings
-from services.chassis.context import OPERATOR
+from services.chassis.context import OPERATOR, OPERATOR_USER
 from services.chassis.ids import new_id
 from services.chassis.tenants import create_tenant
 

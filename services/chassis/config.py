@@ -59,7 +59,10 @@ class Settings(BaseModel):
     redis_url: SecretStr | None = None
     """Redis (6.2 or newer) to use; an embedded one when unset."""
     root_key_file: Path | None = None
-    """File with the 256-bit key that seals stored secrets; `<home>/secrets/root.key` when unset."""
+    """Sealed file of the root keys, which seal stored secrets; `<home>/secrets/root.key` when unset."""
+    unseal_key_file: Path | None = None
+    """File with what opens the file of the root keys: a secret of at least 16 bytes, kept elsewhere. systemd's
+    credential `nexus-unseal-key` when unset, else `~/.config/nexus/unseal.key`, which is made at the first start."""
 
     service_address: str = "unix:{run}/{service}.sock"
     """Where a callee is dialled: a gRPC target with {service}, {caller}, {port} and {run}."""

@@ -14,6 +14,8 @@ EDGE = "edge"
 """The identity of the edge in the mesh; it calls on behalf of people outside."""
 OPERATOR = "operator"
 """The identity of the command line and of set-up jobs; it may call any method of any service."""
+OPERATOR_USER = "00000000-0000-0000-0000-000000000000"
+"""The user for whom the operator acts, and whom events name, where there is no other."""
 
 
 @dataclass(frozen=True, slots=True)

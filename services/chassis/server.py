@@ -43,7 +43,8 @@ from services.chassis.mail import Mailer
 from services.chassis.peers import PeerIdentifier
 from services.chassis.pipeline import Guards, Handler, Load, bind
 from services.chassis.rates import RateLimiter
-from services.chassis.sealing import Sealer, read_root_key
+from services.chassis.root_keys import root_key_file
+from services.chassis.sealing import Sealer
 from services.chassis.service import Service
 from services.chassis.signals import Signals
 from services.chassis.spec import ServiceSpec, callers_of, discover
@@ -157,7 +158,7 @@ def _service(settings: Settings, spec: ServiceSpec, client: "redis.asyncio.Redis
         events=Events(spec.id, database, client),
         clients=Clients(settings, spec.id, frozenset(spec.may_call)),
         signals=signals,
-        sealer=Sealer(read_root_key(settings), spec.id),
+        sealer=Sealer(root_key_file(settings), spec.id),
         mailer=Mailer(settings),
     )
 

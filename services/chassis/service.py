@@ -17,6 +17,8 @@ from services.chassis.erasure import ROUND_SECONDS, TenantErasure
 from services.chassis.events import Events
 from services.chassis.jobs import Worker
 from services.chassis.mail import Mailer
+from services.chassis.resealing import ROUND_SECONDS as RESEALING_SECONDS
+from services.chassis.resealing import Resealing
 from services.chassis.sealing import Sealer
 from services.chassis.signals import Signals
 from services.chassis.spec import ServiceSpec
@@ -57,6 +59,8 @@ class Service:
 
     def start_jobs(self) -> None:
         self.every(ROUND_SECONDS, TenantErasure(self.spec, self.database, self.signals).run)
+        if self.spec.sealed_columns:
+            self.every(RESEALING_SECONDS, Resealing(self.spec, self.database, self.sealer).run)
         self._tasks = [asyncio.create_task(_repeat(seconds, job)) for seconds, job in self._loops]
         if self.spec.jobs:
             self._tasks.append(asyncio.create_task(Worker(self).run(), name=f"{self.spec.id} jobs"))

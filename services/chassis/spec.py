@@ -28,6 +28,22 @@ class NoConfig(BaseModel):
 
 
 @dataclass(frozen=True)
+class SealedColumn:
+    """A column that the service's `Sealer` seals, so that it can be sealed anew when the root key changes."""
+
+    table: str
+    """With a column tenant_id."""
+    name: str
+    key: str
+    """The column that tells a tenant's rows apart."""
+    purpose: str
+    """What a value is sealed for: "provider account {tenant_id} {key}"."""
+
+    def purpose_of(self, tenant_id: str | None, key: str) -> str:
+        return self.purpose.format(tenant_id=tenant_id, key=key)
+
+
+@dataclass(frozen=True)
 class ServiceSpec:
     """One service: `SERVICE = ServiceSpec(…)` in its `spec.py`.
 
@@ -56,6 +72,7 @@ class ServiceSpec:
     """Its own settings, `NEXUS_<SERVICE>_…`."""
     outside: Sequence[str] = ()
     """The hosts that it reaches by HTTPS beside those in its settings."""
+    sealed_columns: Sequence[SealedColumn] = ()
     sends_mail: bool = False
     memory_mib: int = 384
     """What its processes take together at most: a pod that takes more is ended."""

@@ -1,14 +1,12 @@
 """A sealed value opens for the service and the purpose it was sealed for, unchanged, and for nobody else."""
 
 import os
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.chassis.config import ConfigError, Settings
-from services.chassis.sealing import SealBroken, Sealer, read_root_key
+from services.chassis.sealing import SealBroken, Sealer
 
 ROOT_KEY = bytes(range(32))
 SEALER = Sealer(ROOT_KEY, "token-mgr")
@@ -70,15 +68,3 @@ def test_digests_are_equal_for_equal_values_of_one_service(value: bytes, other: 
     assert SEALER.digest(value) == Sealer(ROOT_KEY, "token-mgr").digest(value)
     assert (SEALER.digest(value) == SEALER.digest(other)) == (value == other)
     assert SEALER.digest(value) != Sealer(ROOT_KEY, "user-auth").digest(value)
-
-
-def test_a_root_key_is_32_bytes_in_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "root.key"
-    settings = Settings(root_key_file=path)
-    with pytest.raises(ConfigError, match=r"NEXUS_ROOT_KEY_FILE: .*root\.key cannot be read \(No such file"):
-        read_root_key(settings)
-    path.write_bytes(ROOT_KEY[:31])
-    with pytest.raises(ConfigError, match="must hold 32 random bytes, not 31"):
-        read_root_key(settings)
-    path.write_bytes(ROOT_KEY)
-    assert read_root_key(settings) == ROOT_KEY

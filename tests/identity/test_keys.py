@@ -9,7 +9,8 @@ import pytest
 from nexus.identity.token_mgr.v1.token_mgr_pb2 import VerifyTokenRequest
 from nexus.identity.token_mgr.v1.token_mgr_pb2_grpc import TokenServiceStub
 from services.chassis.clients import Clients
-from services.chassis.sealing import SealBroken, Sealer, read_root_key
+from services.chassis.root_keys import root_key_file
+from services.chassis.sealing import SealBroken, Sealer
 from services.platform.key_service import material
 from tests.identity.people import change
 from tests.platforms import Platform, SignedIn, Tenant
@@ -59,7 +60,7 @@ async def test_private_keys_are_not_published_and_only_key_service_can_open_them
     finally:
         await admin.close()
     assert sealing_key["tenant_id"] == platform.settings.platform_tenant
-    by_root_key = Sealer(read_root_key(platform.settings), "token-mgr")
+    by_root_key = Sealer(root_key_file(platform.settings), "token-mgr")
     for row in rows:
         assert '"d"' not in row["public_jwk"]
         assert (row["private_sealed"] is None) == (row["state"] == "former"), "what signs no more is gone"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from services.identity.user_auth.roles import Rule, known_permissions, permissions_of
 from services.modules.puabo_os.modules import MODULES
 from tests.identity.people import body, claims, login, reason
-from tests.platforms import SignedIn, Tenant
+from tests.platforms import PASSWORD, SignedIn, Tenant
 
 ENTRIES = st.frozensets(st.sampled_from([*known_permissions(), "users.*", "roles.*", "*"]), max_size=4)
 RULES = st.lists(st.builds(Rule, st.just("r"), ENTRIES, ENTRIES), max_size=4)
@@ -176,3 +176,25 @@ async def test_roles_of_one_tenant_mean_nothing_in_another(
     assert [role["name"] for role in listed] == ["owner"]
     assert reason(await assign(http, stranger, owner.user_id, "owner")) == "USER_NOT_FOUND"
     assert reason(await assign(http, stranger, stranger.user_id, "reader")) == "ROLE_NOT_FOUND"
+
+
+async def test_who_creates_users_gives_them_no_role_beyond_their_own(tenant: Tenant, http: httpx.AsyncClient) -> None:
+    owner, email = await tenant.sign_in("owner"), await tenant.provision()
+    plain = await tenant.sign_in(email=email)
+    made = {"email": f"new-{owner.user_id}@example.com", "password": PASSWORD, "requestId": "once"}
+
+    async def create(by: SignedIn, **more: object) -> httpx.Response:
+        return await http.post("/api/v1/users", headers=by.headers, json={**made, **more})
+
+    assert reason(await create(plain)) == "PERMISSION_MISSING"
+    body(await set_role(http, owner, "clerk", ["users.create"]))
+    body(await assign(http, owner, plain.user_id, "clerk"))
+    clerk = await tenant.sign_in(email=email)
+    assert reason(await create(clerk, roles=["owner"])) == "ROLE_BEYOND_OWN"
+    assert reason(await create(clerk, roles=["no-such"])) == "ROLE_NOT_FOUND"
+    assert reason(await create(clerk, password="password1")) == "PASSWORD_WEAK"
+    created = body(await create(clerk, roles=["clerk"]))["user"]
+    assert created["emailVerified"]
+    assert body(await create(clerk, roles=["clerk"]))["user"] == created
+    assert reason(await create(clerk, requestId="again")) == "EMAIL_TAKEN"
+    assert await permissions(http, tenant, made["email"]) == ["users.create"]

@@ -8,6 +8,9 @@ import cbor2
 import httpx
 import pytest
 
+from nexus.identity.user_auth.v1.faults import IdentityTaken
+from nexus.identity.user_auth.v1.user_auth_pb2 import LinkIdentityRequest
+from nexus.identity.user_auth.v1.user_auth_pb2_grpc import UserServiceStub
 from nexus.platform.key_service.v1.faults import KeyNotUsable
 from services.chassis.clients import Clients
 from services.chassis.context import acting_for
@@ -18,7 +21,8 @@ from tests.identity.people import body, change, login, reason, register_passkey,
 from tests.identity.test_mfa import passkey_login
 from tests.platforms import PASSWORD, Platform, SignedIn, Tenant
 
-TABLES = ("user_auth.users", "auth_service.passkeys", "session_mgr.sessions")
+TABLES = ("user_auth.users", "user_auth.identities", "auth_service.passkeys", "session_mgr.sessions")
+UPSTREAM = "https://upstream.example"
 
 
 @pytest.fixture
@@ -55,13 +59,30 @@ async def user_of(http: httpx.AsyncClient, owner: SignedIn, user_id: str) -> dic
     return found
 
 
+async def link(operator: Clients, tenant: Tenant, user: SignedIn, subject: str) -> None:
+    await operator.stub(UserServiceStub).LinkIdentity(
+        LinkIdentityRequest(issuer=UPSTREAM, subject=subject, user_id=user.user_id),
+        timeout=10,
+        metadata=tuple(tenant.headers.items()),
+    )
+
+
+async def known_as(http: httpx.AsyncClient, user: SignedIn) -> list[str]:
+    """What the user is called elsewhere, and what they call their passkeys."""
+    identities = body(await http.get("/api/v1/identities", headers=user.headers))["identities"]
+    passkeys = body(await http.get("/api/v1/auth/factors", headers=user.headers))["passkeys"]
+    return [*(each["subject"] for each in identities), *(each["name"] for each in passkeys)]
+
+
 async def test_no_row_says_who_and_where_its_user_is(
-    platform: Platform, tenant: Tenant, http: httpx.AsyncClient, key: Authenticator
+    platform: Platform, tenant: Tenant, http: httpx.AsyncClient, key: Authenticator, operator: Clients
 ) -> None:
-    ann = await tenant.sign_in("owner")
+    ann, subject = await tenant.sign_in("owner"), f"elsewhere-{new_id()}"
     await register_passkey(http, ann, key)
+    await link(operator, tenant, ann, subject)
+    assert await known_as(http, ann) == [subject, "Laptop"]
     numbers = key.key.public_key().public_numbers()
-    secrets = [ann.email, "Test User", "python-httpx", "127.0.0.1"]
+    secrets = [ann.email, "Test User", "python-httpx", "127.0.0.1", subject, "Laptop"]
     forms = [*secrets, *(text.encode().hex() for text in secrets), numbers.x.to_bytes(32, "big").hex()]
     for table in TABLES:
         held = await rows(platform, tenant, table)
@@ -115,10 +136,11 @@ async def test_a_copy_of_an_erased_user_can_never_be_read_again(
 
 
 async def test_rows_from_before_work_at_once_and_are_sealed_soon(
-    platform: Platform, tenant: Tenant, http: httpx.AsyncClient, key: Authenticator
+    platform: Platform, tenant: Tenant, http: httpx.AsyncClient, key: Authenticator, operator: Clients
 ) -> None:
-    owner, ann = await tenant.sign_in("owner"), await tenant.sign_in()
+    owner, ann, subject = await tenant.sign_in("owner"), await tenant.sign_in(), f"before-{new_id()}"
     await register_passkey(http, ann, key)
+    await link(operator, tenant, ann, f"other-{subject}")
     email, numbers = f"Before-{new_id()}@Example.com", key.key.public_key().public_numbers()
     cose = {1: 2, 3: -7, -1: 1, -2: numbers.x.to_bytes(32, "big"), -3: numbers.y.to_bytes(32, "big")}
     await change(
@@ -131,9 +153,16 @@ async def test_rows_from_before_work_at_once_and_are_sealed_soon(
     )
     await change(
         platform,
-        "UPDATE auth_service.passkeys SET public_key_sealed = NULL, public_key = $2 WHERE user_id = $1",
+        "UPDATE auth_service.passkeys SET public_key_sealed = NULL, public_key = $2, name_sealed = NULL, "
+        "name = 'Old phone' WHERE user_id = $1",
         ann.user_id,
         cbor2.dumps(cose),
+    )
+    await change(
+        platform,
+        "UPDATE user_auth.identities SET subject_sealed = NULL, subject_digest = NULL, subject = $2 WHERE user_id = $1",
+        ann.user_id,
+        subject,
     )
     await change(
         platform,
@@ -155,10 +184,14 @@ async def test_rows_from_before_work_at_once_and_are_sealed_soon(
         sessions = body(await http.get("/api/v1/sessions", headers=ann.headers))["sessions"]
         (old,) = [session for session in sessions if session["sessionId"] == ann.session_id]
         assert (old["userAgent"], old["ipAddress"]) == ("Old browser", "192.0.2.7")
+        assert await known_as(http, ann) == [subject, "Old phone"]
+        with pytest.raises(IdentityTaken):
+            await link(operator, tenant, owner, subject)
 
     async def is_sealed() -> bool:
         held = " ".join([await rows(platform, tenant, table) for table in TABLES])
-        clear = (email, email.lower(), "Ann Before", "Old browser", "192.0.2.7", numbers.x.to_bytes(32, "big").hex())
+        public_key = numbers.x.to_bytes(32, "big").hex()
+        clear = (email, email.lower(), "Ann Before", "Old browser", "192.0.2.7", "Old phone", subject, public_key)
         return not any(text in held for text in clear)
 
     await works()

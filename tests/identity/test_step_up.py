@@ -116,7 +116,7 @@ SENSITIVE = {
     "pv-keys": "ImportKey SetPolicy ApprovePolicy Sign ApproveSigning",
     "token-mgr": "RotateKeys",
     "user-auth": "UpdateUser ResetPassword ExportUser ExportMe EraseUser EraseMe SetRole AssignRoles RemoveRoles "
-    "UnlinkIdentity SetPasswordPolicy",
+    "CreateUser UnlinkIdentity SetPasswordPolicy",
 }
 BY_TWO_FACTORS = "EnrollTotp RemoveTotp StartPasskeyRegistration RemovePasskey RegenerateRecoveryCodes RotateKeys \
 ScheduleKeyDestruction EraseTenant"

@@ -11,6 +11,7 @@ from joserfc.jwk import ECKey
 from mesh import cli_operator
 from services.chassis.ids import new_id
 from tests.edge.wire import reason
+from tests.identity.people import mailed_codes
 from tests.platforms import PASSWORD, Platform, Tenant
 
 
@@ -71,6 +72,28 @@ async def test_users_are_listed_disabled_and_given_roles(
     assert "TENANT_UNKNOWN" in refused(platform, "user", "list", "-t", "no-such-tenant")
 
 
+async def test_users_are_invited_exported_reset_and_erased(
+    platform: Platform, tenant: Tenant, http: httpx.AsyncClient
+) -> None:
+    email, of = f"{new_id()}@acme.example", ("-t", tenant.tenant_id)
+    (invited,) = read(platform, "user", "create", email, *of, "--invite", "--name", "Ann")
+    assert "EMAIL_TAKEN" in refused(platform, "user", "create", email, *of, "--invite")
+    for subject in ("You are invited", "Set a new password"):
+        (code,) = mailed_codes(platform, email, subject)
+        chosen = {"code": code, "newPassword": PASSWORD}
+        answer = await http.post("/api/v1/auth/complete-recovery", headers=tenant.headers, json=chosen)
+        assert answer.status_code == 200, answer.text
+        user = await tenant.sign_in(email=email)
+        if subject == "You are invited":
+            assert "1 sessions have ended" in platform.nexus("user", "reset-password", email, *of).stdout
+            assert (await http.get("/api/v1/auth/me", headers=user.headers)).status_code == 401
+    exported = json.loads(platform.nexus("user", "export", email, *of).stdout)
+    assert (exported["user"]["email"], exported["user"]["user_id"]) == (email, invited["user_id"])
+    platform.nexus("user", "erase", email, *of, "--yes")
+    assert (await http.get("/api/v1/auth/me", headers=user.headers)).status_code == 401
+    assert "has no user" in refused(platform, "user", "export", email, *of)
+
+
 async def test_keys_are_made_for_users_and_revoked(platform: Platform, tenant: Tenant) -> None:
     ann = await tenant.provision("owner")
     plain = await tenant.provision()
@@ -96,6 +119,9 @@ async def test_clients_are_registered_with_a_secret_or_a_key_and_deleted(
     endpoint, form = f"/t/{tenant.tenant_id}/oauth2/token", {"grant_type": "client_credentials"}
     granted = await http.post(endpoint, data=form, auth=(client_id, secret))
     assert granted.json()["scope"] == "users.read"
+    former, secret = secret, platform.nexus("client", "rotate-secret", client_id, *of).stdout.strip()
+    assert (await http.post(endpoint, data=form, auth=(client_id, former))).json()["error"] == "invalid_client"
+    assert (await http.post(endpoint, data=form, auth=(client_id, secret))).status_code == 200
 
     keys = tmp_path / "keys.json"
     keys.write_text(json.dumps({"keys": [ECKey.generate_key("P-256").as_dict(private=False)]}))
@@ -117,8 +143,8 @@ async def test_clients_are_registered_with_a_secret_or_a_key_and_deleted(
     assert "no way to authenticate" in refused(platform, "client", "create", "Web", *of, "--authentication", "x")
 
 
-@pytest.mark.parametrize("command", ["tenant", "user", "client", "key"])
+@pytest.mark.parametrize("command", ["tenant", "user", "client", "key", "root-key"])
 def test_help_shows_every_command_with_an_example(platform: Platform, command: str) -> None:
-    for each in getattr(cli_operator, command).registered_commands:
+    for each in getattr(cli_operator, command.replace("-", "_")).registered_commands:
         shown = " ".join(platform.nexus(command, each.name, "--help").stdout.split())
         assert f"Example: nexus {command} {each.name}" in shown

@@ -19,7 +19,8 @@ from services.chassis.config import Settings
 from services.chassis.context import acting_for
 from services.chassis.database import Database
 from services.chassis.ids import new_id
-from services.chassis.sealing import SealBroken, Sealer, read_root_key
+from services.chassis.root_keys import root_key_file
+from services.chassis.sealing import SealBroken, Sealer
 from services.chassis.spec import discover
 from services.platform.key_service.keyring import Keyring
 from services.platform.key_service.lifecycle import PEOPLE
@@ -36,7 +37,7 @@ async def keyring(settings: Settings, vault: VaultRoot | None = None) -> AsyncIt
     database = Database(settings, discover()["key-service"])
     await database.start()
     try:
-        yield Keyring(database, Roots(LocalRoot(Sealer(read_root_key(settings), "key-service")), vault))
+        yield Keyring(database, Roots(LocalRoot(Sealer(root_key_file(settings), "key-service")), vault))
     finally:
         await database.stop()
 
@@ -94,6 +95,11 @@ async def roots_in_use(platform: Platform, tenant: Tenant) -> set[str]:
     finally:
         await admin.close()
     return {row["root"] for row in rows}
+
+
+async def kinds_of_root(platform: Platform, tenant: Tenant) -> set[str]:
+    """Without versions: another test may change the root key meanwhile."""
+    return {root.partition(":")[0] for root in await roots_in_use(platform, tenant)}
 
 
 async def test_replicas_that_rotate_at_once_make_one_version_each_time_it_is_due(
@@ -196,10 +202,10 @@ async def test_under_vault_what_the_root_file_wrapped_still_opens(
         with acting_for(tenant.tenant_id):
             key = await before.create(tenant.tenant_id, PEOPLE, "k", "", Algorithm.AES_256_GCM, None)
             ciphertext = await before.encrypt(await before.primary(key.key_id), b"x", use())
-            assert await roots_in_use(platform, tenant) == {"local"}
+            assert await kinds_of_root(platform, tenant) == {"local"}
             assert (await after.decrypt(PEOPLE, ciphertext, use()))[0] == b"x", "before it has moved"
             await after.rotate(key.key_id)
-            assert await roots_in_use(platform, tenant) == {"local", "vault:v1"}
+            assert await kinds_of_root(platform, tenant) == {"local", "vault"}
             assert (await after.decrypt(PEOPLE, ciphertext, use()))[0] == b"x"
             fresh = await after.encrypt(await after.primary(key.key_id), b"y", use())
             with pytest.raises(VaultError):

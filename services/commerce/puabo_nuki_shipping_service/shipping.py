@@ -33,7 +33,7 @@ from services.chassis.service import Service
 from services.commerce.puabo_nuki_shipping_service import tracking
 from services.commerce.puabo_nuki_shipping_service.carriers import Carrier, EasyPost, OwnVehicles, Sandbox
 from services.commerce.puabo_nuki_shipping_service.rating import compact
-from services.commerce.puabo_nuki_shipping_service.spec import Config
+from services.commerce.puabo_nuki_shipping_service.spec import ACCOUNTS, Config
 from services.commerce.puabo_nuki_shipping_service.store import DefinitionStore, SandboxBooks, ShipmentStore
 
 SANDBOX, EASYPOST, LOCAL = "sandbox", "easypost", "local"
@@ -76,7 +76,7 @@ class Shipping:
         """Raises CarrierUnknown."""
         if carrier not in CARRIERS or carrier == LOCAL:
             raise CarrierUnknown(carrier=carrier)
-        sealed = self._sealer.seal(json.dumps(account).encode(), _purpose(carrier))
+        sealed = self._sealer.seal(json.dumps(account).encode(), ACCOUNTS.purpose_of(current_tenant(), carrier))
         await self.definitions.set_account(carrier, sealed)
 
     async def account(self, carrier: str) -> dict[str, str]:
@@ -84,7 +84,7 @@ class Shipping:
         sealed = await self.definitions.account(carrier)
         if sealed is None:
             raise CarrierUnknown(carrier=carrier)
-        account: dict[str, str] = json.loads(self._sealer.open(sealed, _purpose(carrier)))
+        account: dict[str, str] = json.loads(self._sealer.open(sealed, ACCOUNTS.purpose_of(current_tenant(), carrier)))
         return account
 
     async def carrier(self, name: str) -> Carrier:
@@ -295,7 +295,3 @@ def _cost(row: Any) -> Money | None:
 
 def _names(row: Any) -> dict[str, str]:
     return {"shipment_id": row["shipment_id"], "key": row["key"], "order_id": row["order_id"]}
-
-
-def _purpose(carrier: str) -> str:
-    return f"carrier account {current_tenant()} {carrier}"

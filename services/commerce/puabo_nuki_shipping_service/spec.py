@@ -2,7 +2,7 @@ from datetime import timedelta
 
 from pydantic import BaseModel
 
-from services.chassis.spec import Outside, ServiceSpec
+from services.chassis.spec import Outside, SealedColumn, ServiceSpec
 
 
 class Config(BaseModel):
@@ -13,6 +13,8 @@ class Config(BaseModel):
     """How long a carrier may take to answer one request."""
 
 
+ACCOUNTS = SealedColumn("carrier_accounts", "sealed", "carrier", "carrier account {tenant_id} {key}")
+
 SERVICE = ServiceSpec(
     id="puabo-nuki-shipping-service",
     port=3043,
@@ -20,5 +22,6 @@ SERVICE = ServiceSpec(
     subscribes=["nexus.commerce.puabo_nuki_order_processor.v1.OrderForgotten"],
     # Where EasyPost keeps the labels that it makes; older ones by the second name.
     outside=["easypost-files.s3.us-west-2.amazonaws.com", "easypost-files.s3-us-west-2.amazonaws.com"],
+    sealed_columns=[ACCOUNTS],
     config=Config,
 )

@@ -14,7 +14,7 @@ from services.finance.billing_service.providers.interface import InDoubt, Provid
 from services.finance.billing_service.providers.paypal import PaypalProvider
 from services.finance.billing_service.providers.sandbox import SandboxProvider
 from services.finance.billing_service.providers.stripe import StripeProvider
-from services.finance.billing_service.spec import Config
+from services.finance.billing_service.spec import ACCOUNTS, Config
 from services.finance.billing_service.stores.payments import PaymentStore
 
 _REMEMBER = 500
@@ -37,7 +37,7 @@ class Accounts:
         sealed = await self._store.account(name)
         if sealed is None:
             raise ProviderNotConfigured(provider=name)
-        account = self._sealer.open(sealed, _purpose(name))
+        account = self._sealer.open(sealed, ACCOUNTS.purpose_of(current_tenant(), name))
         known = (f"{current_tenant()} {name}", hashlib.sha256(account).digest())
         if known not in self._made:
             self._made[known] = self._make(name, account)
@@ -65,7 +65,7 @@ class Accounts:
         finally:
             await candidate.close()
         async with self._database.transaction():
-            sealed = self._sealer.seal(serialized, _purpose(name))
+            sealed = self._sealer.seal(serialized, ACCOUNTS.purpose_of(current_tenant(), name))
             return await self._store.set_account(name, sealed, make_default=make_default)
 
     def _make(self, name: str, account: bytes) -> Provider:
@@ -77,7 +77,3 @@ class Accounts:
                 return PaypalProvider(PaypalAccount.FromString(account), config.paypal_url, config.provider_timeout)
         SandboxAccount.FromString(account)
         return self._sandbox
-
-
-def _purpose(name: str) -> str:
-    return f"provider account {current_tenant()} {name}"

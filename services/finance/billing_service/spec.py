@@ -2,7 +2,7 @@ from datetime import timedelta
 
 from pydantic import BaseModel, Field
 
-from services.chassis.spec import Outside, ServiceSpec
+from services.chassis.spec import Outside, SealedColumn, ServiceSpec
 
 
 class Config(BaseModel):
@@ -22,6 +22,8 @@ class Config(BaseModel):
     """How late the sandbox answers for `card_hang`."""
 
 
+ACCOUNTS = SealedColumn("provider_accounts", "account_sealed", "provider", "provider account {tenant_id} {key}")
+
 SERVICE = ServiceSpec(
     id="billing-service",
     port=3020,
@@ -38,5 +40,6 @@ SERVICE = ServiceSpec(
         "nexus.finance.billing_service.v1.SubscriptionChanged",
     ],
     jobs=["bill", "dun"],
+    sealed_columns=[ACCOUNTS],
     config=Config,
 )

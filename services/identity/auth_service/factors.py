@@ -27,7 +27,7 @@ from services.identity.auth_service.totp import enrolment_uri, new_totp_secret, 
 Row = Mapping[str, Any]
 
 _TOTP_FIELD = "totp_factors.secret"
-_PASSKEY_FIELD = "passkeys.public_key"
+_PASSKEY_FIELD, _NAME_FIELD = "passkeys.public_key", "passkeys.name"
 
 
 @dataclass(frozen=True)
@@ -105,12 +105,12 @@ class FactorRules:
             new = self._party.register(answer, challenge=challenge.signed)
         except PasskeyWrong as error:
             raise PasskeyRefused(why=error) from None
-        sealed = await self._cipher.seal(new.public_key, subject=user_id, field=_PASSKEY_FIELD)
+        sealed = await self._seal_passkey(user_id, new.public_key, name)
         async with self._database.transaction():
             await self._store.lock_user(user_id)
             await self.require_room(user_id)
             passkey = await self._store.insert_passkey(
-                new.credential_id, user_id, sealed, new.sign_count, name, new.backed_up
+                new.credential_id, user_id, sealed[_PASSKEY_FIELD], new.sign_count, sealed[_NAME_FIELD], new.backed_up
             )
         if passkey is None:
             raise PasskeyRefused(why="it is registered already")
@@ -170,14 +170,31 @@ class FactorRules:
             raise MfaInvalid()
         return user_id
 
+    async def names_of(self, passkeys: Sequence[Row]) -> dict[bytes, str]:
+        """What their user calls them, by credential; but for those of a user who has just been erased."""
+        names = {each["credential_id"]: each["name"] for each in passkeys if each["name"] is not None}
+        sealed = [each for each in passkeys if each["name"] is None]
+        opened = await self._cipher.open_rows(
+            [(each["user_id"], each["name_sealed"]) for each in sealed], field=_NAME_FIELD
+        )
+        for each, name in zip(sealed, opened, strict=True):
+            if name is not None:
+                names[each["credential_id"]] = name.decode()
+        return names
+
     async def seal_passkeys(self) -> None:
-        """Those from before their public keys were sealed."""
+        """Those from before their public keys and names were sealed."""
 
         async def seal(passkey: Row) -> None:
-            sealed = await self._cipher.seal(passkey["public_key"], subject=passkey["user_id"], field=_PASSKEY_FIELD)
-            await self._store.seal_passkey(passkey["credential_id"], sealed)
+            names = await self.names_of([passkey])
+            public_key, name = await self._public_key(passkey), names[passkey["credential_id"]]
+            sealed = await self._seal_passkey(passkey["user_id"], public_key, name)
+            await self._store.seal_passkey(passkey["credential_id"], sealed[_PASSKEY_FIELD], sealed[_NAME_FIELD])
 
         await seal_rows(self._database, UNSEALED, seal)
+
+    async def _seal_passkey(self, user_id: str, public_key: bytes, name: str) -> dict[str, bytes]:
+        return await self._cipher.seal_all({_PASSKEY_FIELD: public_key, _NAME_FIELD: name.encode()}, subject=user_id)
 
     async def _public_key(self, passkey: Row) -> bytes:
         sealed = passkey["public_key_sealed"]

@@ -181,7 +181,7 @@ class AuthService:
         factors = await self._factors.of(call.user.user_id)
         return pb.ListFactorsResponse(
             totp=factors.totp,
-            passkeys=[_passkey(row) for row in factors.passkeys],
+            passkeys=await self._shown(factors.passkeys),
             recovery_codes_left=factors.recovery_codes_left,
         )
 
@@ -222,7 +222,8 @@ class AuthService:
         passkey, codes = await self._factors.register_passkey(
             call.user.user_id, challenge, _json(request.passkey), request.name
         )
-        return pb.FinishPasskeyRegistrationResponse(passkey=_passkey(passkey), recovery_codes=codes)
+        (shown,) = await self._shown([passkey])
+        return pb.FinishPasskeyRegistrationResponse(passkey=shown, recovery_codes=codes)
 
     async def RemovePasskey(self, request: pb.RemovePasskeyRequest, call: RequestContext) -> pb.RemovePasskeyResponse:
         await self._factors.remove_passkey(call.user.user_id, passkey_bytes(request.passkey_id))
@@ -261,12 +262,13 @@ class AuthService:
         self, request: pb.ListUserFactorsRequest, call: RequestContext
     ) -> pb.ListUserFactorsResponse:
         factors = await self._factors.of(request.user_id)
+        names = await self._factors.names_of(factors.passkeys)
         return pb.ListUserFactorsResponse(
             factors=user_auth_pb2.SecondFactors(
                 totp=factors.totp,
                 passkeys=[
                     user_auth_pb2.SecurityKey(
-                        name=row["name"],
+                        name=names.get(row["credential_id"], ""),
                         create_time=timestamp(row["create_time"]),
                         last_used_time=timestamp(row["last_used_time"]) if row["last_used_time"] else None,
                     )
@@ -275,6 +277,10 @@ class AuthService:
                 recovery_codes_left=factors.recovery_codes_left,
             )
         )
+
+    async def _shown(self, passkeys: Sequence[Mapping[str, Any]]) -> list[pb.Passkey]:
+        names = await self._factors.names_of(passkeys)
+        return [_passkey(row, names.get(row["credential_id"], "")) for row in passkeys]
 
     async def _ask(self, call: RequestContext, challenge: Challenge, factors: Factors) -> pb.MfaChallenge:
         """The challenge as the user sees it: any of their factors answers it, or the password if they have none."""
@@ -408,10 +414,10 @@ def _tokens(pair: token_mgr_pb2.TokenPair) -> pb.Tokens:
     )
 
 
-def _passkey(row: Mapping[str, Any]) -> pb.Passkey:
+def _passkey(row: Mapping[str, Any], name: str) -> pb.Passkey:
     return pb.Passkey(
         passkey_id=passkey_id(row["credential_id"]),
-        name=row["name"],
+        name=name,
         create_time=timestamp(row["create_time"]),
         last_used_time=timestamp(row["last_used_time"]) if row["last_used_time"] else None,
         backed_up=row["backed_up"],

@@ -7,12 +7,10 @@ import asyncpg
 from services.chassis.database import Database
 
 _PASSKEY = (
-    "credential_id, user_id::text, public_key, public_key_sealed, sign_count, name, backed_up, create_time, "
-    "last_used_time"
+    "credential_id, user_id::text, public_key, public_key_sealed, sign_count, name, name_sealed, backed_up, "
+    "create_time, last_used_time"
 )
-UNSEALED = (
-    "SELECT tenant_id, credential_id, user_id::text, public_key FROM passkeys WHERE public_key_sealed IS NULL LIMIT $1"
-)
+UNSEALED = f"SELECT tenant_id, {_PASSKEY} FROM passkeys WHERE public_key_sealed IS NULL OR name_sealed IS NULL LIMIT $1"
 
 
 class FactorStore:
@@ -74,30 +72,38 @@ class FactorStore:
         )
 
     async def insert_passkey(
-        self, credential_id: bytes, user_id: str, public_key_sealed: bytes, sign_count: int, name: str, backed_up: bool
+        self,
+        credential_id: bytes,
+        user_id: str,
+        public_key_sealed: bytes,
+        sign_count: int,
+        name_sealed: bytes,
+        backed_up: bool,
     ) -> asyncpg.Record | None:
         """None if it is registered already, whoever has it."""
         return await self._database.fetchrow(
             f"""
-            INSERT INTO passkeys (credential_id, user_id, public_key_sealed, sign_count, name, backed_up)
+            INSERT INTO passkeys (credential_id, user_id, public_key_sealed, sign_count, name_sealed, backed_up)
             VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING RETURNING {_PASSKEY}
             """,
             credential_id,
             user_id,
             public_key_sealed,
             sign_count,
-            name,
+            name_sealed,
             backed_up,
         )
 
-    async def seal_passkey(self, credential_id: bytes, public_key_sealed: bytes) -> None:
+    async def seal_passkey(self, credential_id: bytes, public_key_sealed: bytes, name_sealed: bytes) -> None:
         await self._database.execute(
             """
-            UPDATE passkeys SET public_key = NULL, public_key_sealed = $2
-            WHERE tenant_id = nexus.tenant_id() AND credential_id = $1 AND public_key_sealed IS NULL
+            UPDATE passkeys SET public_key = NULL, public_key_sealed = $2, name = NULL, name_sealed = $3
+            WHERE tenant_id = nexus.tenant_id() AND credential_id = $1
+              AND (public_key_sealed IS NULL OR name_sealed IS NULL)
             """,
             credential_id,
             public_key_sealed,
+            name_sealed,
         )
 
     async def use_passkey(self, credential_id: bytes, sign_count: int) -> bool:

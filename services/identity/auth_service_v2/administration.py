@@ -27,9 +27,9 @@ from services.chassis.service import Service
 from services.identity.auth_service_v2 import clients
 from services.identity.auth_service_v2.clients import Client
 from services.identity.auth_service_v2.outward import reachable, trust_problem
+from services.identity.auth_service_v2.spec import PROVIDER_SECRETS
 from services.identity.auth_service_v2.store import ClientStore, ProviderStore
 
-PROVIDER_SECRET = "provider secret"
 _DEFAULT_REGISTRATION_SECONDS = 3600
 _AUTHENTICATION = {
     pb.CLIENT_AUTHENTICATION_UNSPECIFIED: clients.BASIC,
@@ -151,7 +151,7 @@ class ClientService:
         problem = trust_problem(provider.issuer, self._networks)
         if problem:
             raise IssuerInvalid(why=problem)
-        purpose = f"{PROVIDER_SECRET} {call.tenant_id} {provider.provider_id}"
+        purpose = PROVIDER_SECRETS.purpose_of(call.tenant_id, provider.provider_id)
         row = await self._providers.insert(
             provider.provider_id,
             provider.title,

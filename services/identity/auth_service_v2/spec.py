@@ -3,7 +3,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from pydantic import BaseModel, field_validator
 
-from services.chassis.spec import ServiceSpec
+from services.chassis.spec import SealedColumn, ServiceSpec
 
 Network = IPv4Network | IPv6Network
 
@@ -37,10 +37,13 @@ def _networks(listed: str) -> tuple[Network, ...]:
     return tuple(ip_network(each.strip()) for each in listed.split(",") if each.strip())
 
 
+PROVIDER_SECRETS = SealedColumn("providers", "client_secret", "provider_id", "provider secret {tenant_id} {key}")
+
 SERVICE = ServiceSpec(
     id="auth-service-v2",
     port=3002,
     calls=["auth-service", "user-auth", "session-mgr", "token-mgr"],
     subscribes=["nexus.identity.user_auth.v1.UserErased"],
+    sealed_columns=[PROVIDER_SECRETS],
     config=Config,
 )

@@ -14,8 +14,8 @@ from joserfc.jwk import KeySet
 from services.chassis.ids import new_secret
 from services.chassis.issuers import tenant_issuer
 from services.chassis.service import Service
-from services.identity.auth_service_v2.administration import PROVIDER_SECRET
 from services.identity.auth_service_v2.outward import OutwardTransport, reachable, trust_problem
+from services.identity.auth_service_v2.spec import PROVIDER_SECRETS
 
 _TIMEOUT_SECONDS = 5.0
 _ALGORITHMS = ("RS256", "ES256", "PS256", "RS384", "ES384", "PS384", "RS512", "ES512", "PS512", "EdDSA")
@@ -103,7 +103,7 @@ class Upstream:
 
     def _client(self, provider: Mapping[str, Any], tenant_id: str) -> AsyncOAuth2Client:
         sealed = provider["client_secret"]
-        purpose = f"{PROVIDER_SECRET} {tenant_id} {provider['provider_id']}"
+        purpose = PROVIDER_SECRETS.purpose_of(tenant_id, provider["provider_id"])
         secret = self._sealer.open(sealed, purpose).decode() if sealed is not None else None
         base = tenant_issuer(self._settings, tenant_id)
         return AsyncOAuth2Client(

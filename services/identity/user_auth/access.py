@@ -4,10 +4,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from nexus.identity.user_auth.v1.faults import LastOwner, RoleBuiltIn, RoleInUse, RoleNotFound, UserChanged
-from services.chassis.context import User
+from services.chassis.context import OPERATOR_USER, User
 from services.chassis.database import Database
 from services.identity.user_auth.roles import (
     BUILT_IN,
+    EVERYTHING,
     OWNER,
     Rule,
     permissions_of,
@@ -74,12 +75,16 @@ class Access:
 
     async def assign(self, actor: User, user: Row, names: Sequence[str]) -> Row:
         """Inside a transaction that has locked the user."""
+        await self.require_may_give(actor, names)
+        return await self._users.set_roles(user["user_id"], {*user["roles"], *names})
+
+    async def require_may_give(self, actor: User, names: Sequence[str]) -> None:
+        """Raises RoleNotFound, RoleBeyondOwn. The roles stay until the transaction ends."""
         rules, own = {rule.name: rule for rule in await self._rules(names, lock="FOR SHARE")}, await self._own(actor)
         for name in names:
             if name not in rules:
                 raise RoleNotFound(role=name)
             require_within(rules[name], own)
-        return await self._users.set_roles(user["user_id"], {*user["roles"], *names})
 
     async def remove(self, actor: User, user: Row, names: Sequence[str]) -> Row:
         """Inside a transaction that has locked the owners and the user."""
@@ -92,7 +97,9 @@ class Access:
 
     async def _own(self, actor: User) -> Collection[str]:
         """What an actor may decide on: what their roles say, whatever modules are on now. An API key or a client
-        decides on no more than it was given, and so does somebody who is no user, the operator."""
+        decides on no more than it was given; the operator on everything, whatever modules are on."""
+        if actor.user_id == OPERATOR_USER:
+            return {EVERYTHING}
         user = None if actor.scoped else await self._users.by_id(actor.user_id)
         return actor.permissions if user is None else await self.permissions(user)
 

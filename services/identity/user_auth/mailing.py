@@ -18,7 +18,7 @@ from services.identity.user_auth.profiles import Profiles
 from services.identity.user_auth.spec import Config
 from services.identity.user_auth.store import UserStore
 
-VERIFY, RECOVER = "verify", "recover"
+VERIFY, RECOVER, INVITE = "verify", "recover", "invite"
 SEND_SECONDS = 1.0
 _BATCH = 100
 
@@ -28,6 +28,8 @@ class _Mail:
     subject: str
     body: str
     lifetime: timedelta
+    redeemed_as: str
+    """What the code is for."""
 
 
 class CodeMailer:
@@ -45,19 +47,27 @@ class CodeMailer:
                 "Verify your e-mail address",
                 "Your verification code is:\n\n    {code}\n\nIf you did not register, ignore this mail.\n",
                 config.verification_lifetime,
+                VERIFY,
             ),
             RECOVER: _Mail(
                 "Set a new password",
                 "The code to set a new password is:\n\n    {code}\n\n"
                 "If you did not ask for it, ignore this mail: your password stays as it is.\n",
                 config.recovery_lifetime,
+                RECOVER,
+            ),
+            INVITE: _Mail(
+                "You are invited",
+                "An account has been made for you. The code to choose its password is:\n\n    {code}\n",
+                config.invitation_lifetime,
+                RECOVER,
             ),
         }
 
     async def send(self, user: Mapping[str, Any], purpose: str) -> None:
         """Mail the user a fresh code; earlier ones for this purpose stop working."""
         mail, code = self._mails[purpose], new_secret()
-        await self._store.replace_code(user["user_id"], purpose, hash_secret(code), now() + mail.lifetime)
+        await self._store.replace_code(user["user_id"], mail.redeemed_as, hash_secret(code), now() + mail.lifetime)
         profile = await self._profiles.of(user)
         greeting = f"Hello{' ' + profile.display_name if profile.display_name else ''},\n\n"
         await self._mailer.send(profile.email, mail.subject, greeting + mail.body.format(code=code))

@@ -34,7 +34,8 @@ from services.identity.user_auth import passwords
 from services.identity.user_auth.access import Access
 from services.identity.user_auth.breaches import BreachedPasswords
 from services.identity.user_auth.exporting import Exporter
-from services.identity.user_auth.mailing import RECOVER, SEND_SECONDS, VERIFY, CodeMailer
+from services.identity.user_auth.identities import Identities, Identity
+from services.identity.user_auth.mailing import INVITE, RECOVER, SEND_SECONDS, VERIFY, CodeMailer
 from services.identity.user_auth.passwords import Policy
 from services.identity.user_auth.profiles import Profile, Profiles
 from services.identity.user_auth.roles import BUILT_IN, Rule, known_permissions
@@ -53,13 +54,14 @@ class UserService:
         self._config: Config = service.config
         self._database = service.database
         self._events = service.events
-        self._profiles = Profiles(FieldCipher(service.clients), service.sealer)
+        cipher = FieldCipher(service.clients)
+        self._profiles = Profiles(cipher, service.sealer)
         self._settings = TenantSettings(service.clients, service.signals)
         self._pager = Pager(service.sealer)
         self._sessions = service.clients.stub(SessionServiceStub)
         self._store = UserStore(service.database)
         self._roles = RoleStore(service.database)
-        self._identities = IdentityStore(service.database)
+        self._identities = Identities(service.database, IdentityStore(service.database), cipher, service.sealer)
         self._access = Access(service.database, self._store, self._roles)
         self._quotas = Quotas(service.clients, service.database)
         url = self._config.breached_passwords_url
@@ -68,6 +70,7 @@ class UserService:
         self._codes = CodeMailer(service.database, self._store, self._profiles, service.mailer, self._config)
         self._lockout = Lockout(service.database, self._config.lockout)
         service.every(_SEAL_SECONDS, self._seal_profiles)
+        service.every(_SEAL_SECONDS, self._identities.seal_rows)
         service.every(SEND_SECONDS, self._codes.send_requested)
         service.every(_FORGET_SECONDS, self._store.forget_expired)
         service.every(_FORGET_SECONDS, self._lockout.forget_old)
@@ -279,6 +282,19 @@ class UserService:
                     await self._end_sessions(user)
         return pb.ProvisionUserResponse(user=await self._shown(user))
 
+    async def CreateUser(self, request: pb.CreateUserRequest, call: RequestContext) -> pb.CreateUserResponse:
+        password_hash = None
+        if request.password:
+            await self._require_strong(request.password, Profile(request.email, request.display_name))
+            password_hash = await passwords.hash_password(request.password)
+        invited, roles = password_hash is None, sorted(set(request.roles))
+        async with self._database.transaction():
+            await self._access.require_may_give(call.user, roles)
+            user = await self._insert(request.email, request.display_name, password_hash, roles, verified=not invited)
+            if invited:
+                await self._codes.send(user, INVITE)
+        return pb.CreateUserResponse(user=await self._shown(user))
+
     async def ListRoles(self, request: pb.ListRolesRequest, call: RequestContext) -> pb.ListRolesResponse:
         built_in = [
             pb.Role(name=rule.name, description="May do everything.", allow=sorted(rule.allow), built_in=True)
@@ -332,7 +348,7 @@ class UserService:
         self, request: pb.ListMyIdentitiesRequest, call: RequestContext
     ) -> pb.ListMyIdentitiesResponse:
         rows = await self._identities.of(call.user.user_id)
-        return pb.ListMyIdentitiesResponse(identities=[_identity(row) for row in rows])
+        return pb.ListMyIdentitiesResponse(identities=map(_identity, rows))
 
     async def UnlinkIdentity(
         self, request: pb.UnlinkIdentityRequest, call: RequestContext
@@ -435,8 +451,8 @@ class UserService:
 
     async def _export(self, user_id: str) -> pb.UserExport:
         user = await self._require(user_id)
-        identities = await self._identities.of(user_id)
-        return await self._exporter.export(await self._shown(user), [_identity(row) for row in identities])
+        identities = list(map(_identity, await self._identities.of(user_id)))
+        return await self._exporter.export(await self._shown(user), identities)
 
     async def _end_sessions(self, user: Mapping[str, Any]) -> int:
         ended = await self._sessions.EndUserSessions(EndUserSessionsRequest(user_id=user["user_id"]))
@@ -504,10 +520,10 @@ def _role(row: Mapping[str, Any]) -> pb.Role:
     )
 
 
-def _identity(row: Mapping[str, Any]) -> pb.LinkedIdentity:
+def _identity(identity: Identity) -> pb.LinkedIdentity:
     return pb.LinkedIdentity(
-        identity_id=row["identity_id"],
-        issuer=row["issuer"],
-        subject=row["subject"],
-        create_time=timestamp(row["create_time"]),
+        identity_id=identity.identity_id,
+        issuer=identity.issuer,
+        subject=identity.subject,
+        create_time=timestamp(identity.create_time),
     )

@@ -18,6 +18,8 @@ class Config(BaseModel):
     """How long a code works that verifies an address."""
     recovery_lifetime: timedelta = timedelta(hours=1)
     """How long a code works that sets a new password."""
+    invitation_lifetime: timedelta = timedelta(days=7)
+    """How long a code works that lets somebody whom an administrator invited choose a password."""
     lockout_free: int = Field(default=5, ge=1)
     """Wrong passwords without a wait; after that it doubles each time, from `lockout_first` to `lockout_longest`."""
     lockout_first: timedelta = timedelta(seconds=10)

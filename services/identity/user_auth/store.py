@@ -6,7 +6,7 @@ from typing import Any
 
 import asyncpg
 
-from nexus.identity.user_auth.v1.faults import EmailTaken, IdentityTaken
+from nexus.identity.user_auth.v1.faults import EmailTaken
 from services.chassis.database import Database
 from services.chassis.ids import new_id
 from services.identity.user_auth.profiles import Address
@@ -20,7 +20,8 @@ _ADDRESS = "(email_digest = $1 OR email_key = $2)"
 _SEAL = "profile_sealed = $2, email_digest = $3, email = NULL, email_key = NULL, display_name = NULL"
 UNSEALED = "SELECT tenant_id, user_id::text, email, display_name FROM users WHERE profile_sealed IS NULL LIMIT $1"
 _TOUCH = "version = version + 1, update_time = now()"
-_IDENTITY = "identity_id::text, user_id::text, issuer, subject, create_time"
+_IDENTITY = "identity_id::text, user_id::text, issuer, subject, subject_sealed, create_time"
+UNSEALED_IDENTITIES = f"SELECT tenant_id, {_IDENTITY} FROM identities WHERE subject_sealed IS NULL LIMIT $1"
 _ROLE = "name, description, allow, deny, version"
 
 
@@ -326,32 +327,47 @@ class IdentityStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def link(self, user_id: str, issuer: str, subject: str) -> None:
-        """Raises IdentityTaken when it is another user's."""
-        owner = await self._database.fetchval(
+    async def link(self, user_id: str, issuer: str, subject_sealed: bytes, subject_digest: bytes) -> str:
+        """Returns whose it is: this user's, or that of whom it belongs to."""
+        owner: str = await self._database.fetchval(
             """
-            INSERT INTO identities AS i (identity_id, user_id, issuer, subject) VALUES ($1, $2, $3, $4)
-            ON CONFLICT ON CONSTRAINT identities_subject DO UPDATE SET issuer = i.issuer
+            INSERT INTO identities AS i (identity_id, user_id, issuer, subject_sealed, subject_digest)
+            VALUES ($1, $2, $3, $4, $5)
+            ON CONFLICT ON CONSTRAINT identities_digest DO UPDATE SET issuer = i.issuer
             RETURNING user_id::text
             """,
             new_id(),
             user_id,
             issuer,
-            subject,
+            subject_sealed,
+            subject_digest,
         )
-        if owner != user_id:
-            raise IdentityTaken()
+        return owner
 
-    async def user_of(self, issuer: str, subject: str) -> str | None:
+    async def user_of(self, issuer: str, subject: str, subject_digest: bytes) -> str | None:
+        """Rows that are not sealed yet have a `subject`, the others a digest."""
         user_id: str | None = await self._database.fetchval(
             """
             SELECT user_id::text FROM identities
-            WHERE tenant_id = nexus.tenant_id() AND issuer = $1 AND subject = $2
+            WHERE tenant_id = nexus.tenant_id() AND (subject_digest = $3 OR issuer = $1 AND subject = $2)
             """,
             issuer,
             subject,
+            subject_digest,
         )
         return user_id
+
+    async def seal(self, identity_id: str, subject_sealed: bytes, subject_digest: bytes) -> None:
+        """Of a row that still has the subject in clear."""
+        await self._database.execute(
+            """
+            UPDATE identities SET subject = NULL, subject_sealed = $2, subject_digest = $3
+            WHERE identity_id = $1 AND subject IS NOT NULL
+            """,
+            identity_id,
+            subject_sealed,
+            subject_digest,
+        )
 
     async def of(self, user_id: str) -> list[asyncpg.Record]:
         return await self._database.fetch(

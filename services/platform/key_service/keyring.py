@@ -3,6 +3,7 @@
 import hmac
 import logging
 import os
+import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
 
@@ -254,25 +255,35 @@ class Keyring:
         """Returns how many keys it destroyed."""
         return await self._all_due(self._store.due_for_destruction, self._store.destroy)
 
-    async def move_to_current_root(self) -> int:
+    async def move_to_current_root(self, most: int = sys.maxsize) -> int:
         """Wrap anew what an older root, or an older version of it, has wrapped; returns how many versions."""
         generation = await self._roots.current.generation()
-        total, moved = 0, -1
-        while moved:
-            moved = 0
+        moved, last = 0, None
+        while moved < most:
             async with self._database.transaction(platform_wide=True):
-                for version in await self._store.wrapped_otherwise(generation):
-                    assert version.wrapped is not None, "only what is there can be wrapped anew"
-                    purpose = _purpose(version.key.tenant_id, version.key.key_id, version.version)
-                    try:
-                        renewed = await self._roots.renew(version.wrapped, purpose)
-                    except (SealBroken, VaultError):
-                        logger.exception("a key cannot be unwrapped", extra={"key": version.key.key_id})
-                        continue
-                    await self._store.set_wrapped(version, renewed)
-                    moved += 1
-            total += moved
-        return total
+                batch = await self._store.wrapped_otherwise(generation, last)
+                moved += sum([await self._move(version) for version in batch])
+            if not batch:
+                break
+            last = batch[-1]
+        return moved
+
+    async def _move(self, version: Version) -> bool:
+        """Whether it could be wrapped anew."""
+        assert version.wrapped is not None, "only what is there can be wrapped anew"
+        purpose = _purpose(version.key.tenant_id, version.key.key_id, version.version)
+        try:
+            renewed = await self._roots.renew(version.wrapped, purpose)
+        except (SealBroken, VaultError):
+            logger.exception("a key cannot be unwrapped", extra={"key": version.key.key_id})
+            return False
+        await self._store.set_wrapped(version, renewed)
+        return True
+
+    async def wrapped_by(self) -> tuple[str, dict[str, int]]:
+        """The root that wraps now, and how many versions of all tenants' keys each has wrapped."""
+        async with self._database.transaction(platform_wide=True):
+            return await self._roots.current.generation(), await self._store.count_wrapped()
 
     async def forget_uses(self, keep: timedelta) -> None:
         await self._store.forget_uses(keep)

@@ -16,7 +16,7 @@ import httpx
 from nexus.type.v1.faults import DependencyUnavailable
 from services.chassis.sealing import SealBroken, Sealer
 
-LOCAL = "local"
+_LOCAL = "local"
 _VAULT_SECONDS = 2.0
 _REMEMBER = 10_000
 _REMEMBER_SECONDS = 60.0
@@ -25,7 +25,8 @@ _REMEMBER_SECONDS = 60.0
 @dataclass(frozen=True)
 class Wrapped:
     root: str
-    """What wrapped it: "local", or the version of Vault's key, as "vault:v3"."""
+    """What wrapped it: the version of the platform's root key, as "local:v2" ("local" is its first), or of Vault's key,
+    as "vault:v3"."""
     data: bytes
 
 
@@ -51,10 +52,11 @@ class LocalRoot:
         self._sealer = sealer
 
     async def generation(self) -> str:
-        return LOCAL
+        return _local(self._sealer.version)
 
     async def wrap(self, material: bytes, purpose: str) -> Wrapped:
-        return Wrapped(LOCAL, self._sealer.seal(material, purpose))
+        version = self._sealer.version
+        return Wrapped(_local(version), self._sealer.seal(material, purpose, version))
 
     async def unwrap(self, wrapped: Wrapped, purpose: str) -> bytes:
         return self._sealer.open(wrapped.data, purpose)
@@ -144,11 +146,15 @@ class Roots:
         return await self.current.wrap(await root.unwrap(wrapped, purpose), purpose)
 
     def _of(self, wrapped: Wrapped) -> RootKey:
-        if wrapped.root == LOCAL:
+        if wrapped.root.partition(":")[0] == _LOCAL:
             return self._local
         if self._vault is None:
             raise VaultError(f"a key is wrapped by {wrapped.root}, and no Vault is configured")
         return self._vault
+
+
+def _local(version: int) -> str:
+    return _LOCAL if version == 1 else f"{_LOCAL}:v{version}"
 
 
 def _wrapped(ciphertext: str) -> Wrapped:

@@ -25,6 +25,7 @@ from services.platform.key_service.store import KeyStore, Use, Version
 _TEND_SECONDS = 5.0
 _ROOT_SECONDS = 60.0
 _FORGET_SECONDS = 3600.0
+_REWRAP = 1000  # in one call: it must be done within its time
 
 
 class KeyService:
@@ -236,6 +237,17 @@ class VaultService:
         self, request: vault_pb.ShredSubjectRequest, call: RequestContext
     ) -> vault_pb.ShredSubjectResponse:
         return vault_pb.ShredSubjectResponse(destroyed_keys=await self._keyring.shred(request.subject))
+
+    async def RewrapKeys(
+        self, request: vault_pb.RewrapKeysRequest, call: RequestContext
+    ) -> vault_pb.RewrapKeysResponse:
+        moved = await self._keyring.move_to_current_root(_REWRAP)
+        current, roots = await self._keyring.wrapped_by()
+        return vault_pb.RewrapKeysResponse(
+            rewrapped_versions=moved,
+            current_root=current,
+            roots=[vault_pb.RootUse(root=root, key_versions=versions) for root, versions in roots.items()],
+        )
 
     async def _sealing_key(self, request: Any, call: RequestContext) -> Version:
         """A key that nobody asked for rotates all the same."""

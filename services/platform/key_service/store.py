@@ -340,16 +340,26 @@ class KeyStore:
         )
         return [_key(row) for row in rows]
 
-    async def wrapped_otherwise(self, root: str) -> list[Version]:
-        """A batch of all tenants' versions that another root than this wraps, locked."""
+    async def wrapped_otherwise(self, root: str, after: Version | None) -> list[Version]:
+        """A batch of all tenants' versions that another root than this wraps, locked, behind this one."""
         rows = await self._database.fetch(
             f"""
             SELECT {_VERSION} FROM keys k JOIN key_versions v USING (tenant_id, key_id)
-            WHERE v.root <> $1 AND v.wrapped IS NOT NULL LIMIT {_BATCH} FOR UPDATE OF v SKIP LOCKED
+            WHERE v.root <> $1 AND v.wrapped IS NOT NULL
+              AND ($2::text IS NULL OR (tenant_id, key_id, v.version) > ($2, $3::uuid, $4::int))
+            ORDER BY tenant_id, key_id, v.version LIMIT {_BATCH} FOR UPDATE OF v SKIP LOCKED
             """,
             root,
+            *(after.key.tenant_id, after.key.key_id, after.version) if after else (None, None, None),
         )
         return [_version(row) for row in rows]
+
+    async def count_wrapped(self) -> dict[str, int]:
+        """How many versions of all tenants' keys each root wraps."""
+        rows = await self._database.fetch(
+            "SELECT root, count(*) AS versions FROM key_versions WHERE wrapped IS NOT NULL GROUP BY root ORDER BY root"
+        )
+        return {row["root"]: row["versions"] for row in rows}
 
     async def set_wrapped(self, version: Version, wrapped: Wrapped) -> None:
         await self._database.execute(

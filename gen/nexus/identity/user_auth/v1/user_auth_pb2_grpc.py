@@ -70,6 +70,11 @@ class UserServiceStub:
                 request_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ProvisionUserRequest.SerializeToString,
                 response_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ProvisionUserResponse.FromString,
                 _registered_method=True)
+        self.CreateUser = channel.unary_unary(
+                '/nexus.identity.user_auth.v1.UserService/CreateUser',
+                request_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.CreateUserRequest.SerializeToString,
+                response_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.CreateUserResponse.FromString,
+                _registered_method=True)
         self.ResolveUser = channel.unary_unary(
                 '/nexus.identity.user_auth.v1.UserService/ResolveUser',
                 request_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ResolveUserRequest.SerializeToString,
@@ -267,6 +272,17 @@ class UserServiceServicer:
         ends their sessions if it is another: the first owner of a tenant, or a user brought over from elsewhere.
 
         Errors: PASSWORD_WEAK, QUOTA_EXCEEDED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateUser(self, request, context):
+        """Creates a user with roles, for whoever manages the users of the tenant: with a password, or else invited by a mail
+        with a code that CompleteRecovery takes. The address counts as verified with a password, else once the code has
+        been used. Nobody gives roles beyond their own. Sends UserCreated.
+
+        Errors: EMAIL_TAKEN, PASSWORD_WEAK, ROLE_NOT_FOUND, ROLE_BEYOND_OWN, QUOTA_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -539,6 +555,11 @@ def add_UserServiceServicer_to_server(servicer, server):
                     servicer.ProvisionUser,
                     request_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ProvisionUserRequest.FromString,
                     response_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ProvisionUserResponse.SerializeToString,
+            ),
+            'CreateUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateUser,
+                    request_deserializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.CreateUserRequest.FromString,
+                    response_serializer=nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.CreateUserResponse.SerializeToString,
             ),
             'ResolveUser': grpc.unary_unary_rpc_method_handler(
                     servicer.ResolveUser,
@@ -861,6 +882,33 @@ class UserService:
             '/nexus.identity.user_auth.v1.UserService/ProvisionUser',
             nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ProvisionUserRequest.SerializeToString,
             nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.ProvisionUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.identity.user_auth.v1.UserService/CreateUser',
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.CreateUserRequest.SerializeToString,
+            nexus_dot_identity_dot_user__auth_dot_v1_dot_user__auth__pb2.CreateUserResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -71,6 +71,13 @@ class UserServiceStub:
 
     Errors: PASSWORD_WEAK, QUOTA_EXCEEDED.
     """
+    CreateUser: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.CreateUserRequest, _user_auth_pb2.CreateUserResponse]
+    """Creates a user with roles, for whoever manages the users of the tenant: with a password, or else invited by a mail
+    with a code that CompleteRecovery takes. The address counts as verified with a password, else once the code has
+    been used. Nobody gives roles beyond their own. Sends UserCreated.
+
+    Errors: EMAIL_TAKEN, PASSWORD_WEAK, ROLE_NOT_FOUND, ROLE_BEYOND_OWN, QUOTA_EXCEEDED.
+    """
     ResolveUser: _grpc.UnaryUnaryMultiCallable[_user_auth_pb2.ResolveUserRequest, _user_auth_pb2.ResolveUserResponse]
     """Returns a user and what they may do, for a service that acts for them.
 
@@ -235,6 +242,13 @@ class UserServiceAsyncStub(UserServiceStub):
     ends their sessions if it is another: the first owner of a tenant, or a user brought over from elsewhere.
 
     Errors: PASSWORD_WEAK, QUOTA_EXCEEDED.
+    """
+    CreateUser: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.CreateUserRequest, _user_auth_pb2.CreateUserResponse]  # type: ignore[assignment]
+    """Creates a user with roles, for whoever manages the users of the tenant: with a password, or else invited by a mail
+    with a code that CompleteRecovery takes. The address counts as verified with a password, else once the code has
+    been used. Nobody gives roles beyond their own. Sends UserCreated.
+
+    Errors: EMAIL_TAKEN, PASSWORD_WEAK, ROLE_NOT_FOUND, ROLE_BEYOND_OWN, QUOTA_EXCEEDED.
     """
     ResolveUser: _aio.UnaryUnaryMultiCallable[_user_auth_pb2.ResolveUserRequest, _user_auth_pb2.ResolveUserResponse]  # type: ignore[assignment]
     """Returns a user and what they may do, for a service that acts for them.
@@ -439,6 +453,19 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         ends their sessions if it is another: the first owner of a tenant, or a user brought over from elsewhere.
 
         Errors: PASSWORD_WEAK, QUOTA_EXCEEDED.
+        """
+
+    @_abc_1.abstractmethod
+    def CreateUser(
+        self,
+        request: _user_auth_pb2.CreateUserRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_user_auth_pb2.CreateUserResponse, _abc.Awaitable[_user_auth_pb2.CreateUserResponse]]:
+        """Creates a user with roles, for whoever manages the users of the tenant: with a password, or else invited by a mail
+        with a code that CompleteRecovery takes. The address counts as verified with a password, else once the code has
+        been used. Nobody gives roles beyond their own. Sends UserCreated.
+
+        Errors: EMAIL_TAKEN, PASSWORD_WEAK, ROLE_NOT_FOUND, ROLE_BEYOND_OWN, QUOTA_EXCEEDED.
         """
 
     @_abc_1.abstractmethod

@@ -803,3 +803,74 @@ class ShredSubjectResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ShredSubjectResponse: _TypeAlias = ShredSubjectResponse  # noqa: Y015
+
+@_typing.final
+class RewrapKeysRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RewrapKeysRequest: _TypeAlias = RewrapKeysRequest  # noqa: Y015
+
+@_typing.final
+class RewrapKeysResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REWRAPPED_VERSIONS_FIELD_NUMBER: _builtins.int
+    CURRENT_ROOT_FIELD_NUMBER: _builtins.int
+    ROOTS_FIELD_NUMBER: _builtins.int
+    rewrapped_versions: _builtins.int
+    current_root: _builtins.str
+    """What wraps now: a version of the platform's root key, as "local:v2" ("local" is its first), or of Vault's key, as
+    "vault:v3".
+    """
+    @_builtins.property
+    def roots(self) -> _containers.RepeatedCompositeFieldContainer[Global___RootUse]:
+        """The roots that are still needed."""
+
+    def __init__(
+        self,
+        *,
+        rewrapped_versions: _builtins.int = ...,
+        current_root: _builtins.str = ...,
+        roots: _abc.Iterable[Global___RootUse] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["current_root", b"current_root", "rewrapped_versions", b"rewrapped_versions", "roots", b"roots"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RewrapKeysResponse: _TypeAlias = RewrapKeysResponse  # noqa: Y015
+
+@_typing.final
+class RootUse(_message.Message):
+    """What hangs on a root key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROOT_FIELD_NUMBER: _builtins.int
+    KEY_VERSIONS_FIELD_NUMBER: _builtins.int
+    root: _builtins.str
+    key_versions: _builtins.int
+    """How many versions of keys it has wrapped."""
+    def __init__(
+        self,
+        *,
+        root: _builtins.str = ...,
+        key_versions: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_versions", b"key_versions", "root", b"root"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RootUse: _TypeAlias = RootUse  # noqa: Y015

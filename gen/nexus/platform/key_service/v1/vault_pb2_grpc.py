@@ -107,6 +107,11 @@ class VaultServiceStub:
                 request_serializer=nexus_dot_platform_dot_key__service_dot_v1_dot_vault__pb2.ShredSubjectRequest.SerializeToString,
                 response_deserializer=nexus_dot_platform_dot_key__service_dot_v1_dot_vault__pb2.ShredSubjectResponse.FromString,
                 _registered_method=True)
+        self.RewrapKeys = channel.unary_unary(
+                '/nexus.platform.key_service.v1.VaultService/RewrapKeys',
+                request_serializer=nexus_dot_platform_dot_key__service_dot_v1_dot_vault__pb2.RewrapKeysRequest.SerializeToString,
+                response_deserializer=nexus_dot_platform_dot_key__service_dot_v1_dot_vault__pb2.RewrapKeysResponse.FromString,
+                _registered_method=True)
 
 
 class VaultServiceServicer:
@@ -243,6 +248,14 @@ class VaultServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RewrapKeys(self, request, context):
+        """Wraps versions of all tenants' keys anew that an older root key has wrapped, a thousand in a call; the rest is
+        done within a few minutes, or by more calls. For operators who have changed the root key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_VaultServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -315,6 +328,11 @@ def add_VaultServiceServicer_to_server(servicer, server):
                     servicer.ShredSubject,
                     request_deserializer=nexus_dot_platform_dot_key__service_dot_v1_dot_vault__pb2.ShredSubjectRequest.FromString,
                     response_serializer=nexus_dot_platform_dot_key__service_dot_v1_dot_vault__pb2.ShredSubjectResponse.SerializeToString,
+            ),
+            'RewrapKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.RewrapKeys,
+                    request_deserializer=nexus_dot_platform_dot_key__service_dot_v1_dot_vault__pb2.RewrapKeysRequest.FromString,
+                    response_serializer=nexus_dot_platform_dot_key__service_dot_v1_dot_vault__pb2.RewrapKeysResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -698,6 +716,33 @@ class VaultService:
             '/nexus.platform.key_service.v1.VaultService/ShredSubject',
             nexus_dot_platform_dot_key__service_dot_v1_dot_vault__pb2.ShredSubjectRequest.SerializeToString,
             nexus_dot_platform_dot_key__service_dot_v1_dot_vault__pb2.ShredSubjectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RewrapKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.platform.key_service.v1.VaultService/RewrapKeys',
+            nexus_dot_platform_dot_key__service_dot_v1_dot_vault__pb2.RewrapKeysRequest.SerializeToString,
+            nexus_dot_platform_dot_key__service_dot_v1_dot_vault__pb2.RewrapKeysResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -108,6 +108,10 @@ class VaultServiceStub:
     """Destroys the keys that any service has for a subject, now and for good, and lets no new ones be made: for the
     erasure of a person.
     """
+    RewrapKeys: _grpc.UnaryUnaryMultiCallable[_vault_pb2.RewrapKeysRequest, _vault_pb2.RewrapKeysResponse]
+    """Wraps versions of all tenants' keys anew that an older root key has wrapped, a thousand in a call; the rest is
+    done within a few minutes, or by more calls. For operators who have changed the root key.
+    """
 
 @_typing.type_check_only
 class VaultServiceAsyncStub(VaultServiceStub):
@@ -188,6 +192,10 @@ class VaultServiceAsyncStub(VaultServiceStub):
     ShredSubject: _aio.UnaryUnaryMultiCallable[_vault_pb2.ShredSubjectRequest, _vault_pb2.ShredSubjectResponse]  # type: ignore[assignment]
     """Destroys the keys that any service has for a subject, now and for good, and lets no new ones be made: for the
     erasure of a person.
+    """
+    RewrapKeys: _aio.UnaryUnaryMultiCallable[_vault_pb2.RewrapKeysRequest, _vault_pb2.RewrapKeysResponse]  # type: ignore[assignment]
+    """Wraps versions of all tenants' keys anew that an older root key has wrapped, a thousand in a call; the rest is
+    done within a few minutes, or by more calls. For operators who have changed the root key.
     """
 
 class VaultServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -350,6 +358,16 @@ class VaultServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_vault_pb2.ShredSubjectResponse, _abc.Awaitable[_vault_pb2.ShredSubjectResponse]]:
         """Destroys the keys that any service has for a subject, now and for good, and lets no new ones be made: for the
         erasure of a person.
+        """
+
+    @_abc_1.abstractmethod
+    def RewrapKeys(
+        self,
+        request: _vault_pb2.RewrapKeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vault_pb2.RewrapKeysResponse, _abc.Awaitable[_vault_pb2.RewrapKeysResponse]]:
+        """Wraps versions of all tenants' keys anew that an older root key has wrapped, a thousand in a call; the rest is
+        done within a few minutes, or by more calls. For operators who have changed the root key.
         """
 
 def add_VaultServiceServicer_to_server(servicer: VaultServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
