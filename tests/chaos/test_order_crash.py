@@ -1,8 +1,9 @@
 """A process is killed at every step of an order: before it is done, after, while it is undone, while it is refunded.
 
 Mostly it is the one that carries out the order, sometimes the one with billing, invoices and the ledger, or the one
-with stock and shipping: before it has done its step, and after it has, before it could say so. Afterwards every order is complete or undone, every customer charged at most once, and
-everything adds up: by SQL that shares no code with the services.
+with stock and shipping: before it has done its step, and after it has, before it could say so. Afterwards every order
+is complete or undone, every customer charged at most once, and everything adds up: by SQL that shares no code with the
+services.
 """
 
 import asyncio
@@ -28,7 +29,7 @@ from tests.platforms import Platform
 pytestmark = pytest.mark.xdist_group("chaos")
 
 FORWARD, CANCEL, MIDWAY, REFUND = "goes through", "is cancelled", "is cancelled midway", "is refunded"
-HOLD_SECONDS, LEASE_SECONDS = 2.0, 6.0
+HOLD_SECONDS, LEASE_SECONDS = 1.5, 4.5
 """A process dies so long after the first of its orders has come to its point: with all that have come to theirs.
 The lease is longer, so that nobody goes on with them before."""
 AT_ONCE, USERS = 40, 6
