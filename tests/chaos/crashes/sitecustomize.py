@@ -2,9 +2,10 @@
 PYTHONPATH leads here (`tests/chaos/test_order_crash.py`), and it wraps what the saga of orders does.
 
 A file in the folder TEST_ORDER_CRASHES, named by a cart, says where, how long to wait there, so that others come to
-theirs, and which process to kill if not the one that has come there: "after do capture 2 [finance]". It happens once,
-to a process that lives at that moment, and a file of the same name in `kills` says to which. The instance that shares
-its process with other services leaves it to one that does not.
+theirs, and which process to kill if not the one that has come there: "after do capture 2 [finance]". "unanswered" is
+after a step's commit at the victim, whose answer is lost with it. It happens once, to a process that lives at that
+moment, and a file of the same name in `kills` says to which. The instance that shares its process with other services
+leaves it to one that does not.
 """
 
 import importlib.abc
@@ -47,6 +48,7 @@ def wrap(module: Any) -> None:
     import signal
 
     from mesh.local.supervisor import find, read_state
+    from nexus.type.v1.faults import DependencyUnavailable
     from services.chassis.saga import Later
 
     orders, folder = module.Orders, Path(os.environ["TEST_ORDER_CRASHES"])
@@ -62,13 +64,14 @@ def wrap(module: Any) -> None:
         (folder / "kills" / trap.name).write_text(str(pid))
         trap.unlink()
 
-    async def die(when: str, action: Any, order: Any) -> None:
+    async def die(when: str, action: Any, order: Any) -> bool:
+        """Whether somebody else did."""
         trap = folder / order.cart_id
         if not trap.exists():
-            return
+            return False
         wanted_when, verb, what, seconds, *victim = trap.read_text().split()
         if (verb, what) != (action.verb, action.what):
-            return
+            return False
         if not victim and not os.environ.get("NEXUS_INSTANCE"):
             raise Later("left to a process that may die")
         if wanted_when == when:
@@ -79,15 +82,19 @@ def wrap(module: Any) -> None:
                 note(trap, pid)
                 await asyncio.sleep(float(seconds))
                 os.kill(pid, signal.SIGKILL)
-                return
+                return False
             await asyncio.sleep(float(seconds))  # if we die ourselves meanwhile, whoever goes on comes here again
             if now_lives := pid_of(victim[0]):  # or it has been killed for another order meanwhile
                 os.kill(pid := now_lives, signal.SIGKILL)
             note(trap, pid)
+            return True
+        return False
 
     async def outcome_or_death(self: Any, order: Any, action: Any) -> Any:
         await die("before", action, order)
         event = await outcome(self, order, action)
+        if event is not None and await die("unanswered", action, order):
+            raise DependencyUnavailable(dependency="whoever died")
         if event is not None:
             await die("after", action, order)
         return event
