@@ -20,7 +20,7 @@ Row = dict[str, Any]
 
 WIDTH, BAR, GAP = 560, 18, 6
 NOTES = (
-    "Ours and the peer are measured in turn (A B A B) figures are medians of the rounds, ± half the spread.",
+    "Ours and the peer are measured in turn (A B A B); figures are medians of the rounds, ± half the spread.",
     "Ours is called through TLS 1.3, the edge and the mesh; peers on plain HTTP, at their own port (not `cached`).",
     "The load generator runs on the same machine. Figures of two runs do not compare; ratios may.",
 )
