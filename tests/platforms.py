@@ -1,5 +1,6 @@
 """Real platforms for tests: started by `nexus up`, called as people call them."""
 
+import asyncio
 import contextlib
 import os
 import random
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -71,6 +72,18 @@ def eventually(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
             return result
         assert time.monotonic() < deadline, f"{condition} did not become true within {seconds} s"
         time.sleep(0.05)
+
+
+async def within_a_second(done: Callable[[], Awaitable[bool]]) -> None:
+    """Ask until it is done; whoever asks a second from now must be told that it is. How long an answer takes is not
+    counted: it may have been right when it was given."""
+    promised = time.monotonic() + 1
+    while True:
+        asked = time.monotonic()
+        if await done():
+            return
+        assert asked < promised, "a second later it was not done"
+        await asyncio.sleep(0.01)
 
 
 @dataclass(frozen=True)
