@@ -1,5 +1,6 @@
 """Real platforms for tests: started by `nexus up`, called as people call them."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -93,6 +94,18 @@ def _complains(line: str, since: float) -> bool:
     ):  # the supervisor's: 2026-11-23T17:32:32.194+00:00 nexus: was killed by SIGKILL
         return datetime.fromisoformat(line.partition(" nexus: ")[0]).timestamp() >= since
     return False
+
+
+async def within_a_second(done: Callable[[], Awaitable[bool]]) -> None:
+    """Ask until it is done; whoever asks a second from now must be told that it is. How long an answer takes is not
+    counted: it may have been right when it was given."""
+    promised = time.monotonic() + 1
+    while True:
+        asked = time.monotonic()
+        if await done():
+            return
+        assert asked < promised, "a second later it was not done"
+        await asyncio.sleep(0.01)
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def session() -> Iterator[requests.Session]:
 def test_every_operation_keeps_to_the_document(
     operation: str, platform: Platform, owner: SignedIn, session: requests.Session
 ) -> None:
-    @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
     def keeps(case: Any) -> None:
         case.call_and_validate(platform.http_url, session, owner.headers, checks=CHECKS)
 

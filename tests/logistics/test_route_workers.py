@@ -48,7 +48,7 @@ async def solve(workers: Workers, problem: Problem, effort: int = 1, seconds: fl
 
 
 async def gone(process: psutil.Process) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:  # noqa: ASYNC110  not ours to signal
             await asyncio.sleep(0.02)
 

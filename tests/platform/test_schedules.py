@@ -245,7 +245,7 @@ async def test_whoever_waits_at_a_queue_gets_the_job_as_it_comes(api: Api) -> No
     started = time.monotonic()
     jobs = await asyncio.gather(*(api.post("jobs", job={"queue": "q"}) for _ in range(5)))
     leased = [(await task)["jobs"] for task in waiting]
-    assert time.monotonic() - started < 2.0
+    assert time.monotonic() - started < 8, "before their wait is over"
     assert sorted(job["job"]["jobId"] for [job] in leased) == sorted(job["job"]["jobId"] for job in jobs)
 
 

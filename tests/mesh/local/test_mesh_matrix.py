@@ -168,7 +168,7 @@ def test_an_older_tls_is_refused(settings: Settings, inbound: Path) -> None:
 
 def test_plaintext_is_not_answered(inbound: Path) -> None:
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(5)
+        connection.settimeout(20)
         connection.connect(str(inbound))
         connection.sendall(PREFACE)
         assert connection.recv(1024)[:1] in (b"", TLS_ALERT)

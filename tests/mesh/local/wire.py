@@ -152,7 +152,7 @@ def shake_hands(path: Path, context: ssl.SSLContext) -> x509.Certificate:
     In TLS 1.3 the server judges our certificate after we are done, so only its first words show that it took it.
     """
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(5)
+        connection.settimeout(20)
         connection.connect(str(path))
         with context.wrap_socket(connection) as secured:
             with contextlib.suppress(ssl.SSLEOFError):  # it may have hung up, and what it said is still to be read
