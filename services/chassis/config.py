@@ -7,12 +7,13 @@ ignored.
 
 import difflib
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
@@ -192,6 +193,12 @@ def _load(model: type[Model], prefix: str, variables: Mapping[str, str]) -> Mode
             hint = f" Did you mean {nearest[0]}?" if nearest else ""
             raise ConfigError(f"Unknown setting {name}.{hint}")
     values: dict[str, Any] = {fields[name]: value for name, value in variables.items() if value != ""}
+    for name in values:
+        if get_origin(model.model_fields[name].annotation) is dict:
+            try:
+                values[name] = json.loads(values[name])
+            except ValueError as error:
+                raise ConfigError(f"{prefix}{name.upper()}: it must be a JSON object ({error})") from None
     try:
         return model.model_validate(values)
     except ValidationError as error:

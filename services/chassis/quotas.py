@@ -23,15 +23,17 @@ class Quotas:
         self._database = database
         self._giving_back: set[asyncio.Task[None]] = set()
 
-    async def take(self, counter: str, row_id: str) -> None:
+    async def take(self, counter: str, row_id: str, present: int) -> None:
         """One, in the transaction that inserts the row: given back if that comes to nothing. A process that dies
-        between the two leaves one that is counted and not there.
+        between the two leaves one that is counted and not there. `present` is how many rows there are without it:
+        those of before the tenant's plan counted them.
 
         Raises QuotaExceeded.
         """
         tenant = current_tenant()
         assert tenant is not None, "quotas belong to a tenant"
-        await self._quotas.ConsumeQuota(ConsumeQuotaRequest(counter=counter, amount=1, request_id=row_id))
+        request = ConsumeQuotaRequest(counter=counter, amount=1, request_id=row_id, present=present)
+        await self._quotas.ConsumeQuota(request)
         self._database.after_rollback(lambda: self._give_back_later(tenant, counter, row_id))
 
     def _give_back_later(self, tenant: str, counter: str, row_id: str) -> None:

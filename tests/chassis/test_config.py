@@ -115,3 +115,17 @@ def test_sockets_move_where_the_path_fits_a_unix_socket(tmp_path: Path) -> None:
 
 def test_a_home_in_the_users_folder_is_found() -> None:
     assert load_settings({"NEXUS_HOME": "~/nexus"}).home == Path.home() / "nexus"
+
+
+class WithNames(BaseModel):
+    """A service's configuration with a setting of many values."""
+
+    names: dict[str, int] = {}
+
+
+def test_a_setting_of_many_values_is_json() -> None:
+    name = "NEXUS_SHOP_NAMES"
+    assert load_service_config(WithNames, "shop", {name: '{"ann": 1}'}).names == {"ann": 1}
+    for bad in ("ann=1", "[1]", '{"ann": "x"}', "1"):
+        with pytest.raises(ConfigError, match=f"^{name}: "):
+            load_service_config(WithNames, "shop", {name: bad})

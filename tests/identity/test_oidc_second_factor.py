@@ -10,8 +10,18 @@ import httpx
 import pytest
 
 from tests.identity.authenticators import Authenticator
-from tests.identity.oidc import Browser, authorization, claims_of, issuer, query_of, register, signed_in, status
-from tests.identity.people import body, enroll_totp
+from tests.identity.oidc import (
+    Browser,
+    authorization,
+    claims_of,
+    issuer,
+    query_of,
+    register,
+    relying_party,
+    signed_in,
+    status,
+)
+from tests.identity.people import body, claims, enroll_totp, reason
 from tests.platforms import Platform, SignedIn, Tenant
 
 HEADING = "<h1>Prove that it is you</h1>"
@@ -139,3 +149,30 @@ def sha256_source(text: str) -> str:
     import hashlib
 
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+async def test_an_access_token_carries_the_two_factors_of_its_session(
+    platform: Platform, tenant: Tenant, http: httpx.AsyncClient
+) -> None:
+    """To where a method asks for them, and the scope lets the client in."""
+    plain, ann = await tenant.sign_in("owner"), await tenant.sign_in("owner")
+    totp, _ = await enroll_totp(http, ann)
+    client = await register(tenant, http, firstParty=True, scopes=["openid", "keys.manage"])
+    made = {"name": "k", "algorithm": "KEY_ALGORITHM_AES_256_GCM"}
+    key_id = body(await http.post("/api/v1/keys", headers=plain.headers, json=made))["key"]["keyId"]
+
+    async def destroy(by: SignedIn, code: str = "") -> httpx.Response:
+        async with Browser(platform) as browser, relying_party(tenant, client, scope="openid keys.manage") as authlib:
+            url, _ = authlib.create_authorization_url(f"{issuer(tenant)}/oauth2/authorize", code_verifier="v" * 43)
+            page = await browser.sign_in(await browser.get(url), by.email)
+            if code:
+                page = await browser.submit(page, code=code)
+            location = page.headers["location"]
+            token = await authlib.fetch_token(authorization_response=location, code_verifier="v" * 43)
+            token = await authlib.refresh_token(f"{issuer(tenant)}/oauth2/token", refresh_token=token["refresh_token"])
+        assert claims(token["access_token"])["acr"] == ("aal2" if code else "aal1")
+        bearer = {"authorization": f"Bearer {token['access_token']}"}
+        return await http.post(f"/api/v1/keys/{key_id}:schedule-destruction", headers=bearer, json={})
+
+    assert reason(await destroy(plain)) == "STEP_UP_REQUIRED"
+    assert body(await destroy(ann, totp.code()))["key"]["state"] == "KEY_STATE_DESTROYING"

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
+from services.identity.auth_service_v2.accounts import by_two_factors
 from tests.identity.oidc import (
     Browser,
     Registered,
@@ -197,3 +198,51 @@ async def test_a_newcomer_who_comes_back_in_many_tabs_at_once_is_one_user(
     assert all(f"You are signed in as <strong>{email}</strong>" in text for text in shown), shown
     without_password = "SELECT count(*) FROM user_auth.users WHERE tenant_id = $1 AND password_hash IS NULL"
     assert await value(platform, without_password, tenant.tenant_id) == 1
+
+
+async def test_where_two_factors_are_required_an_upstream_that_asked_for_them_is_enough_and_one_that_did_not_is_not(
+    platform: Platform, tenant: Tenant, other_tenant: Tenant, http: httpx.AsyncClient
+) -> None:
+    client, careful, careless = (
+        await connect(tenant, other_tenant, http),
+        await other_tenant.sign_in(),
+        await other_tenant.sign_in(),
+    )
+    totp, _ = await enroll_totp(http, careful)
+    owner = await tenant.sign_in("owner")
+    body(await http.put("/api/v1/settings/security.require_mfa", headers=owner.headers, json={"value": {"flag": True}}))
+
+    async def comes_back(email: str, code: str = "") -> httpx.Response:
+        async with Browser(platform) as browser:
+            page, _ = await at_upstream(browser, tenant, client)
+            there = page.url.path.rpartition("/")[0]
+            page = await browser.sign_in(page, email)
+            if code:
+                page = await browser.submit(page, code=code)
+            return await browser.submit(page, decision="allow") if page.url.path.startswith(there) else page
+
+    for _ in range(50):  # the setting is on its way for moments
+        refused = await comes_back(careless.email)
+        if "Allow" not in refused.text:
+            break
+    assert "A second factor is required here" in refused.text
+    welcome = await comes_back(careful.email, totp.code())
+    assert "Allow" in welcome.text, welcome.text
+    methods = "SELECT methods FROM session_mgr.sessions WHERE tenant_id = $1 AND assurance = 'aal2'"
+    assert await value(platform, methods, tenant.tenant_id) == ["fed", "mfa"]
+
+
+@pytest.mark.parametrize(
+    ("claims", "counts"),
+    [
+        ({"amr": ["pwd", "mfa"]}, True),
+        ({"acr": "aal2"}, True),
+        ({}, False),
+        ({"amr": ["pwd", "otp"]}, False),
+        ({"amr": "mfa"}, False),
+        ({"amr": None, "acr": ["aal2"]}, False),
+        ({"acr": "1"}, False),
+    ],
+)
+def test_what_an_upstream_may_call_two_factors(claims: dict[str, object], counts: bool) -> None:
+    assert by_two_factors(claims) == counts

@@ -92,3 +92,28 @@ async def test_a_tenant_has_no_more_api_keys_than_its_plan_allows(
     body(await make(ann))
     body(await http.delete(f"/api/v1/users/{ann.user_id}", headers=owner.headers))
     assert await used(http, owner, "api_keys", lambda count: count == 1) == 1
+
+
+async def test_what_was_there_before_the_plan_counted_it_is_counted(
+    http: httpx.AsyncClient, tenant: Tenant, root: SignedIn
+) -> None:
+    owner, ann = await tenant.sign_in("owner"), await tenant.sign_in("owner")
+    await tenant.provision()
+    made = {"title": "Test", "scopes": ["users.read"]}
+    for _ in range(2):
+        body(await http.post(KEYS, headers=owner.headers, json=made))
+    await give_plan(http, root, tenant, quotas=[quota("users", 5, "TOTAL"), quota("api_keys", 3, "TOTAL")])
+
+    answers = await asyncio.gather(*(register(http, tenant) for _ in range(4)))
+    assert statuses(answers) == {200: 2, 429: 2}
+    answers = await asyncio.gather(*(http.post(KEYS, headers=owner.headers, json=made) for _ in range(3)))
+    assert statuses(answers) == {200: 1, 429: 2}
+    assert await used(http, owner, "users", lambda count: count == 5) == 5
+
+    # While the plan counts nothing, others come and go; then it counts again.
+    await give_plan(http, root, tenant)
+    assert (await register(http, tenant)).status_code == 200
+    body(await http.delete(f"/api/v1/users/{ann.user_id}", headers=owner.headers))
+    assert await used(http, owner, "users", lambda count: count == 3) == 3  # of this month
+    await give_plan(http, root, tenant, quotas=[quota("users", 6, "TOTAL")])
+    assert statuses([await register(http, tenant) for _ in range(2)]) == {200: 1, 429: 1}

@@ -14,6 +14,8 @@ class Proof:
 PASSWORD = Proof("aal1", ("pwd",))
 RECOGNIZED = {"pwd": PASSWORD, "fed": Proof("aal1", ("fed",))}
 """By how another service recognised the user. RFC 8176 has no name for an upstream provider's word."""
+ELSEWHERE_BY_TWO = Proof("aal2", ("fed", "mfa"))
+"""By an upstream provider that says that it asked for two factors."""
 SECOND_FACTOR = {
     "totp_code": Proof("aal2", ("pwd", "otp", "mfa")),
     "recovery_code": Proof("aal2", ("pwd", "otp", "mfa")),

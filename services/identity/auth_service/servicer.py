@@ -39,13 +39,21 @@ from services.identity.auth_service.challenges import (
 )
 from services.identity.auth_service.factors import FactorRules, Factors
 from services.identity.auth_service.passkeys import Json, RelyingParty, passkey_bytes, passkey_id
-from services.identity.auth_service.proofs import PASSKEY_ALONE, PASSWORD, RECOGNIZED, SECOND_FACTOR, Proof, after
+from services.identity.auth_service.proofs import (
+    ELSEWHERE_BY_TWO,
+    PASSKEY_ALONE,
+    PASSWORD,
+    RECOGNIZED,
+    SECOND_FACTOR,
+    Proof,
+    after,
+)
 from services.identity.auth_service.spec import Config
 from services.identity.auth_service.store import FactorStore
 
 _FORGET_SECONDS = 3600.0
 _SEAL_SECONDS = 5.0
-_PASSWORD_METHOD = "pwd"  # RFC 8176
+_TWO_FACTORS = "mfa"  # RFC 8176
 _RECOGNIZERS = ("auth-service-v2", OPERATOR)
 """Who may say that it has recognised a user. Others may call us, and sign nobody in."""
 
@@ -248,13 +256,14 @@ class AuthService:
             ip_address=request.ip_address,
         )
         factors = await self._factors.of(request.user_id)
-        if factors:
+        by_two = request.recognized_by == "fed" and request.two_factors_elsewhere
+        if factors and not by_two:
             return pb.SignInRecognizedResponse(mfa=await self._ask(call, challenge, factors))
-        proof = RECOGNIZED[request.recognized_by]
+        proof = ELSEWHERE_BY_TWO if by_two else RECOGNIZED[request.recognized_by]
         if await self._lacks_factor(proof.methods):
             raise SecondFactorMissing()
         tokens, session = await self._sign_in(
-            call, request.user_id, request.credentials_version, proof, second_factor=False, device=challenge
+            call, request.user_id, request.credentials_version, proof, second_factor=bool(factors), device=challenge
         )
         return pb.SignInRecognizedResponse(tokens=tokens, session=session)
 
@@ -358,9 +367,9 @@ class AuthService:
         return _tokens(issued.tokens), session
 
     async def _lacks_factor(self, methods: Sequence[str]) -> bool:
-        """Whether a second factor is required of a user who has none. Where a password is not what proves who they
-        are, an upstream provider does, and asks for what it wants."""
-        return _PASSWORD_METHOD in methods and await self._settings.flag("security.require_mfa")
+        """Whether a second factor is required of a user who has none, and who has not proved two to an upstream
+        provider."""
+        return _TWO_FACTORS not in methods and await self._settings.flag("security.require_mfa")
 
     async def _permitted(
         self, permissions: Sequence[str], session: session_mgr_pb2.Session, *, second_factor: bool

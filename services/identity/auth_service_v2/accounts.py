@@ -50,6 +50,8 @@ _Recognized = (
 )
 """What says who the user is, and under which version of their credentials."""
 
+_TWO_FACTORS = ("aal2", "aal3", "http://schemas.openid.net/pape/policies/2007/06/multi-factor")
+"""NIST SP 800-63B; OpenID Provider Authentication Policy Extension 1.0, section 4."""
 _TOTP_CODE = re.compile(r"[0-9]{6}")
 _MAX_CODE = 64
 _MAX_DEPTH = 8
@@ -125,7 +127,7 @@ class Accounts:
                 user: _Recognized = await self._users.ResolveIdentity(identity)
             except IdentityNotLinked:
                 user = await self._provision(identity, profile)
-            return await self._recognized("fed", user, call)
+            return await self._recognized("fed", user, call, by_two_factors=by_two_factors(profile))
         except (UserDisabled, CredentialsInvalid):
             raise NoAccount("Your account is disabled.") from None
         except QuotaExceeded:
@@ -169,6 +171,8 @@ class Accounts:
         how: str,
         user: _Recognized,
         call: RequestContext,
+        *,
+        by_two_factors: bool = False,
     ) -> BrowserSession | SecondFactor:
         answer = await self._auth.SignInRecognized(
             SignInRecognizedRequest(
@@ -177,6 +181,7 @@ class Accounts:
                 recognized_by=how,
                 user_agent=call.user_agent[:512],
                 ip_address=call.client_address()[:64],
+                two_factors_elsewhere=by_two_factors,
             )
         )
         if answer.HasField("session"):
@@ -210,6 +215,13 @@ class Accounts:
         raise AddressTaken(
             "There is an account with your e-mail address already. Sign in to it here, and the two are linked."
         )
+
+
+def by_two_factors(claims: Mapping[str, Any]) -> bool:
+    """Whether an upstream provider's ID token says that the user has proved two factors: by `amr` (RFC 8176, section
+    2) or by an `acr` that means so."""
+    amr = claims.get("amr")
+    return (isinstance(amr, list) and "mfa" in amr) or claims.get("acr") in _TWO_FACTORS
 
 
 def cookies(call: RequestContext) -> dict[str, str]:

@@ -176,6 +176,8 @@ class Grants:
                     client_id=client.client_id,
                     scope=scope,
                     permissions=held(scope.split(), user.permissions),
+                    assurance=session.assurance if session else "",
+                    methods=session.methods if session else [],
                 )
             )
         except ScopeTooWide:
@@ -308,6 +310,8 @@ class Grants:
                     expire_time=timestamp(now() + self._config.offline_lifetime if offline else session.expires),
                     refreshable=clients.REFRESH_TOKEN in client.grant_types,
                     auth_time=timestamp(auth_time),
+                    assurance=session.assurance,
+                    methods=session.methods,
                 )
             )
         except (GrantExists, SessionEnded, UserNotFound, UserDisabled):

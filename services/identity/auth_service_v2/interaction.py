@@ -13,7 +13,7 @@ from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import KeySet
 
-from nexus.identity.auth_service.v1.faults import ChallengeInvalid
+from nexus.identity.auth_service.v1.faults import ChallengeInvalid, SecondFactorMissing
 from nexus.identity.user_auth.v1.faults import CredentialsInvalid
 from nexus.identity.user_auth.v1.user_auth_pb2 import ResolveUserRequest
 from nexus.identity.user_auth.v1.user_auth_pb2_grpc import UserServiceStub
@@ -225,6 +225,8 @@ class Interaction:
             return await self._sign_in_page({**state["errand"], "link": link}, call, problem=str(taken))
         except (UpstreamFailed, NoAccount) as failure:
             return await self._sign_in_page(state["errand"], call, problem=str(failure))
+        except SecondFactorMissing as missing:
+            return await self._sign_in_page(state["errand"], call, problem=missing.message)
         return await self._go_on(state["errand"], signed_in, call)
 
     async def _go_on(self, errand: Errand, signed_in: BrowserSession | SecondFactor, call: RequestContext) -> Reply:

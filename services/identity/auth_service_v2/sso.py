@@ -99,7 +99,8 @@ class Upstream:
             raise UpstreamFailed("The provider speaks of two users.")
         if not isinstance(claims["sub"], str) or len(claims["sub"]) > _MAX_SUBJECT:
             raise UpstreamFailed("The provider's name for you is none.")
-        return {**more, **claims}
+        # How the user proved who they are is said by what is signed.
+        return {**{name: claim for name, claim in more.items() if name not in ("acr", "amr")}, **claims}
 
     def _client(self, provider: Mapping[str, Any], tenant_id: str) -> AsyncOAuth2Client:
         sealed = provider["client_secret"]

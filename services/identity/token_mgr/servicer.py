@@ -174,6 +174,8 @@ class TokenService:
             request.client_id,
             request.scope,
             list(request.audiences),
+            assurance=request.assurance,
+            methods=list(request.methods),
             auth_time=moment(request.auth_time) if request.HasField("auth_time") else None,
         )
         async with self._database.transaction():

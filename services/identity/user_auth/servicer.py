@@ -414,7 +414,7 @@ class UserService:
         if await self._store.by_email(address) is not None:
             raise EmailTaken()
         user_id = new_id()
-        await self._quotas.take(USERS, user_id)
+        await self._quotas.take(USERS, user_id, await self._store.count())
         sealed = await self._profiles.seal(user_id, Profile(email, display_name))
         user = await self._store.insert(user_id, sealed, address.digest, password_hash, roles, verified=verified)
         await self._events.publish(events_pb2.UserCreated(user_id=user_id), aggregate=user_id)

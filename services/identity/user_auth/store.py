@@ -89,6 +89,10 @@ class UserStore:
             f"SELECT {_USER} FROM users WHERE tenant_id = nexus.tenant_id() AND email_digest = $1", email_digest
         )
 
+    async def count(self) -> int:
+        count: int = await self._database.fetchval("SELECT count(*) FROM users WHERE tenant_id = nexus.tenant_id()")
+        return count
+
     async def page(self, *, after: str, size: int, state: str, role: str) -> list[asyncpg.Record]:
         """Users in the order of their ids, which is the order in which they came."""
         conditions, values = ["tenant_id = nexus.tenant_id()"], list[Any]([size])

@@ -292,6 +292,8 @@ class QuotaService:
     ) -> quotas_pb2.ConsumeQuotaResponse:
         quota, moment = await self._quota(request.counter), now()
         start, reset = quota.start(moment), quota.reset(moment)
+        if request.HasField("present"):
+            await self._usage.begin_total(quota, start, request.present)
         used = await self._usage.add(quota, start, request.amount)
         if used is None:
             raise QuotaExceeded(

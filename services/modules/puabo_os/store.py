@@ -9,7 +9,7 @@ import asyncpg
 
 from nexus.modules.puabo_os.v1.faults import EtagStale, PlanInUse, PlanTaken, PlanUnknown
 from services.chassis.database import Database
-from services.modules.puabo_os.quotas import Quota
+from services.modules.puabo_os.quotas import TOTAL, Quota
 from services.modules.puabo_os.settings import PLATFORM, TENANT, USER, Value
 
 _TENANT = "tenant_id, display_name, state, plan_id, create_time, state_time, erase_time, etag::text"
@@ -221,6 +221,24 @@ class UsageStore:
             quota.limit,
         )
         return used
+
+    async def begin_total(self, quota: Quota, start: datetime, present: int) -> None:
+        """Begin a total with what is there, where none is kept. While the plan asks for none, none is."""
+        if quota.period != TOTAL:
+            await self.forget_total(quota.counter)
+            return
+        await self._database.execute(
+            "INSERT INTO usage (counter, period, period_start, used) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
+            quota.counter,
+            quota.period,
+            start,
+            present,
+        )
+
+    async def forget_total(self, counter: str) -> None:
+        await self._database.execute(
+            "DELETE FROM usage WHERE tenant_id = nexus.tenant_id() AND counter = $1 AND period = $2", counter, TOTAL
+        )
 
     async def take_back(self, quota: Quota, start: datetime, amount: int) -> int:
         """What is used without this amount."""

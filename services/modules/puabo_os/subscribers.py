@@ -5,7 +5,7 @@ from nexus.platform.backend_api.v1.events_pb2 import ApiKeyEnded
 from nexus.type.v1.event_pb2 import Event
 from services.chassis.clock import now
 from services.chassis.service import Service
-from services.modules.puabo_os.quotas import quota_of
+from services.modules.puabo_os.quotas import TOTAL, quota_of
 from services.modules.puabo_os.store import PlanStore, SettingStore, UsageStore, quotas_of
 
 _USERS, _API_KEYS = "users", "api_keys"
@@ -28,4 +28,6 @@ class Subscribers:
 
     async def _give_back(self, counter: str) -> None:
         quota = quota_of(counter, quotas_of(await self._plans.of_tenant()))
+        if quota.period != TOTAL:
+            await self._usage.forget_total(counter)  # it would be one too many, should the plan ask for it again
         await self._usage.take_back(quota, quota.start(now()), 1)

@@ -156,7 +156,7 @@ class ApiKeyService:
         prefix, secret = api_keys.new_key()
         key_id = new_id()
         async with self._database.transaction():
-            await self._quotas.take(api_keys.QUOTA, key_id)
+            await self._quotas.take(api_keys.QUOTA, key_id, await self._store.count())
             row = await self._store.insert(
                 key_id=key_id,
                 prefix=prefix,

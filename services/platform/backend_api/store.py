@@ -58,6 +58,13 @@ class ApiKeyStore:
         assert row is not None
         return row
 
+    async def count(self) -> int:
+        """Those that have not been revoked, expired ones too."""
+        count: int = await self._database.fetchval(
+            "SELECT count(*) FROM api_keys WHERE tenant_id = nexus.tenant_id() AND revoke_time IS NULL"
+        )
+        return count
+
     async def page(
         self, include_ended: bool, before: str | None, limit: int, user_id: str | None = None
     ) -> list[asyncpg.Record]:

@@ -778,6 +778,7 @@ class SignInRecognizedRequest(_message.Message):
     RECOGNIZED_BY_FIELD_NUMBER: _builtins.int
     USER_AGENT_FIELD_NUMBER: _builtins.int
     IP_ADDRESS_FIELD_NUMBER: _builtins.int
+    TWO_FACTORS_ELSEWHERE_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     credentials_version: _builtins.int
     """From whoever recognised them: VerifyPassword, ResolveIdentity, LinkIdentity."""
@@ -786,6 +787,8 @@ class SignInRecognizedRequest(_message.Message):
     user_agent: _builtins.str
     """Of the user's browser; the session that VerifyMfa may open later is its, too."""
     ip_address: _builtins.str
+    two_factors_elsewhere: _builtins.bool
+    """Whether the upstream provider says that it has asked for two factors: the user is asked for none here then."""
     def __init__(
         self,
         *,
@@ -794,10 +797,11 @@ class SignInRecognizedRequest(_message.Message):
         recognized_by: _builtins.str = ...,
         user_agent: _builtins.str = ...,
         ip_address: _builtins.str = ...,
+        two_factors_elsewhere: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credentials_version", b"credentials_version", "ip_address", b"ip_address", "recognized_by", b"recognized_by", "user_agent", b"user_agent", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credentials_version", b"credentials_version", "ip_address", b"ip_address", "recognized_by", b"recognized_by", "two_factors_elsewhere", b"two_factors_elsewhere", "user_agent", b"user_agent", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -287,7 +287,8 @@ class AuthServiceServicer:
 
     def SignInRecognized(self, request, context):
         """Signs in a user whom auth-service-v2 has recognised: by the password at its page, or through an upstream provider.
-        Opens a session and issues its tokens; or asks for a second factor, if the user has one, for VerifyMfa.
+        Opens a session and issues its tokens; or asks for a second factor, if the user has one and an upstream provider
+        has not asked for two, for VerifyMfa.
 
         Errors: CREDENTIALS_INVALID when the user may not sign in any more, SECOND_FACTOR_MISSING, CALLER_NOT_ALLOWED.
         """

@@ -111,7 +111,8 @@ class AuthServiceStub:
     """
     SignInRecognized: _grpc.UnaryUnaryMultiCallable[_auth_service_pb2.SignInRecognizedRequest, _auth_service_pb2.SignInRecognizedResponse]
     """Signs in a user whom auth-service-v2 has recognised: by the password at its page, or through an upstream provider.
-    Opens a session and issues its tokens; or asks for a second factor, if the user has one, for VerifyMfa.
+    Opens a session and issues its tokens; or asks for a second factor, if the user has one and an upstream provider
+    has not asked for two, for VerifyMfa.
 
     Errors: CREDENTIALS_INVALID when the user may not sign in any more, SECOND_FACTOR_MISSING, CALLER_NOT_ALLOWED.
     """
@@ -201,7 +202,8 @@ class AuthServiceAsyncStub(AuthServiceStub):
     """
     SignInRecognized: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.SignInRecognizedRequest, _auth_service_pb2.SignInRecognizedResponse]  # type: ignore[assignment]
     """Signs in a user whom auth-service-v2 has recognised: by the password at its page, or through an upstream provider.
-    Opens a session and issues its tokens; or asks for a second factor, if the user has one, for VerifyMfa.
+    Opens a session and issues its tokens; or asks for a second factor, if the user has one and an upstream provider
+    has not asked for two, for VerifyMfa.
 
     Errors: CREDENTIALS_INVALID when the user may not sign in any more, SECOND_FACTOR_MISSING, CALLER_NOT_ALLOWED.
     """
@@ -396,7 +398,8 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_auth_service_pb2.SignInRecognizedResponse, _abc.Awaitable[_auth_service_pb2.SignInRecognizedResponse]]:
         """Signs in a user whom auth-service-v2 has recognised: by the password at its page, or through an upstream provider.
-        Opens a session and issues its tokens; or asks for a second factor, if the user has one, for VerifyMfa.
+        Opens a session and issues its tokens; or asks for a second factor, if the user has one and an upstream provider
+        has not asked for two, for VerifyMfa.
 
         Errors: CREDENTIALS_INVALID when the user may not sign in any more, SECOND_FACTOR_MISSING, CALLER_NOT_ALLOWED.
         """

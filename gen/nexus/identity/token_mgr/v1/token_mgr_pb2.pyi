@@ -355,6 +355,8 @@ class IssueGrantRequest(_message.Message):
     REFRESHABLE_FIELD_NUMBER: _builtins.int
     AUTH_TIME_FIELD_NUMBER: _builtins.int
     CONSENT_SESSION_ID_FIELD_NUMBER: _builtins.int
+    ASSURANCE_FIELD_NUMBER: _builtins.int
+    METHODS_FIELD_NUMBER: _builtins.int
     grant_id: _builtins.str
     """UUID of the new grant, chosen by the caller, so that it is issued once."""
     client_id: _builtins.str
@@ -370,6 +372,8 @@ class IssueGrantRequest(_message.Message):
     """The session in which the user allowed it, which must not have ended yet, even if the grant outlives it: who is
     locked out leaves no code behind that becomes a grant afterwards.
     """
+    assurance: _builtins.str
+    """As in RefreshTokens, of the session in which the user allowed it."""
     @_builtins.property
     def permissions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """As in IssueTokens."""
@@ -386,6 +390,8 @@ class IssueGrantRequest(_message.Message):
     def auth_time(self) -> _timestamp_pb2.Timestamp:
         """When the user proved who they are."""
 
+    @_builtins.property
+    def methods(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -400,10 +406,12 @@ class IssueGrantRequest(_message.Message):
         refreshable: _builtins.bool = ...,
         auth_time: _timestamp_pb2.Timestamp | None = ...,
         consent_session_id: _builtins.str = ...,
+        assurance: _builtins.str = ...,
+        methods: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["auth_time", b"auth_time", "expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audiences", b"audiences", "auth_time", b"auth_time", "client_id", b"client_id", "consent_session_id", b"consent_session_id", "expire_time", b"expire_time", "grant_id", b"grant_id", "parent_session_id", b"parent_session_id", "permissions", b"permissions", "refreshable", b"refreshable", "scope", b"scope", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assurance", b"assurance", "audiences", b"audiences", "auth_time", b"auth_time", "client_id", b"client_id", "consent_session_id", b"consent_session_id", "expire_time", b"expire_time", "grant_id", b"grant_id", "methods", b"methods", "parent_session_id", b"parent_session_id", "permissions", b"permissions", "refreshable", b"refreshable", "scope", b"scope", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -29,7 +29,7 @@ from nexus.modules.puabo_os.v1 import plans_pb2 as nexus_dot_modules_dot_puabo__
 from nexus.options.v1 import policy_pb2 as nexus_dot_options_dot_v1_dot_policy__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&nexus/modules/puabo_os/v1/quotas.proto\x12\x19nexus.modules.puabo_os.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a%nexus/modules/puabo_os/v1/plans.proto\x1a\x1dnexus/options/v1/policy.proto\"\xac\x01\n\x05Usage\x12\x0f\n\x07\x63ounter\x18\x01 \x01(\t\x12\x36\n\x06period\x18\x02 \x01(\x0e\x32&.nexus.modules.puabo_os.v1.QuotaPeriod\x12\x0c\n\x04used\x18\x03 \x01(\x03\x12\x12\n\x05limit\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12.\n\nreset_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x08\n\x06_limit\"\x8e\x01\n\x13\x43onsumeQuotaRequest\x12\x34\n\x07\x63ounter\x18\x01 \x01(\tB#\xbaH r\x1b\x18?2\x17^[a-z][a-z0-9_.]{0,62}$\xc8\x01\x01\x12 \n\x06\x61mount\x18\x02 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\x80\x80\x9a\xa6\xea\xaf\xe3\x01(\x01\x12\x1f\n\nrequest_id\x18\x03 \x01(\tB\x0b\xbaH\x08r\x03\x18\x80\x01\xc8\x01\x01\"G\n\x14\x43onsumeQuotaResponse\x12/\n\x05usage\x18\x01 \x01(\x0b\x32 .nexus.modules.puabo_os.v1.Usage\"\x8e\x01\n\x13ReleaseQuotaRequest\x12\x34\n\x07\x63ounter\x18\x01 \x01(\tB#\xbaH r\x1b\x18?2\x17^[a-z][a-z0-9_.]{0,62}$\xc8\x01\x01\x12 \n\x06\x61mount\x18\x02 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\x80\x80\x9a\xa6\xea\xaf\xe3\x01(\x01\x12\x1f\n\nrequest_id\x18\x03 \x01(\tB\x0b\xbaH\x08r\x03\x18\x80\x01\xc8\x01\x01\"G\n\x14ReleaseQuotaResponse\x12/\n\x05usage\x18\x01 \x01(\x0b\x32 .nexus.modules.puabo_os.v1.Usage\"\x11\n\x0fGetUsageRequest\"D\n\x10GetUsageResponse\x12\x30\n\x06usages\x18\x01 \x03(\x0b\x32 .nexus.modules.puabo_os.v1.Usage2\x93\x03\n\x0cQuotaService\x12y\n\x0c\x43onsumeQuota\x12..nexus.modules.puabo_os.v1.ConsumeQuotaRequest\x1a/.nexus.modules.puabo_os.v1.ConsumeQuotaResponse\"\x08\xc2\xf3\x18\x04\x18\x01(\x03\x12y\n\x0cReleaseQuota\x12..nexus.modules.puabo_os.v1.ReleaseQuotaRequest\x1a/.nexus.modules.puabo_os.v1.ReleaseQuotaResponse\"\x08\xc2\xf3\x18\x04\x18\x01(\x03\x12\x8c\x01\n\x08GetUsage\x12*.nexus.modules.puabo_os.v1.GetUsageRequest\x1a+.nexus.modules.puabo_os.v1.GetUsageResponse\"\'\xc2\xf3\x18\x0e\"\nusage.read(\x01\x82\xd3\xe4\x93\x02\x0f\x12\r/api/v1/usageb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&nexus/modules/puabo_os/v1/quotas.proto\x12\x19nexus.modules.puabo_os.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a%nexus/modules/puabo_os/v1/plans.proto\x1a\x1dnexus/options/v1/policy.proto\"\xac\x01\n\x05Usage\x12\x0f\n\x07\x63ounter\x18\x01 \x01(\t\x12\x36\n\x06period\x18\x02 \x01(\x0e\x32&.nexus.modules.puabo_os.v1.QuotaPeriod\x12\x0c\n\x04used\x18\x03 \x01(\x03\x12\x12\n\x05limit\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12.\n\nreset_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x08\n\x06_limit\"\xc2\x01\n\x13\x43onsumeQuotaRequest\x12\x34\n\x07\x63ounter\x18\x01 \x01(\tB#\xbaH r\x1b\x18?2\x17^[a-z][a-z0-9_.]{0,62}$\xc8\x01\x01\x12 \n\x06\x61mount\x18\x02 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\x80\x80\x9a\xa6\xea\xaf\xe3\x01(\x01\x12\x1f\n\nrequest_id\x18\x03 \x01(\tB\x0b\xbaH\x08r\x03\x18\x80\x01\xc8\x01\x01\x12&\n\x07present\x18\x04 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\x80\x80\x9a\xa6\xea\xaf\xe3\x01(\x00H\x00\x88\x01\x01\x42\n\n\x08_present\"G\n\x14\x43onsumeQuotaResponse\x12/\n\x05usage\x18\x01 \x01(\x0b\x32 .nexus.modules.puabo_os.v1.Usage\"\x8e\x01\n\x13ReleaseQuotaRequest\x12\x34\n\x07\x63ounter\x18\x01 \x01(\tB#\xbaH r\x1b\x18?2\x17^[a-z][a-z0-9_.]{0,62}$\xc8\x01\x01\x12 \n\x06\x61mount\x18\x02 \x01(\x03\x42\x10\xbaH\r\"\x0b\x18\x80\x80\x9a\xa6\xea\xaf\xe3\x01(\x01\x12\x1f\n\nrequest_id\x18\x03 \x01(\tB\x0b\xbaH\x08r\x03\x18\x80\x01\xc8\x01\x01\"G\n\x14ReleaseQuotaResponse\x12/\n\x05usage\x18\x01 \x01(\x0b\x32 .nexus.modules.puabo_os.v1.Usage\"\x11\n\x0fGetUsageRequest\"D\n\x10GetUsageResponse\x12\x30\n\x06usages\x18\x01 \x03(\x0b\x32 .nexus.modules.puabo_os.v1.Usage2\x93\x03\n\x0cQuotaService\x12y\n\x0c\x43onsumeQuota\x12..nexus.modules.puabo_os.v1.ConsumeQuotaRequest\x1a/.nexus.modules.puabo_os.v1.ConsumeQuotaResponse\"\x08\xc2\xf3\x18\x04\x18\x01(\x03\x12y\n\x0cReleaseQuota\x12..nexus.modules.puabo_os.v1.ReleaseQuotaRequest\x1a/.nexus.modules.puabo_os.v1.ReleaseQuotaResponse\"\x08\xc2\xf3\x18\x04\x18\x01(\x03\x12\x8c\x01\n\x08GetUsage\x12*.nexus.modules.puabo_os.v1.GetUsageRequest\x1a+.nexus.modules.puabo_os.v1.GetUsageResponse\"\'\xc2\xf3\x18\x0e\"\nusage.read(\x01\x82\xd3\xe4\x93\x02\x0f\x12\r/api/v1/usageb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,6 +42,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONSUMEQUOTAREQUEST'].fields_by_name['amount']._serialized_options = b'\272H\r\"\013\030\200\200\232\246\352\257\343\001(\001'
   _globals['_CONSUMEQUOTAREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_CONSUMEQUOTAREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\010r\003\030\200\001\310\001\001'
+  _globals['_CONSUMEQUOTAREQUEST'].fields_by_name['present']._loaded_options = None
+  _globals['_CONSUMEQUOTAREQUEST'].fields_by_name['present']._serialized_options = b'\272H\r\"\013\030\200\200\232\246\352\257\343\001(\000'
   _globals['_RELEASEQUOTAREQUEST'].fields_by_name['counter']._loaded_options = None
   _globals['_RELEASEQUOTAREQUEST'].fields_by_name['counter']._serialized_options = b'\272H r\033\030?2\027^[a-z][a-z0-9_.]{0,62}$\310\001\001'
   _globals['_RELEASEQUOTAREQUEST'].fields_by_name['amount']._loaded_options = None
@@ -57,17 +59,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_USAGE']._serialized_start=232
   _globals['_USAGE']._serialized_end=404
   _globals['_CONSUMEQUOTAREQUEST']._serialized_start=407
-  _globals['_CONSUMEQUOTAREQUEST']._serialized_end=549
-  _globals['_CONSUMEQUOTARESPONSE']._serialized_start=551
-  _globals['_CONSUMEQUOTARESPONSE']._serialized_end=622
-  _globals['_RELEASEQUOTAREQUEST']._serialized_start=625
-  _globals['_RELEASEQUOTAREQUEST']._serialized_end=767
-  _globals['_RELEASEQUOTARESPONSE']._serialized_start=769
-  _globals['_RELEASEQUOTARESPONSE']._serialized_end=840
-  _globals['_GETUSAGEREQUEST']._serialized_start=842
-  _globals['_GETUSAGEREQUEST']._serialized_end=859
-  _globals['_GETUSAGERESPONSE']._serialized_start=861
-  _globals['_GETUSAGERESPONSE']._serialized_end=929
-  _globals['_QUOTASERVICE']._serialized_start=932
-  _globals['_QUOTASERVICE']._serialized_end=1335
+  _globals['_CONSUMEQUOTAREQUEST']._serialized_end=601
+  _globals['_CONSUMEQUOTARESPONSE']._serialized_start=603
+  _globals['_CONSUMEQUOTARESPONSE']._serialized_end=674
+  _globals['_RELEASEQUOTAREQUEST']._serialized_start=677
+  _globals['_RELEASEQUOTAREQUEST']._serialized_end=819
+  _globals['_RELEASEQUOTARESPONSE']._serialized_start=821
+  _globals['_RELEASEQUOTARESPONSE']._serialized_end=892
+  _globals['_GETUSAGEREQUEST']._serialized_start=894
+  _globals['_GETUSAGEREQUEST']._serialized_end=911
+  _globals['_GETUSAGERESPONSE']._serialized_start=913
+  _globals['_GETUSAGERESPONSE']._serialized_end=981
+  _globals['_QUOTASERVICE']._serialized_start=984
+  _globals['_QUOTASERVICE']._serialized_end=1387
 # @@protoc_insertion_point(module_scope)

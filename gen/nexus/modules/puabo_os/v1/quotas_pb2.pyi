@@ -66,23 +66,31 @@ class ConsumeQuotaRequest(_message.Message):
     COUNTER_FIELD_NUMBER: _builtins.int
     AMOUNT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PRESENT_FIELD_NUMBER: _builtins.int
     counter: _builtins.str
     """"ai.tokens". A counter that the plan does not name is counted by the month, without a limit."""
     amount: _builtins.int
     request_id: _builtins.str
     """Makes a repeated consumption answer like the first one."""
+    present: _builtins.int
+    """For a counter of things that are there until they go: how many there are already. A total begins with them, when
+    it is used for the first time or has not been kept for a while.
+    """
     def __init__(
         self,
         *,
         counter: _builtins.str = ...,
         amount: _builtins.int = ...,
         request_id: _builtins.str = ...,
+        present: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_present", b"_present", "present", b"present"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "counter", b"counter", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_present", b"_present", "amount", b"amount", "counter", b"counter", "present", b"present", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__present: _TypeAlias = _typing.Literal["present"]  # noqa: Y015
+    _WhichOneofArgType__present: _TypeAlias = _typing.Literal["_present", b"_present"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__present) -> _WhichOneofReturnType__present | None: ...
 
 Global___ConsumeQuotaRequest: _TypeAlias = ConsumeQuotaRequest  # noqa: Y015
 
