@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -47,11 +48,11 @@ async def billing(tenant: Tenant, http: httpx.AsyncClient, operator: Clients) ->
 
 
 async def invoiced(billing: Billing, bill_id: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A bill and its invoice, as soon as it has one."""
+    """A bill and its invoice, as soon as it has one, and has been sold if it is paid."""
     async with asyncio.timeout(20):
         while True:
             bill = (await billing.read(f"/bills/{bill_id}"))["bill"]
-            if bill.get("invoiceId"):
+            if bill.get("invoiceId") and (bill["state"] != "BILL_STATE_PAID" or "tax" in bill):
                 break
             await asyncio.sleep(0.1)
     answer = await billing.http.get(f"/api/v1/invoices/{bill['invoiceId']}", headers=billing.owner.headers)
@@ -138,6 +139,27 @@ async def test_a_bill_waits_for_the_letterhead_and_not_for_its_bookings(
     assert invoice["totals"]["tax"] == "190"
 
 
+async def test_a_bill_that_is_not_paid_yet_is_invoiced_and_says_so_when_it_is(billing: Billing) -> None:
+    card = await billing.card()
+    made = await billing.subscribe(await billing.price(1190))
+    await invoiced(billing, made["bill"]["billId"])
+    path = f"/api/v1/billing/payment-methods/{card}"
+    assert (await billing.http.delete(path, headers=billing.owner.headers)).status_code == 200
+    await billing.run_billing(now() + timedelta(days=32))
+    latest = (await billing.read("/bills"))["bills"][0]
+    bill, invoice = await invoiced(billing, latest["billId"])
+    assert bill["state"] == "BILL_STATE_PAST_DUE"
+    assert (invoice["amountDue"]["minorUnits"], invoice["totals"]["tax"]) == ("1190", "190")
+    await billing.card()
+    await billing.ok(f"/bills/{bill['billId']}:pay", requestId=new_id())
+    async with asyncio.timeout(20):
+        while invoice["amountDue"]["minorUnits"] != "0":
+            await asyncio.sleep(0.1)
+            bill, invoice = await invoiced(billing, bill["billId"])
+    assert bill["state"] == "BILL_STATE_PAID"
+    assert invoice["amountPaid"]["minorUnits"] == "1190"
+
+
 async def test_what_is_refunded_comes_from_everybody_who_got_some_of_it(billing: Billing) -> None:
     await billing.card()
     made = await billing.subscribe(await billing.price(999))
@@ -154,6 +176,9 @@ async def test_what_is_refunded_comes_from_everybody_who_got_some_of_it(billing:
                 break
             await asyncio.sleep(0.1)
     assert invoice["amountCredited"]["minorUnits"] == "999"
+    listed = await billing.http.get("/api/v1/invoices", headers=billing.owner.headers)
+    notes = [each["totals"]["total"] for each in listed.json()["invoices"] if each.get("creditedInvoiceId")]
+    assert sorted(map(int, notes)) == [1, 1, 333, 664]
     assert await problems(billing.tenant.platform, billing.tenant) == []
 
 

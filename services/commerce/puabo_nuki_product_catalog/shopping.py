@@ -95,13 +95,14 @@ class Shopping:
             after=(after[0], after[1]) if after else None,
             size=size,
             facets=not request.without_facets,
+            ranking="ts_rank" if " & " not in tsquery else "ts_rank_cd",
         )
 
     async def _tsquery(self, words: Sequence[str], language: str) -> tuple[str, list[str]]:
         """What documents must have, "" if nothing can have it; and the words that were looked for instead."""
-        languages = [language] if language else await self._search.languages(list(search.LANGUAGES))
-        configurations = sorted({search.configuration(each) for each in languages} | {search.ANY_LANGUAGE})
-        stems = await self._search.stems(configurations, words)
+        known_languages = {} if language else {each: search.configuration(each) for each in search.LANGUAGES}
+        always = {search.ANY_LANGUAGE, search.configuration(language)}
+        stems = await self._search.stems(known_languages, sorted(always), words)
         # Words that say nothing in their language are left out, unless there are no others.
         telling = [word for word in words if [] not in stems[word]] or words
         forms = {word: {word, *(stem for of_one in stems[word] for stem in of_one)} for word in telling}

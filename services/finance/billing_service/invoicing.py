@@ -45,7 +45,7 @@ def content(bill: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], details
         ),
         currency=bill["currency"],
         prices_include_tax=True,
-        prepaid=bill["total"],
+        prepaid=bill["total"] if bill["state"] == "PAID" else 0,
         payment_days=0,
     )
     for line in _merged(lines):

@@ -1,4 +1,4 @@
-"""What becomes of a bill that has been paid: it is booked as a sale, settled with the platform, and invoiced."""
+"""What becomes of a bill: it is invoiced; when it has been paid, booked as a sale and settled with the platform."""
 
 import logging
 
@@ -12,11 +12,13 @@ from nexus.finance.invoice_gen.v1.invoice_gen_pb2 import (
     CreditIssuedInvoiceRequest,
     GetIssuedInvoiceRequest,
     IssueInvoiceRequest,
+    SettleInvoiceRequest,
 )
 from nexus.finance.invoice_gen.v1.invoice_gen_pb2_grpc import IssuingServiceStub
 from nexus.finance.invoice_gen.v1.invoice_pb2 import InvoiceContent
 from nexus.finance.ledger_mgr.v1.ledger_pb2 import PostTransactionRequest, SettleRequest
 from nexus.finance.ledger_mgr.v1.ledger_pb2_grpc import LedgerServiceStub
+from nexus.type.v1.money_pb2 import Money
 from services.chassis.service import Service
 from services.finance.billing_service import invoicing, postings
 from services.finance.billing_service.stores.payments import PaymentStore
@@ -37,6 +39,15 @@ class Selling:
         self._payments = PaymentStore(service.database)
         self._ledger = service.clients.stub(LedgerServiceStub)
         self._invoices = service.clients.stub(IssuingServiceStub)
+
+    async def unpaid(self, bill_id: str) -> Row | None:
+        """A bill that is owed, of a subscription that has begun."""
+        bill = await self._store.bill(bill_id)
+        assert bill is not None, "bills stay"
+        subscription = await self._store.by_id(bill["subscription_id"])
+        assert subscription is not None, "subscriptions stay"
+        owed = bill["state"] in ("OPEN", "PAST_DUE") and subscription["state"] != "INCOMPLETE"
+        return bill if owed else None
 
     async def sell(self, bill_id: str) -> Row | None:
         """Book a paid bill, and give the platform its part. The bill as it is then; None for one of nothing."""
@@ -82,11 +93,10 @@ class Selling:
         await self._ledger.PostTransaction(
             PostTransactionRequest(idempotency_key=refund.reference, transaction=refund), timeout=_CALL_SECONDS
         )
-        if before + amount == bill["total"]:
-            await self.invoice(bill)
+        await self.invoice(bill)
 
     async def invoice(self, bill: Row) -> None:
-        """Of a paid bill; and the credit note, if all of it has been refunded. Raises SellerUnknown."""
+        """With what has become of it since: it has been paid, or paid back. Raises SellerUnknown."""
         reference = f"bill/{bill['bill_id']}"
         if not bill["total"] or not bill["tax_country"]:
             return
@@ -98,15 +108,28 @@ class Selling:
                 known = GetIssuedInvoiceRequest(reference=reference)
                 issued = (await self._invoices.GetIssuedInvoice(known, timeout=_CALL_SECONDS)).invoice
             await self._store.set_invoice(bill["bill_id"], issued.invoice_id)
-        payment = await self._payments.payment(bill["payment_id"]) if bill["payment_id"] is not None else None
-        if payment is not None and payment["refunded"] == bill["total"]:
-            credit = CreditIssuedInvoiceRequest(
-                invoice_reference=reference, reference=f"{reference}/refunded", reason="The payment was refunded."
-            )
-            await self._invoices.CreditIssuedInvoice(credit, timeout=_CALL_SECONDS)
+        if bill["state"] == "PAID":
+            known = GetIssuedInvoiceRequest(reference=reference)
+            issued = (await self._invoices.GetIssuedInvoice(known, timeout=_CALL_SECONDS)).invoice
+            if issued.content.prepaid == 0:
+                settle = SettleInvoiceRequest(
+                    reference=reference,
+                    payment_reference=reference,
+                    amount=Money(currency=bill["currency"], minor_units=bill["total"]),
+                )
+                await self._invoices.SettleInvoice(settle, timeout=_CALL_SECONDS)
+        for operation in await self._payments.operations(bill["payment_id"]) if bill["payment_id"] is not None else ():
+            if operation["kind"] == "REFUND" and operation["state"] == "SUCCEEDED":
+                credit = CreditIssuedInvoiceRequest(
+                    invoice_reference=reference,
+                    reference=f"{reference}/refund/{operation['operation_id']}",
+                    reason="The payment was refunded.",
+                    amount=Money(currency=bill["currency"], minor_units=operation["amount"]),
+                )
+                await self._invoices.CreditIssuedInvoice(credit, timeout=_CALL_SECONDS)
 
     async def invoice_rest(self) -> None:
-        """What could not be invoiced when it was paid: the tenant had no letterhead."""
+        """What could not be invoiced when it was issued: the tenant had no letterhead."""
         try:
             for bill in await self._store.to_invoice(_BATCH):
                 await self.invoice(bill)

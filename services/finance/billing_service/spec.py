@@ -36,6 +36,7 @@ SERVICE = ServiceSpec(
         "nexus.finance.billing_service.v1.PaymentRefunded",
         "nexus.finance.billing_service.v1.PaymentDisputed",
         "nexus.finance.billing_service.v1.DisputeClosed",
+        "nexus.finance.billing_service.v1.BillIssued",
         "nexus.finance.billing_service.v1.BillPaid",
         "nexus.finance.billing_service.v1.SubscriptionChanged",
     ],

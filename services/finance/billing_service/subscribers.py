@@ -5,6 +5,7 @@ import contextlib
 from google.protobuf.message import Message
 
 from nexus.finance.billing_service.v1.events_pb2 import (
+    BillIssued,
     BillPaid,
     DisputeClosed,
     PaymentDisputed,
@@ -26,7 +27,7 @@ from services.finance.billing_service.jobs import schedules
 from services.finance.billing_service.postings import PREPAID, Account, held_by
 from services.finance.billing_service.selling import Selling
 from services.finance.billing_service.stores.payments import PaymentStore
-from services.finance.billing_service.stores.subscriptions import SubscriptionStore
+from services.finance.billing_service.stores.subscriptions import Row, SubscriptionStore
 
 _POST_SECONDS = 5.0
 
@@ -58,7 +59,8 @@ class Subscribers:
         debit, credit = PREPAID, held_by(message.provider)
         await self._post(event, message, debit, credit, message.amount, f"refund/{message.operation_id}")
         if message.reference.startswith("bill/"):
-            await self._selling.refunded(message)
+            with contextlib.suppress(SellerUnknown):
+                await self._selling.refunded(message)
 
     async def on_subscription_changed(self, message: SubscriptionChanged, event: Event) -> None:
         """With its first subscription a tenant is billed and collected for at times."""
@@ -67,8 +69,15 @@ class Subscribers:
                 await self._scheduler.PutSchedule(PutScheduleRequest(spec=spec), timeout=_POST_SECONDS)
             await self._subscriptions.note_scheduled()
 
+    async def on_bill_issued(self, message: BillIssued, event: Event) -> None:
+        """One that is not paid at once is invoiced as it is issued; the first of a subscription when it is paid, for
+        without that there is no subscription."""
+        await self._invoice(await self._selling.unpaid(message.bill_id))
+
     async def on_bill_paid(self, message: BillPaid, event: Event) -> None:
-        bill = await self._selling.sell(message.bill_id)
+        await self._invoice(await self._selling.sell(message.bill_id))
+
+    async def _invoice(self, bill: Row | None) -> None:
         if bill is not None:
             with contextlib.suppress(SellerUnknown):  # it is invoiced when the tenant has a letterhead
                 await self._selling.invoice(bill)

@@ -39,16 +39,22 @@ def is_last(invoice: InvoiceContent, before: Quantities, units: Quantities) -> b
     )
 
 
+def credit_of(invoice: InvoiceContent, amount: int, reason: str) -> InvoiceContent:
+    """The content of a credit note of an amount, tax included. Raises ContentInvalid."""
+    all_taxes = [*(line.tax for line in invoice.lines), *(adjustment.tax for adjustment in invoice.adjustments)]
+    taxes = {(tax.category, tax.rate_basis_points): tax for tax in all_taxes}
+    if len(taxes) != 1 or amount <= 0:
+        raise ContentInvalid(why="an amount is more than nothing, and of an invoice with one rate of tax")
+    result = _blank(invoice)
+    result.prices_include_tax = True
+    result.lines.add(description=reason, quantity="1", unit_price=amount, tax=next(iter(taxes.values())))
+    return result
+
+
 def credit(invoice: InvoiceContent, before: Quantities, units: Quantities) -> InvoiceContent:
     """The credit note's content. Discounts and allowances are taken back in proportion; charges (the shipping) with
     the last line. Parts are the differences of running shares, so that they add up to the whole."""
-    result = InvoiceContent()
-    result.CopyFrom(invoice)
-    del result.lines[:], result.adjustments[:]
-    result.ClearField("prepaid")
-    result.ClearField("series")
-    result.ClearField("introduction")
-    result.payment_days = 0
+    result = _blank(invoice)
     for at, quantity in sorted(units.items()):
         line = invoice.lines[at]
         whole, start = Fraction(line.quantity), Fraction(before.get(at, Decimal(0)))
@@ -70,6 +76,17 @@ def credit(invoice: InvoiceContent, before: Quantities, units: Quantities) -> In
         if part:
             result.adjustments.add().CopyFrom(adjustment)
             result.adjustments[-1].amount = part
+    return result
+
+
+def _blank(invoice: InvoiceContent) -> InvoiceContent:
+    """For whom the invoice is, without what it is for."""
+    result = InvoiceContent()
+    result.CopyFrom(invoice)
+    del result.lines[:], result.adjustments[:]
+    for name in ("prepaid", "series", "introduction"):
+        result.ClearField(name)
+    result.payment_days = 0
     return result
 
 

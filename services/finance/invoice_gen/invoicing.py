@@ -28,7 +28,7 @@ from services.chassis.clock import timestamp
 from services.chassis.service import Service
 from services.finance.invoice_gen import content as rules
 from services.finance.invoice_gen.calculation import calculate
-from services.finance.invoice_gen.crediting import asked, credit, is_last
+from services.finance.invoice_gen.crediting import Quantities, asked, credit, credit_of, is_last
 from services.finance.invoice_gen.store import InvoiceStore, SellerStore
 
 INVOICE, CREDIT_NOTE = "INVOICE", "CREDIT_NOTE"
@@ -108,6 +108,7 @@ class Invoicing:
         lines: Sequence[pb.CreditedLine],
         reason: str,
         *,
+        amount: Money | None = None,
         source: str = "",
         reference: str = "",
     ) -> Any:
@@ -118,10 +119,15 @@ class Invoicing:
         if row["void"]:
             return None
         invoice, before = content_of(row), await self.invoices.credited_units(invoice_id)
-        units = asked(invoice, lines, before)
-        last, left = is_last(invoice, before, units), row["total"] - row["credited"]
-        content = credit(invoice, before, units)
-        totals = calculate(content, total=left if last else None)
+        left = row["total"] - row["credited"]
+        if amount is not None or (row["credited"] and not before):
+            content = self._credit_of(row, invoice, lines, before, amount or _money(row, left), reason)
+            units, totals = {}, calculate(content)
+            last = totals.total == left
+        else:
+            units = asked(invoice, lines, before)
+            content, last = credit(invoice, before, units), is_last(invoice, before, units)
+            totals = calculate(content, total=left if last else None)
         if totals.total > left:
             raise CreditTooHigh(why="the amount is more than is left of the invoice")
         note = await self.invoices.insert(
@@ -140,6 +146,22 @@ class Invoicing:
         note = await self._finalize(note, in_full=last)
         await self._tell_if_paid(row, await self.require(invoice_id))
         return note
+
+    @staticmethod
+    def _credit_of(
+        row: Any,
+        invoice: pb.InvoiceContent,
+        lines: Sequence[pb.CreditedLine],
+        before: Quantities,
+        amount: Money,
+        reason: str,
+    ) -> pb.InvoiceContent:
+        """An invoice is taken back by units or by amounts, for nobody could tell what is left of one by both."""
+        if lines or before:
+            raise ContentInvalid(why="an invoice is credited by units or by amounts, not by both")
+        if amount.currency != row["currency"]:
+            raise CurrencyDiffers(currency=row["currency"])
+        return credit_of(invoice, amount.minor_units, reason)
 
     async def settle(self, row: Any, payment_reference: str, amount: Money) -> Any:
         """`row` is the locked invoice. Returns it as it is then."""

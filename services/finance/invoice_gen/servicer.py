@@ -245,8 +245,9 @@ class IssuingService:
             row = await invoicing.require(invoice_id, locked=True)
             note = await invoicing.invoices.by_reference(source, request.reference)
             if note is None:
-                reference = request.reference
-                note = await invoicing.credit(row, request.lines, request.reason, source=source, reference=reference)
+                amount = request.amount if request.HasField("amount") else None
+                about = {"source": source, "reference": request.reference}
+                note = await invoicing.credit(row, request.lines, request.reason, amount=amount, **about)
             elif note["kind"] != CREDIT_NOTE or note["credited_invoice_id"] != invoice_id:
                 raise ReferenceTaken(reference=request.reference)
             row = await invoicing.require(invoice_id)

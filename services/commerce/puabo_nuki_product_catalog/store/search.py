@@ -1,7 +1,9 @@
 """The SQL of the search; of the call's tenant.
 
 Row-level security keeps PostgreSQL from using a GIN index on words (`@@` is not leakproof), so a query looks at all
-published products of the tenant: some ten milliseconds for 10,000 of them.
+published products of the tenant: some ten milliseconds for 10,000 of them. What only the page shows is looked up for
+the page, and prices one product at a time: a plan made before the statistics know of an import must not join everything
+with everything.
 """
 
 import json
@@ -45,6 +47,8 @@ class Query:
     """The key and id of the last result seen."""
     size: int = 24
     facets: bool = True
+    ranking: str = "ts_rank_cd"
+    """`ts_rank_cd` minds how near words are to each other; `ts_rank`, for a single one, does not, and is quicker."""
 
 
 class SearchStore:
@@ -113,7 +117,8 @@ class SearchStore:
 
     async def facet_ids(self, facets: Iterable[tuple[str, str]]) -> dict[tuple[str, str], int]:
         """Of those that there are."""
-        return await self._facet_ids(set(facets), make=False)
+        asked = set(facets)
+        return await self._facet_ids(asked, make=False) if asked else {}
 
     async def _facet_ids(self, facets: Collection[tuple[str, str]], *, make: bool) -> dict[tuple[str, str], int]:
         pairs = sorted(facets)
@@ -134,27 +139,25 @@ class SearchStore:
         )
         return {(row["key"], row["value"]): row["facet_id"] for row in rows}
 
-    async def languages(self, known: Collection[str]) -> list[str]:
-        """Of the languages that are known, those that published products are in."""
-        rows = await self._database.fetch(
-            """
-            SELECT asked.language FROM unnest($1::text[]) AS asked (language)
-            WHERE EXISTS (SELECT FROM search_documents AS document
-                          WHERE tenant_id = nexus.tenant_id() AND document.language = asked.language)
-            """,
-            list(known),
-        )
-        return [row["language"] for row in rows]
-
-    async def stems(self, configurations: Sequence[str], words: Sequence[str]) -> dict[str, list[list[str]]]:
-        """For each word, its stems in each of these configurations: none where it is a stop word."""
+    async def stems(
+        self, configurations: Mapping[str, str], always: Sequence[str], words: Sequence[str]
+    ) -> dict[str, list[list[str]]]:
+        """For each word, its stems in each configuration: none where it is a stop word. `configurations`, by language,
+        count if published products are in the language; those in `always` do anyhow."""
         rows = await self._database.fetch(
             """
             SELECT word, tsvector_to_array(to_tsvector(configuration::regconfig, word)) AS stems
-            FROM unnest($1::text[]) AS word, unnest($2::text[]) AS configuration
+            FROM unnest($1::text[]) AS word, (
+                SELECT unnest($2::text[]) AS configuration
+                UNION SELECT asked.configuration FROM unnest($3::text[], $4::text[]) AS asked (language, configuration)
+                WHERE EXISTS (SELECT FROM search_documents AS document
+                              WHERE tenant_id = nexus.tenant_id() AND document.language = asked.language)
+            ) AS spoken
             """,
             list(words),
+            list(always),
             list(configurations),
+            list(configurations.values()),
         )
         found: dict[str, list[list[str]]] = {word: [] for word in words}
         for row in rows:
@@ -208,9 +211,13 @@ class SearchStore:
         failed = " + ".join(f"({miss})::int" for miss in misses) or "0"
         which = "".join(f" WHEN {miss} THEN {number}" for number, miss in enumerate(misses))
         key, descending = _KEYS[query.order]
-        rank = (
-            f"ts_rank_cd({_WEIGHTS}, d.words, {words})::float8" if words and query.order == RELEVANCE else "0::float8"
-        )
+        rank = f"{query.ranking}({_WEIGHTS}, d.words, {words})::float8" if words and key == "rank" else "0::float8"
+        prices = f"""LEFT JOIN LATERAL (
+            SELECT lowest, highest, regular FROM search_prices p
+            WHERE p.tenant_id = nexus.tenant_id() AND p.product_id = {{of}}.product_id
+                AND p.channel = {value(query.channel)} AND p.currency = {value(query.currency)}
+                AND p.start_time <= now() AND p.end_time > now() LIMIT 1) AS p ON true"""
+        by_price = query.order in (CHEAPEST, DEAREST) or query.min_price is not None or query.max_price is not None
         page = ["failed = 0"]
         if query.after is not None:
             kind = {"rank": "::float8", "title_key": "::text"}.get(key, "::float8" if "float8" in key else "::bigint")
@@ -222,22 +229,19 @@ class SearchStore:
         row = await self._database.fetchrow(
             f"""
             WITH matched AS MATERIALIZED (
-                SELECT d.product_id, d.facets, d.title_key, d.publish_time, p.lowest, p.highest, p.regular,
+                SELECT d.product_id, d.facets, d.title_key, d.publish_time, {"p.lowest, " if by_price else ""}
                        {rank} AS rank, {failed} AS failed, {f"CASE{which} END" if which else "NULL::int"} AS missed
-                FROM search_documents d LEFT JOIN search_prices p
-                    ON p.tenant_id = nexus.tenant_id() AND p.product_id = d.product_id
-                    AND p.channel = {value(query.channel)} AND p.currency = {value(query.currency)}
-                    AND p.start_time <= now() AND p.end_time > now()
+                FROM search_documents d {prices.format(of="d") if by_price else ""}
                 WHERE {" AND ".join(conditions)}
             ), page AS (
-                SELECT product_id, {key} AS key, lowest, highest, regular FROM matched
-                WHERE {" AND ".join(page)}
+                SELECT product_id, {key} AS key FROM matched WHERE {" AND ".join(page)}
                 ORDER BY 2 {"DESC" if descending else "ASC"}, product_id LIMIT {value(query.size)}
             )
             SELECT (SELECT count(*) FROM matched WHERE failed = 0) AS total,
                    (SELECT jsonb_agg(to_jsonb(shown) ORDER BY shown.key {"DESC" if descending else "ASC"}, product_id)
-                    FROM (SELECT page.*, slug, title, brand, category, picture.media_id, picture.alt_text
-                          FROM page JOIN products USING (product_id) LEFT JOIN LATERAL (
+                    FROM (SELECT page.*, lowest, highest, regular, slug, title, brand, category, picture.media_id,
+                                 picture.alt_text
+                          FROM page JOIN products USING (product_id) {prices.format(of="page")} LEFT JOIN LATERAL (
                               SELECT media_id, alt_text FROM media WHERE media.product_id = page.product_id
                               ORDER BY position, media_id LIMIT 1) AS picture ON true) AS shown) AS results,
                    {facets} AS facets

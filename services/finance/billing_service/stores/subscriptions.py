@@ -244,8 +244,11 @@ class SubscriptionStore:
         return await self._database.fetch(
             f"""
             SELECT {_BILL} FROM bills
-            WHERE tenant_id = nexus.tenant_id() AND state = 'PAID' AND total > 0 AND tax_country <> ''
-              AND invoice_id = '' ORDER BY bill_id LIMIT $1
+            WHERE tenant_id = nexus.tenant_id() AND state <> 'UNCOLLECTIBLE' AND total > 0 AND tax_country <> ''
+              AND invoice_id = '' AND (state = 'PAID' OR NOT EXISTS (
+                SELECT FROM subscriptions s
+                WHERE s.subscription_id = bills.subscription_id AND s.state = 'INCOMPLETE'))
+            ORDER BY bill_id LIMIT $1
             """,
             limit,
         )

@@ -304,7 +304,9 @@ class Bill(_message.Message):
     payment_id: _builtins.str
     """The latest payment. If it requires an action, see there."""
     invoice_id: _builtins.str
-    """The invoice at invoice-gen, which a bill above nothing has when it has been paid; see InvoicingPolicy."""
+    """The invoice at invoice-gen, which a bill above nothing has moments after it was issued; the first of a subscription
+    when it has been paid. See InvoicingPolicy.
+    """
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___BillLine]: ...
     @_builtins.property

@@ -278,8 +278,9 @@ class SubscriptionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetInvoicingPolicy(self, request, context):
-        """Sets how the tenant's bills are invoiced, from the next bill on. Each bill that has been paid gets an invoice of
-        invoice-gen's, as soon as the tenant has a letterhead there.
+        """Sets how the tenant's bills are invoiced, from the next bill on. Each bill gets an invoice of invoice-gen's when it is
+        issued, the first of a subscription when it is paid, as soon as the tenant has a letterhead there. What is refunded
+        gets credit notes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -113,8 +113,9 @@ class SubscriptionServiceStub:
     GetInvoicingPolicy: _grpc.UnaryUnaryMultiCallable[_subscriptions_pb2.GetInvoicingPolicyRequest, _subscriptions_pb2.GetInvoicingPolicyResponse]
     """Returns how the tenant's bills are invoiced."""
     SetInvoicingPolicy: _grpc.UnaryUnaryMultiCallable[_subscriptions_pb2.SetInvoicingPolicyRequest, _subscriptions_pb2.SetInvoicingPolicyResponse]
-    """Sets how the tenant's bills are invoiced, from the next bill on. Each bill that has been paid gets an invoice of
-    invoice-gen's, as soon as the tenant has a letterhead there.
+    """Sets how the tenant's bills are invoiced, from the next bill on. Each bill gets an invoice of invoice-gen's when it is
+    issued, the first of a subscription when it is paid, as soon as the tenant has a letterhead there. What is refunded
+    gets credit notes.
     """
     RunBilling: _grpc.UnaryUnaryMultiCallable[_subscriptions_pb2.RunBillingRequest, _subscriptions_pb2.RunBillingResponse]
     """Bills every subscription of the tenant whose period or trial has ended, and collects. The scheduler has the service
@@ -210,8 +211,9 @@ class SubscriptionServiceAsyncStub(SubscriptionServiceStub):
     GetInvoicingPolicy: _aio.UnaryUnaryMultiCallable[_subscriptions_pb2.GetInvoicingPolicyRequest, _subscriptions_pb2.GetInvoicingPolicyResponse]  # type: ignore[assignment]
     """Returns how the tenant's bills are invoiced."""
     SetInvoicingPolicy: _aio.UnaryUnaryMultiCallable[_subscriptions_pb2.SetInvoicingPolicyRequest, _subscriptions_pb2.SetInvoicingPolicyResponse]  # type: ignore[assignment]
-    """Sets how the tenant's bills are invoiced, from the next bill on. Each bill that has been paid gets an invoice of
-    invoice-gen's, as soon as the tenant has a letterhead there.
+    """Sets how the tenant's bills are invoiced, from the next bill on. Each bill gets an invoice of invoice-gen's when it is
+    issued, the first of a subscription when it is paid, as soon as the tenant has a letterhead there. What is refunded
+    gets credit notes.
     """
     RunBilling: _aio.UnaryUnaryMultiCallable[_subscriptions_pb2.RunBillingRequest, _subscriptions_pb2.RunBillingResponse]  # type: ignore[assignment]
     """Bills every subscription of the tenant whose period or trial has ended, and collects. The scheduler has the service
@@ -400,8 +402,9 @@ class SubscriptionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _subscriptions_pb2.SetInvoicingPolicyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_subscriptions_pb2.SetInvoicingPolicyResponse, _abc.Awaitable[_subscriptions_pb2.SetInvoicingPolicyResponse]]:
-        """Sets how the tenant's bills are invoiced, from the next bill on. Each bill that has been paid gets an invoice of
-        invoice-gen's, as soon as the tenant has a letterhead there.
+        """Sets how the tenant's bills are invoiced, from the next bill on. Each bill gets an invoice of invoice-gen's when it is
+        issued, the first of a subscription when it is paid, as soon as the tenant has a letterhead there. What is refunded
+        gets credit notes.
         """
 
     @_abc_1.abstractmethod

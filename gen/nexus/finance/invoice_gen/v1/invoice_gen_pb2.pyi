@@ -844,6 +844,7 @@ class CreditIssuedInvoiceRequest(_message.Message):
     REFERENCE_FIELD_NUMBER: _builtins.int
     LINES_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
     invoice_reference: _builtins.str
     """Of the invoice."""
     reference: _builtins.str
@@ -853,6 +854,10 @@ class CreditIssuedInvoiceRequest(_message.Message):
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[_invoice_pb2.CreditedLine]:
         """All that is left of the invoice when empty."""
 
+    @_builtins.property
+    def amount(self) -> _money_pb2.Money:
+        """An amount, tax included, rather than units: of an invoice with one rate of tax, of which no units were taken back."""
+
     def __init__(
         self,
         *,
@@ -860,10 +865,11 @@ class CreditIssuedInvoiceRequest(_message.Message):
         reference: _builtins.str = ...,
         lines: _abc.Iterable[_invoice_pb2.CreditedLine] | None = ...,
         reason: _builtins.str = ...,
+        amount: _money_pb2.Money | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["invoice_reference", b"invoice_reference", "lines", b"lines", "reason", b"reason", "reference", b"reference"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "invoice_reference", b"invoice_reference", "lines", b"lines", "reason", b"reason", "reference", b"reference"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
