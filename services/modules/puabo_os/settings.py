@@ -70,7 +70,12 @@ KEYS = {
     key.key: key
     for key in (
         Key("security.registration", "Who may register", "open", _RULES, _one_of("open", "closed")),
-        Key("security.require_mfa", "Whether a second factor is required beside a password", False, _RULES),
+        Key(
+            "security.require_mfa",
+            "Whether everybody must prove two factors to sign in, here or at an upstream provider",
+            False,
+            _RULES,
+        ),
         Key(
             "security.session_idle_minutes", "Minutes until an unused session ends", 20160, _RULES, _between(5, 525600)
         ),
