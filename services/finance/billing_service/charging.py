@@ -502,12 +502,13 @@ class Charging:
             "customer_id": payment["customer_id"],
             "amount": Money(currency=payment["currency"], minor_units=notice.amount),
             "provider": payment["provider"].lower(),
+            "reference": payment["reference"],
         }
         if dispute is None:
             dispute = await self._store.insert_dispute(
                 payment["payment_id"], notice.provider_id, notice.state, notice.amount, notice.reason, notice.answer_due
             )
-            opened = events.PaymentDisputed(dispute_id=dispute["dispute_id"], reference=payment["reference"], **about)
+            opened = events.PaymentDisputed(dispute_id=dispute["dispute_id"], **about)
             await self._events.publish(opened, aggregate=payment["payment_id"])
             was = "NEEDS_ANSWER"
         else:
