@@ -292,6 +292,23 @@ async def test_an_order_whose_payment_the_bank_has_taken_back_is_cancelled_witho
     assert payment["refunded"]["minorUnits"] == "0"
 
 
+async def test_a_dispute_that_is_won_after_its_order_was_cancelled_is_paid_back(open_shop: Shop) -> None:
+    shop = open_shop
+    variant = await stocked(shop, "Boots", 1)
+    buyer = await Buyer.of(shop, "card_disputed")
+    order = await buyer.buy({variant: 1})
+    await buyer.post(f"/api/v1/orders/{order['orderId']}:cancel")
+    (dispute,) = (await shop.get("/api/v1/billing/disputes"))["disputes"]
+    await shop.post(f"/api/v1/billing/disputes/{dispute['disputeId']}:answer", {"evidence": "winning"})
+    async with asyncio.timeout(30):
+        final = await buyer.order(order["orderId"])
+        while final["refunded"]["minorUnits"] == "0":
+            final = await buyer.order(order["orderId"])
+            await asyncio.sleep(0.1)
+    assert final["refunded"] == final["captured"] == order["captured"]
+    assert await all_is_well(shop) == []
+
+
 async def test_a_label_that_cannot_be_bought_releases_what_was_reserved_on_the_card(open_shop: Shop) -> None:
     """The rate table's carrier has no account: the quote is given, the label refused. Nothing has been taken yet."""
     shop = open_shop

@@ -219,7 +219,8 @@ class PaypalServer(ProviderServer):
             case ["POST", "v2", "checkout", "orders"]:
                 return self._order(sent)
             case ["GET", "v2", "checkout", "orders", order]:
-                return 200, self.orders[order]
+                known = self.orders.get(order)
+                return (200, known) if known is not None else (404, {"name": "RESOURCE_NOT_FOUND"})
             case ["POST", "v2", "checkout", "orders", order, "authorize" | "capture" as step]:
                 return 201, self._take(self.orders[order], step)
             case ["POST", "v2", "payments", "authorizations", authorization, "capture"]:

@@ -255,6 +255,36 @@ async def test_what_paypal_may_have_charged_is_not_charged_again(world: World, b
     assert len(world.paypal.orders) == made + 1
 
 
+@pytest.mark.parametrize("found", [True, False])
+async def test_what_paypal_cannot_be_asked_about_is_settled_by_who_has_looked(
+    world: World, billing: Billing, found: bool
+) -> None:
+    await set_paypal(billing)
+    await billing.card("token-1")
+    other = await billing.authorize(500)
+    world.paypal.lose_answers = 1
+    payment = await billing.authorize(1000, capture=True)
+    (order,) = (each for each in world.paypal.orders.values() if _custom_id(each) == payment.payment_id)
+    path, there = f"/payments/{payment.payment_id}:settle", order["id"] if found else ""
+    early = await billing.post(path, providerPaymentId=there)
+    assert reason(early) == "PAYMENT_STATE_CONFLICT", "its key is still good"
+    await billing.age("6 hours")
+    world.paypal._answers.clear()
+    (listed,) = (await billing.read("/pending-payments"))["payments"]
+    assert listed["paymentId"] == payment.payment_id
+    for wrong in (other.provider_payment_id, "none"):
+        assert reason(await billing.post(path, providerPaymentId=wrong)) == "PAYMENT_DIFFERS"
+    settled = (await billing.ok(path, providerPaymentId=there))["payment"]
+    assert settled["state"] == ("PAYMENT_STATE_CAPTURED" if found else "PAYMENT_STATE_FAILED")
+    assert await billing.events("PaymentProcessed") == found
+    assert reason(await billing.post(path, providerPaymentId=there)) == "PAYMENT_STATE_CONFLICT"
+    assert (await billing.read("/pending-payments"))["payments"] == []
+
+
+def _custom_id(order: dict[str, Any]) -> str:
+    return str(order["purchase_units"][0]["custom_id"])
+
+
 @pytest.mark.parametrize("kind", ["capture", "refund"])
 async def test_a_movement_that_never_reached_stripe_is_given_up_and_can_be_asked_for_again(
     world: World, billing: Billing, kind: str

@@ -56,8 +56,10 @@ LEGAL: dict[str, tuple[frozenset[str], str]] = {
     "OrderConfirmed": (frozenset({PROCESSING}), CONFIRMED),
     "CancellationBegun": (UNPAID | {CONFIRMED}, CANCELLING),
     **{undone: (_UNDOING, "") for _, undone in STEPS.values()},
-    "RepaymentRefused": (_UNDOING | PAID, ""),
+    "RepaymentRefused": (_UNDOING | PAID | {CANCELLED}, ""),
     "OrderCancelled": (_UNDOING, CANCELLED),
+    "DisputeWon": (_UNDOING | {CANCELLED}, ""),
+    "DisputeRepaid": (frozenset({CANCELLED}), ""),
     "CancellationRefused": (_UNDOING, CONFIRMED),
     "ItemsFulfilled": (frozenset({CONFIRMED, PARTIALLY_FULFILLED}), PARTIALLY_FULFILLED),
     "ParcelMoved": (PAID, ""),
@@ -164,6 +166,8 @@ class Order(BaseModel):
     payment_attempts: int = 0
     payment_requests: list[str] = []
     repayments_refused: int = 0
+    dispute_won: bool = False
+    """Whether money has come back from a dispute that could not be paid back while it lasted."""
     action_url: str = ""
     cause: str = ""
     captured: int = 0
@@ -203,7 +207,8 @@ class Order(BaseModel):
 
 
 class Action(NamedTuple):
-    """What is to be done next: `do` or `undo` a step, do a part of a `refund`, or record an event."""
+    """What is to be done next: `do` or `undo` a step, do a part of a `refund`, `repay` what is left, or record an
+    event."""
 
     verb: str
     what: str
@@ -217,6 +222,8 @@ def decide(order: Order, now: datetime) -> Action | None:
             if step not in order.undone:
                 return Action("undo", step)
         return Action("record", "OrderCancelled")
+    if order.dispute_won and order.state == CANCELLED:
+        return Action("repay", "dispute")
     if order.state in WAITING:
         if order.expire_time is not None and order.expire_time <= now:
             return Action("record", "CancellationBegun")
@@ -366,6 +373,15 @@ def _refused(order: Order, data: Mapping[str, Any], at: datetime) -> None:
     order.repayments_refused += 1
 
 
+def _win_dispute(order: Order, data: Mapping[str, Any], at: datetime) -> None:
+    order.dispute_won = True
+
+
+def _repay_dispute(order: Order, data: Mapping[str, Any], at: datetime) -> None:
+    order.dispute_won = False
+    _note(order, data, at)
+
+
 def _fulfil(order: Order, data: Mapping[str, Any], at: datetime) -> None:
     for line, units in _units(data):
         order.lines[line].fulfilled += units
@@ -452,6 +468,8 @@ _CHANGES: dict[str, Any] = {
     "OrderPlaced": _place,
     "PaymentRetried": _place,
     "RepaymentRefused": _refused,
+    "DisputeWon": _win_dispute,
+    "DisputeRepaid": _repay_dispute,
     "ItemsFulfilled": _fulfil,
     "ParcelMoved": _move,
     "ParcelDelivered": _deliver,

@@ -255,6 +255,8 @@ class Orders:
                     return await self._steps.do(order, action.what)
                 case "undo":
                     return await self._steps.undo(order, action.what)
+                case "repay":
+                    return "DisputeRepaid", await self._steps.repay(order, action.what)
                 case "refund":
                     refund = order.refund(action.refund_id)
                     return REFUND_PARTS[action.what], await self._steps.refund(order, refund, action.what)

@@ -40,6 +40,7 @@ SERVICE = ServiceSpec(
     subscribes=[
         "nexus.finance.billing_service.v1.PaymentAuthorized",
         "nexus.finance.billing_service.v1.PaymentFailed",
+        "nexus.finance.billing_service.v1.DisputeClosed",
         "nexus.commerce.puabo_nuki_shipping_service.v1.ShipmentMoved",
         "nexus.commerce.puabo_nuki_shipping_service.v1.ShipmentDelivered",
         "nexus.identity.user_auth.v1.UserErased",

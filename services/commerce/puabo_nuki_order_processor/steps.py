@@ -128,6 +128,10 @@ class Steps:
             return "CancellationRefused", {"under_way": under_way}
         return STEPS[step][1], await self._undo[step](order)
 
+    async def repay(self, order: Order, key: str) -> dict[str, Any]:
+        """What is left of the payment of a cancelled order."""
+        return await self._return_payment(order, key)
+
     async def refund(self, order: Order, refund: Refund, part: str) -> dict[str, Any]:
         return {"refund_id": refund.refund_id, **await self._refund[part](order, refund)}
 
@@ -244,7 +248,7 @@ class Steps:
             return "CancellationBegun", {"cause": code.removeprefix("FAILURE_CODE_")}
         return "PaymentCaptured", {"captured": answer.payment.captured.minor_units}
 
-    async def _return_payment(self, order: Order) -> dict[str, Any]:
+    async def _return_payment(self, order: Order, key: str = "repay") -> dict[str, Any]:
         """Whatever has been taken, by us or by one of us that died, goes back; but for what the customer's bank has
         taken back already."""
         if not order.payment_id:
@@ -255,7 +259,7 @@ class Steps:
         taken = known.payment.captured.minor_units
         left = max(0, taken - known.payment.refunded.minor_units - known.payment.disputed.minor_units)
         if left:
-            await self._repay(order, order.payment_id, left, "repay")
+            await self._repay(order, order.payment_id, left, key)
         return {"captured": taken, "refunded": known.payment.refunded.minor_units + left}
 
     async def _repay(self, order: Order, payment_id: str, amount: int, key: str) -> None:

@@ -3,12 +3,12 @@
 from nexus.commerce.puabo_nuki_order_processor.v1.events_pb2 import OrderForgotten
 from nexus.commerce.puabo_nuki_shipping_service.v1.events_pb2 import ShipmentDelivered, ShipmentMoved
 from nexus.commerce.puabo_nuki_shipping_service.v1.shipment_pb2 import ShipmentState
-from nexus.finance.billing_service.v1.events_pb2 import PaymentAuthorized, PaymentFailed
+from nexus.finance.billing_service.v1.events_pb2 import DisputeClosed, PaymentAuthorized, PaymentFailed
 from nexus.identity.user_auth.v1.events_pb2 import UserErased
 from nexus.type.v1.event_pb2 import Event
 from services.chassis.service import Service
 from services.commerce.puabo_nuki_order_processor.engine import engine
-from services.commerce.puabo_nuki_order_processor.order import PAID
+from services.commerce.puabo_nuki_order_processor.order import LEGAL, PAID
 from services.commerce.puabo_nuki_order_processor.orders import SYSTEM
 from services.commerce.puabo_nuki_order_processor.store import order_of
 
@@ -26,6 +26,14 @@ class Subscribers:
 
     async def on_payment_failed(self, message: PaymentFailed, event: Event) -> None:
         await self._wake(message.reference)
+
+    async def on_dispute_closed(self, message: DisputeClosed, event: Event) -> None:
+        """What the bank took back, and has given back, of an order that was cancelled meanwhile is the customer's."""
+        if not (message.won and message.reference.startswith(_ORDER)):
+            return
+        row = await self._orders.store.get(message.reference.removeprefix(_ORDER))
+        if row is not None and (order := order_of(row)).state in LEGAL["DisputeWon"][0]:
+            await self._orders.record(order, "DisputeWon", {"dispute_id": message.dispute_id}, SYSTEM)
 
     async def on_shipment_moved(self, message: ShipmentMoved, event: Event) -> None:
         state = ShipmentState.Name(message.state).removeprefix("SHIPMENT_STATE_")

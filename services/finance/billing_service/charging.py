@@ -18,8 +18,10 @@ from nexus.finance.billing_service.v1.faults import (
     CustomerNotFound,
     DisputeClosed,
     DisputeNotFound,
+    PaymentDiffers,
     PaymentMethodNotFound,
     PaymentNotFound,
+    PaymentStateConflict,
     ProviderAway,
 )
 from nexus.type.v1.faults import IdempotencyKeyReused
@@ -192,6 +194,27 @@ class Charging:
         payment_id = payment["payment_id"] if payment is not None else snapshot.payment_id
         if payment_id and await self._store.payment(payment_id) is not None:
             await self.absorb(payment_id, snapshot)
+
+    async def settle(self, payment_id: str, provider_payment_id: str) -> Row:
+        """What somebody has found at the provider. Only when the provider has forgotten the key: until then, who asks
+        with it is told for sure."""
+        payment = await self.payment(payment_id)
+        operation = next(each for each in await self._store.operations(payment_id) if each["kind"] == "AUTHORIZE")
+        if payment["state"] != "PENDING" or not await self._is_old(operation, payment):
+            raise PaymentStateConflict(state=payment["state"], verb="settled by hand")
+        if not provider_payment_id:
+            await self._refuse(operation, Refused("LOST", "not found in the provider's account"))
+            return await self.payment(payment_id)
+        provider = await self._accounts.provider(payment["provider"])
+        try:
+            snapshot = await provider.look_at(provider_payment_id)
+        except InDoubt as error:
+            raise ProviderAway(provider=payment["provider"], retry_after=5) from error
+        except Refused as error:
+            raise PaymentDiffers() from error
+        if snapshot.payment_id != payment_id:
+            raise PaymentDiffers()
+        return await self.absorb(payment_id, snapshot, operation)
 
     async def answer_dispute(self, dispute_id: str, evidence: str) -> Row:
         dispute = await self._store.dispute(dispute_id)
@@ -479,12 +502,13 @@ class Charging:
             "customer_id": payment["customer_id"],
             "amount": Money(currency=payment["currency"], minor_units=notice.amount),
             "provider": payment["provider"].lower(),
+            "reference": payment["reference"],
         }
         if dispute is None:
             dispute = await self._store.insert_dispute(
                 payment["payment_id"], notice.provider_id, notice.state, notice.amount, notice.reason, notice.answer_due
             )
-            opened = events.PaymentDisputed(dispute_id=dispute["dispute_id"], reference=payment["reference"], **about)
+            opened = events.PaymentDisputed(dispute_id=dispute["dispute_id"], **about)
             await self._events.publish(opened, aggregate=payment["payment_id"])
             was = "NEEDS_ANSWER"
         else:

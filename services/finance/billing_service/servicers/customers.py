@@ -144,6 +144,18 @@ class CustomerService:
             payment=payment_message(payment), operation=operation_message(operation, payment["currency"])
         )
 
+    async def ListPendingPayments(
+        self, request: pb.ListPendingPaymentsRequest, call: RequestContext
+    ) -> pb.ListPendingPaymentsResponse:
+        size = self._pager.size(request)
+        rows = await self._store.pending_payments(self._pager.cursor(request, call) or None, size + 1)
+        more = self._pager.token(request, call, rows[size - 1]["payment_id"]) if len(rows) > size else ""
+        return pb.ListPendingPaymentsResponse(payments=map(payment_message, rows[:size]), next_page_token=more)
+
+    async def SettlePayment(self, request: pb.SettlePaymentRequest, call: RequestContext) -> pb.SettlePaymentResponse:
+        payment = await self._charging.settle(request.payment_id, request.provider_payment_id)
+        return pb.SettlePaymentResponse(payment=payment_message(payment))
+
     async def ListDisputes(self, request: pb.ListDisputesRequest, call: RequestContext) -> pb.ListDisputesResponse:
         size = self._pager.size(request)
         rows = await self._store.disputes(self._pager.cursor(request, call) or None, size + 1)

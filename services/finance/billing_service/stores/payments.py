@@ -261,6 +261,17 @@ class PaymentStore:
             limit,
         )
 
+    async def pending_payments(self, before: str | None, limit: int) -> list[Row]:
+        return await self._database.fetch(
+            f"""
+            SELECT {_PAYMENT} FROM payments
+            WHERE tenant_id = nexus.tenant_id() AND state = 'PENDING' AND ($1::uuid IS NULL OR payment_id < $1)
+            ORDER BY payment_id DESC LIMIT $2
+            """,
+            before,
+            limit,
+        )
+
     async def update_payment(
         self,
         payment_id: str,

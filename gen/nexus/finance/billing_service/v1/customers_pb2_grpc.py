@@ -81,6 +81,16 @@ class CustomerServiceStub:
                 request_serializer=nexus_dot_finance_dot_billing__service_dot_v1_dot_customers__pb2.RefundPaymentRequest.SerializeToString,
                 response_deserializer=nexus_dot_finance_dot_billing__service_dot_v1_dot_customers__pb2.RefundPaymentResponse.FromString,
                 _registered_method=True)
+        self.ListPendingPayments = channel.unary_unary(
+                '/nexus.finance.billing_service.v1.CustomerService/ListPendingPayments',
+                request_serializer=nexus_dot_finance_dot_billing__service_dot_v1_dot_customers__pb2.ListPendingPaymentsRequest.SerializeToString,
+                response_deserializer=nexus_dot_finance_dot_billing__service_dot_v1_dot_customers__pb2.ListPendingPaymentsResponse.FromString,
+                _registered_method=True)
+        self.SettlePayment = channel.unary_unary(
+                '/nexus.finance.billing_service.v1.CustomerService/SettlePayment',
+                request_serializer=nexus_dot_finance_dot_billing__service_dot_v1_dot_customers__pb2.SettlePaymentRequest.SerializeToString,
+                response_deserializer=nexus_dot_finance_dot_billing__service_dot_v1_dot_customers__pb2.SettlePaymentResponse.FromString,
+                _registered_method=True)
         self.ListDisputes = channel.unary_unary(
                 '/nexus.finance.billing_service.v1.CustomerService/ListDisputes',
                 request_serializer=nexus_dot_finance_dot_billing__service_dot_v1_dot_customers__pb2.ListDisputesRequest.SerializeToString,
@@ -190,6 +200,27 @@ class CustomerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListPendingPayments(self, request, context):
+        """Lists the payments of which nothing is known yet, the latest first: most are on their way, and settle by
+        themselves; one that stays here is SettlePayment's.
+
+        Errors: PAGE_TOKEN_INVALID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SettlePayment(self, request, context):
+        """Settles a pending payment that nobody can ask its provider about any more, as PayPal's are when an answer was lost
+        for hours: somebody has looked into the account there. With the provider's own id it is what the provider says of
+        that; without, no money has moved, and the payment has FAILED (LOST). Publishes what the payment's outcome does.
+
+        Errors: PAYMENT_NOT_FOUND, PAYMENT_STATE_CONFLICT, PAYMENT_DIFFERS, PROVIDER_AWAY.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListDisputes(self, request, context):
         """Lists disputes, the latest first.
 
@@ -265,6 +296,16 @@ def add_CustomerServiceServicer_to_server(servicer, server):
                     servicer.RefundPayment,
                     request_deserializer=nexus_dot_finance_dot_billing__service_dot_v1_dot_customers__pb2.RefundPaymentRequest.FromString,
                     response_serializer=nexus_dot_finance_dot_billing__service_dot_v1_dot_customers__pb2.RefundPaymentResponse.SerializeToString,
+            ),
+            'ListPendingPayments': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPendingPayments,
+                    request_deserializer=nexus_dot_finance_dot_billing__service_dot_v1_dot_customers__pb2.ListPendingPaymentsRequest.FromString,
+                    response_serializer=nexus_dot_finance_dot_billing__service_dot_v1_dot_customers__pb2.ListPendingPaymentsResponse.SerializeToString,
+            ),
+            'SettlePayment': grpc.unary_unary_rpc_method_handler(
+                    servicer.SettlePayment,
+                    request_deserializer=nexus_dot_finance_dot_billing__service_dot_v1_dot_customers__pb2.SettlePaymentRequest.FromString,
+                    response_serializer=nexus_dot_finance_dot_billing__service_dot_v1_dot_customers__pb2.SettlePaymentResponse.SerializeToString,
             ),
             'ListDisputes': grpc.unary_unary_rpc_method_handler(
                     servicer.ListDisputes,
@@ -527,6 +568,60 @@ class CustomerService:
             '/nexus.finance.billing_service.v1.CustomerService/RefundPayment',
             nexus_dot_finance_dot_billing__service_dot_v1_dot_customers__pb2.RefundPaymentRequest.SerializeToString,
             nexus_dot_finance_dot_billing__service_dot_v1_dot_customers__pb2.RefundPaymentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPendingPayments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.finance.billing_service.v1.CustomerService/ListPendingPayments',
+            nexus_dot_finance_dot_billing__service_dot_v1_dot_customers__pb2.ListPendingPaymentsRequest.SerializeToString,
+            nexus_dot_finance_dot_billing__service_dot_v1_dot_customers__pb2.ListPendingPaymentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SettlePayment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/nexus.finance.billing_service.v1.CustomerService/SettlePayment',
+            nexus_dot_finance_dot_billing__service_dot_v1_dot_customers__pb2.SettlePaymentRequest.SerializeToString,
+            nexus_dot_finance_dot_billing__service_dot_v1_dot_customers__pb2.SettlePaymentResponse.FromString,
             options,
             channel_credentials,
             insecure,

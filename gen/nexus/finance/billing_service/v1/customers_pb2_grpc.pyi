@@ -86,6 +86,19 @@ class CustomerServiceStub:
 
     Errors: PAYMENT_NOT_FOUND, PAYMENT_STATE_CONFLICT, AMOUNT_EXCEEDED, CURRENCY_MISMATCH, IDEMPOTENCY_KEY_REUSED.
     """
+    ListPendingPayments: _grpc.UnaryUnaryMultiCallable[_customers_pb2.ListPendingPaymentsRequest, _customers_pb2.ListPendingPaymentsResponse]
+    """Lists the payments of which nothing is known yet, the latest first: most are on their way, and settle by
+    themselves; one that stays here is SettlePayment's.
+
+    Errors: PAGE_TOKEN_INVALID.
+    """
+    SettlePayment: _grpc.UnaryUnaryMultiCallable[_customers_pb2.SettlePaymentRequest, _customers_pb2.SettlePaymentResponse]
+    """Settles a pending payment that nobody can ask its provider about any more, as PayPal's are when an answer was lost
+    for hours: somebody has looked into the account there. With the provider's own id it is what the provider says of
+    that; without, no money has moved, and the payment has FAILED (LOST). Publishes what the payment's outcome does.
+
+    Errors: PAYMENT_NOT_FOUND, PAYMENT_STATE_CONFLICT, PAYMENT_DIFFERS, PROVIDER_AWAY.
+    """
     ListDisputes: _grpc.UnaryUnaryMultiCallable[_customers_pb2.ListDisputesRequest, _customers_pb2.ListDisputesResponse]
     """Lists disputes, the latest first.
 
@@ -160,6 +173,19 @@ class CustomerServiceAsyncStub(CustomerServiceStub):
     Publishes PaymentRefunded.
 
     Errors: PAYMENT_NOT_FOUND, PAYMENT_STATE_CONFLICT, AMOUNT_EXCEEDED, CURRENCY_MISMATCH, IDEMPOTENCY_KEY_REUSED.
+    """
+    ListPendingPayments: _aio.UnaryUnaryMultiCallable[_customers_pb2.ListPendingPaymentsRequest, _customers_pb2.ListPendingPaymentsResponse]  # type: ignore[assignment]
+    """Lists the payments of which nothing is known yet, the latest first: most are on their way, and settle by
+    themselves; one that stays here is SettlePayment's.
+
+    Errors: PAGE_TOKEN_INVALID.
+    """
+    SettlePayment: _aio.UnaryUnaryMultiCallable[_customers_pb2.SettlePaymentRequest, _customers_pb2.SettlePaymentResponse]  # type: ignore[assignment]
+    """Settles a pending payment that nobody can ask its provider about any more, as PayPal's are when an answer was lost
+    for hours: somebody has looked into the account there. With the provider's own id it is what the provider says of
+    that; without, no money has moved, and the payment has FAILED (LOST). Publishes what the payment's outcome does.
+
+    Errors: PAYMENT_NOT_FOUND, PAYMENT_STATE_CONFLICT, PAYMENT_DIFFERS, PROVIDER_AWAY.
     """
     ListDisputes: _aio.UnaryUnaryMultiCallable[_customers_pb2.ListDisputesRequest, _customers_pb2.ListDisputesResponse]  # type: ignore[assignment]
     """Lists disputes, the latest first.
@@ -286,6 +312,31 @@ class CustomerServiceServicer(metaclass=_abc_1.ABCMeta):
         Publishes PaymentRefunded.
 
         Errors: PAYMENT_NOT_FOUND, PAYMENT_STATE_CONFLICT, AMOUNT_EXCEEDED, CURRENCY_MISMATCH, IDEMPOTENCY_KEY_REUSED.
+        """
+
+    @_abc_1.abstractmethod
+    def ListPendingPayments(
+        self,
+        request: _customers_pb2.ListPendingPaymentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_customers_pb2.ListPendingPaymentsResponse, _abc.Awaitable[_customers_pb2.ListPendingPaymentsResponse]]:
+        """Lists the payments of which nothing is known yet, the latest first: most are on their way, and settle by
+        themselves; one that stays here is SettlePayment's.
+
+        Errors: PAGE_TOKEN_INVALID.
+        """
+
+    @_abc_1.abstractmethod
+    def SettlePayment(
+        self,
+        request: _customers_pb2.SettlePaymentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_customers_pb2.SettlePaymentResponse, _abc.Awaitable[_customers_pb2.SettlePaymentResponse]]:
+        """Settles a pending payment that nobody can ask its provider about any more, as PayPal's are when an answer was lost
+        for hours: somebody has looked into the account there. With the provider's own id it is what the provider says of
+        that; without, no money has moved, and the payment has FAILED (LOST). Publishes what the payment's outcome does.
+
+        Errors: PAYMENT_NOT_FOUND, PAYMENT_STATE_CONFLICT, PAYMENT_DIFFERS, PROVIDER_AWAY.
         """
 
     @_abc_1.abstractmethod

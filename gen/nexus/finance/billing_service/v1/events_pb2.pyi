@@ -248,11 +248,14 @@ class DisputeClosed(_message.Message):
     AMOUNT_FIELD_NUMBER: _builtins.int
     PROVIDER_FIELD_NUMBER: _builtins.int
     WON_FIELD_NUMBER: _builtins.int
+    REFERENCE_FIELD_NUMBER: _builtins.int
     payment_id: _builtins.str
     dispute_id: _builtins.str
     customer_id: _builtins.str
     provider: _builtins.str
     won: _builtins.bool
+    reference: _builtins.str
+    """Of the payment."""
     @_builtins.property
     def amount(self) -> _money_pb2.Money: ...
     def __init__(
@@ -264,10 +267,11 @@ class DisputeClosed(_message.Message):
         amount: _money_pb2.Money | None = ...,
         provider: _builtins.str = ...,
         won: _builtins.bool = ...,
+        reference: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "customer_id", b"customer_id", "dispute_id", b"dispute_id", "payment_id", b"payment_id", "provider", b"provider", "won", b"won"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "customer_id", b"customer_id", "dispute_id", b"dispute_id", "payment_id", b"payment_id", "provider", b"provider", "reference", b"reference", "won", b"won"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -259,3 +259,11 @@ class BillNotOpen(Fault):
     reason = "BILL_NOT_OPEN"
     code = StatusCode.FAILED_PRECONDITION
     template = "The bill is {state}."
+
+class PaymentDiffers(Fault):
+    """What the provider has under this id is another payment, or nothing."""
+
+    domain = "billing-service"
+    reason = "PAYMENT_DIFFERS"
+    code = StatusCode.FAILED_PRECONDITION
+    template = "The provider has another payment, or none, under this id."

@@ -87,6 +87,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The customer has no bill with this id."""
     REASON_BILL_NOT_OPEN: _Reason.ValueType  # 32
     """The bill is paid or has been given up."""
+    REASON_PAYMENT_DIFFERS: _Reason.ValueType  # 33
+    """What the provider has under this id is another payment, or nothing."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why billing-service refuses a call."""
@@ -156,4 +158,6 @@ REASON_BILL_NOT_FOUND: Reason.ValueType  # 31
 """The customer has no bill with this id."""
 REASON_BILL_NOT_OPEN: Reason.ValueType  # 32
 """The bill is paid or has been given up."""
+REASON_PAYMENT_DIFFERS: Reason.ValueType  # 33
+"""What the provider has under this id is another payment, or nothing."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

@@ -1,0 +1,1 @@
+CREATE INDEX payments_pending ON payments (tenant_id, payment_id) WHERE state = 'PENDING';
