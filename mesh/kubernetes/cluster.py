@@ -11,7 +11,7 @@ from services.chassis.context import EDGE, OPERATOR
 NAMESPACE = "nexus"
 CLUSTER_DOMAIN = "cluster.local"
 HOME = "/var/lib/nexus"
-ROOT_KEY = "/etc/nexus/root.key"
+ROOT_KEY, UNSEAL_KEY = "/etc/nexus/root.key", "/etc/nexus/unseal.key"
 EDGE_PORT = 8080
 ISTIO_NAMESPACE = "istio-system"
 GATEWAY_NAMESPACE = "istio-ingress"
@@ -36,6 +36,7 @@ SETTINGS = Settings.model_validate(
         # Where a sidecar's inbound connections come from: pilot/pkg/networking/core/listener_address.go
         "trusted_proxies": "127.0.0.6,::6",
         "root_key_file": ROOT_KEY,
+        "unseal_key_file": UNSEAL_KEY,
         "metrics_port": 9090,
         "trusted_hops": 1,  # the sidecar
     }

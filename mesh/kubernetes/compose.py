@@ -15,11 +15,11 @@ from services.chassis.config import Settings
 from services.chassis.context import EDGE
 from services.chassis.spec import ServiceSpec
 
-_KEY = f"{HOME}/secrets/root.key"
-_LOCAL = Settings.model_validate({"home": HOME, "host": SETTINGS.host, "root_key_file": _KEY})
+_UNSEAL_KEY = f"{HOME}/unseal.key"
+_LOCAL = Settings.model_validate({"home": HOME, "host": SETTINGS.host, "unseal_key_file": _UNSEAL_KEY})
 _HOME_VOLUME = "home"
 _PREPARE = "prepare"
-_MAKE_KEY = f"umask 077; mkdir -p {HOME}/secrets; test -s {_KEY} || head -c 32 /dev/urandom > {_KEY}"
+_MAKE_KEYS = f"umask 077; test -s {_UNSEAL_KEY} || head -c 32 /dev/urandom > {_UNSEAL_KEY}; nexus root-key seal"
 
 
 class HealthCheck(msgspec.Struct):
@@ -82,7 +82,7 @@ def build(topology: Topology) -> Compose:
             ),
             _PREPARE: _ours(
                 entrypoint=["sh", "-c"],
-                command=[f"{_MAKE_KEY} && exec nexus migrate"],
+                command=[f"{_MAKE_KEYS} && exec nexus migrate"],
                 depends_on={name: Dependency("service_healthy") for name in ("postgres", "redis")},
                 build=".",
             ),

@@ -59,6 +59,7 @@ from mesh.kubernetes.cluster import (
     SERVICE,
     SETTINGS,
     STABLE,
+    UNSEAL_KEY,
     labels,
     meta,
     selector,
@@ -84,12 +85,13 @@ _APART = ("topology.kubernetes.io/zone", "kubernetes.io/hostname")
 _UNHURRIED = 5  # seconds in which the cluster learns that a pod is going away, before the pod is told
 _GRACE = 10  # seconds beyond the drain time-out, to close what is open
 
-DATABASE, OWNER, REDIS, SMTP, ROOT = (
+DATABASE, OWNER, REDIS, SMTP, ROOT, UNSEAL = (
     "nexus-database",
     "nexus-database-owner",
     "nexus-redis",
     "nexus-smtp",
     "nexus-root-key",
+    "nexus-unseal-key",
 )
 """Secrets that are made outside of this repository."""
 
@@ -115,11 +117,14 @@ def service_deployment(spec: ServiceSpec, canary_tag: str | None = None) -> Depl
         readinessProbe=_probe(spec, "", every=2, failures=2),
         lifecycle=_leave_after(_UNHURRIED),
         resources=_resources(cpu="100m", memory_mib=spec.memory_mib),
-        volumeMounts=[VolumeMount(name="root-key", mountPath=ROOT_KEY, subPath="root.key", readOnly=True)],
+        volumeMounts=[
+            VolumeMount(name=name, mountPath=path, subPath=path.rpartition("/")[2], readOnly=True)
+            for name, path in ((ROOT, ROOT_KEY), (UNSEAL, UNSEAL_KEY))
+        ],
     )
-    root_key = Volume(name="root-key", secret=SecretVolumeSource(secretName=ROOT, defaultMode=0o440))
+    keys = [Volume(name=name, secret=SecretVolumeSource(secretName=name, defaultMode=0o440)) for name in (ROOT, UNSEAL)]
     version = CANARY if canary_tag else STABLE
-    return _deployment(spec.id, [container], version=version, volumes=[root_key], annotations=_MEASURED)
+    return _deployment(spec.id, [container], version=version, volumes=keys, annotations=_MEASURED)
 
 
 def edge_deployment() -> Deployment:

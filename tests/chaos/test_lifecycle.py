@@ -63,8 +63,9 @@ async def test_two_platforms_run_side_by_side_and_leave_nothing(platforms: tuple
     with started(one, terminal=True) as supervisor, started(two, "--detach") as starting:
         try:
             assert starting.wait(timeout=PATIENCE) == 0, said(two)
-            eventually(lambda: one.ready() or supervisor.poll() is not None, PATIENCE)
+            eventually(lambda: "is ready" in said(one) or supervisor.poll() is not None, PATIENCE)
             assert supervisor.poll() is None, said(one)
+            assert one.ready()
 
             shown = said(one)
             for name in ("postgres", "redis", "identity", "edge"):

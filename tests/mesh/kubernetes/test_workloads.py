@@ -257,7 +257,7 @@ def test_secrets_come_by_reference_to_those_who_need_them(overlay: Overlay) -> N
         name = pod["serviceAccountName"]
         if name in SPECS:
             assert found == service | (mail if SPECS[name].sends_mail else {}), name
-            assert files == {"nexus-root-key"}, name
+            assert files == {"nexus-root-key", "nexus-unseal-key"}, name
         elif name == "operator":
             assert found == {**database, "NEXUS_DATABASE_URL": ("nexus-database-owner", "url")}
             assert not files
