@@ -166,7 +166,8 @@ def _leg(account: str, side: "pb.Side.ValueType", amount: int) -> pb.Leg:
 def _transactions_a_second(program: str, platform: Platform, script: Path) -> float:
     dsn = service_dsn(platform.settings, discover()["ledger-mgr"])
     dsn += ("&" if "?" in dsn else "?") + "options=-csearch_path%3Dledger_mgr,nexus"
-    arguments = ["-n", "-M", "prepared", "-c", str(CALLERS), "-j", "2", "-T", str(SECONDS), "-f", str(script), dsn]
+    arguments = ["-n", "-M", "prepared", "-c", str(CALLERS), "-j", "2", "-T", str(SECONDS), "-f", str(script)]
+    arguments += ["--max-tries=10", dsn]  # two that lock the same accounts in turn: whoever loses tries again
     output = subprocess.run([program, *arguments], capture_output=True, text=True, check=False, timeout=120)
     rate = re.search(r"tps = ([\d.]+)", output.stdout)
     failed = re.search(r"number of failed transactions: (\d+)", output.stdout)
