@@ -68,7 +68,8 @@ def build(settings: Settings, certificate: tls.Certificate, layout: Layout) -> B
     return Bootstrap(
         node=Node(id="edge", cluster="edge"),
         admin=Admin(address=pipe(settings.run_dir / "edge-admin.sock")),
-        layered_runtime=envoy.runtime(),
+        # Behind another proxy, many callers share a connection.
+        layered_runtime=envoy.runtime(envoy.PATIENT if settings.trusted_hops else None),
         bootstrap_extensions=[cache.extension()],
         static_resources=BootstrapStaticResources(
             listeners=[*plain, secure, _origin_listener(settings, layout), _keys_listener(settings)],

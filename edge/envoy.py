@@ -107,6 +107,12 @@ def tcp(host: str, port: int) -> Address:
     return Address(socket_address=SocketAddress(address=host, port_value=port))
 
 
+PATIENT = {"overload.premature_reset_total_stream_count": 2**31}
+"""A proxy hangs up on whoever takes back half of 500 calls at once, and all other calls on that connection fail with
+it. That is for strangers: between our own the edge takes back each call whose body does not fit its contract, and a
+service each that its own caller has given up."""
+
+
 def http_filter(name: str, config: Message) -> HttpFilter:
     return HttpFilter(name=f"envoy.filters.http.{name}", typed_config=Any.pack(config))
 

@@ -49,6 +49,7 @@ from lightkube.models.core_v1 import (
 from lightkube.models.meta_v1 import LabelSelector, ObjectMeta
 from lightkube.models.policy_v1 import PodDisruptionBudget, PodDisruptionBudgetSpec
 
+from edge.envoy import PATIENT
 from mesh.kubernetes.cluster import (
     CANARY,
     EDGE_PORT,
@@ -305,9 +306,13 @@ def _spread(name: str, key: str) -> TopologySpreadConstraint:
 
 
 def _sidecar_config() -> dict[str, str]:
-    """The sidecar is there before the service and drains for as long."""
+    """The sidecar is there before the service, drains for as long, and puts up with calls that are taken back."""
     drain = f"{round(SETTINGS.drain_timeout) + _UNHURRIED}s"
-    config = {"holdApplicationUntilProxyStarts": True, "terminationDrainDuration": drain}
+    config = {
+        "holdApplicationUntilProxyStarts": True,
+        "terminationDrainDuration": drain,
+        "runtimeValues": {name: str(value) for name, value in PATIENT.items()},
+    }
     return {"proxy.istio.io/config": json.dumps(config)}
 
 

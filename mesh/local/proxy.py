@@ -48,7 +48,7 @@ from envoy_data_plane.envoy.type.matcher.v3 import PathMatcher, StringMatcher
 from grpc import StatusCode
 
 from edge import envoy, replies
-from edge.envoy import cluster, http_filter, manager_filter, pipe, retries
+from edge.envoy import PATIENT, cluster, http_filter, manager_filter, pipe, retries
 from edge.layout import TIMEOUT_MARGIN, Layout, inbound_socket, supervisor_socket
 from edge.upstreams import mesh_clusters, routes_to
 from mesh.local import traffic
@@ -59,10 +59,6 @@ from services.chassis.context import EDGE
 
 NAME = "mesh"
 _REPLACED_BY_RUNTIME = timedelta(milliseconds=1)
-_PATIENT = {"overload.premature_reset_total_stream_count": 2**31}
-"""A proxy hangs up on whoever takes back half of 500 calls at once, and all other calls on that connection fail with
-it. That is for strangers: on the connections in here the edge takes back each call whose body does not fit its
-contract, and a service each that its own caller has given up."""
 
 
 def build(settings: Settings, topology: Topology, layout: Layout, services: Iterable[str]) -> Bootstrap:
@@ -72,7 +68,7 @@ def build(settings: Settings, topology: Topology, layout: Layout, services: Iter
     return Bootstrap(
         node=Node(id=NAME, cluster=NAME),
         admin=Admin(address=pipe(settings.run_dir / "mesh-admin.sock")),
-        layered_runtime=envoy.runtime(_PATIENT),
+        layered_runtime=envoy.runtime(PATIENT),
         static_resources=BootstrapStaticResources(
             listeners=[
                 *(_outbound(settings, topology, layout, caller, set(running)) for caller in callers),

@@ -72,6 +72,19 @@ def test_envoy_takes_it(config: Path) -> None:
     assert "Deprecated field" not in result.stderr
 
 
+@pytest.mark.parametrize(("hops", "patient"), [(0, False), (1, True)])
+def test_only_behind_a_proxy_are_calls_that_are_taken_back_not_counted(
+    settings: Settings, tmp_path: Path, hops: int, patient: bool
+) -> None:
+    """A stranger who takes back half of 500 calls at once is cut off; a proxy's connection is that of many."""
+    path = tmp_path / "bootstrap.json"
+    bootstrap.write(settings.model_copy(update={"trusted_hops": hops}), path)
+    layers = json.loads(path.read_text())["layeredRuntime"]["layers"]
+    assert (
+        any("overload.premature_reset_total_stream_count" in each.get("staticLayer", {}) for each in layers) is patient
+    )
+
+
 def test_it_is_the_same_every_time(settings: Settings, config: Path) -> None:
     def written() -> dict[str, str]:
         return {path.name: path.read_text() for path in config.parent.rglob("*.json")}

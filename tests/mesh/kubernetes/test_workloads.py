@@ -1,5 +1,6 @@
 """What runs in a cluster: as little privilege as can be, no secrets in files, settings that services accept."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -131,6 +132,13 @@ def test_every_service_runs_under_its_own_name() -> None:
         assert pod["serviceAccountName"] == name
         if name in SPECS:
             assert pod["containers"][0]["args"] == ["serve", name]
+
+
+def test_no_sidecar_hangs_up_on_all_callers_for_what_some_take_back() -> None:
+    """What the edge does for strangers it must not meet itself: see `test_requests.py`, for the local mesh."""
+    for deployment in _deployments("base"):
+        config = json.loads(deployment["spec"]["template"]["metadata"]["annotations"]["proxy.istio.io/config"])
+        assert config["runtimeValues"] == {"overload.premature_reset_total_stream_count": str(2**31)}
 
 
 def test_a_pod_outlives_its_calls() -> None:
