@@ -21,6 +21,8 @@ from services.chassis.context import OPERATOR
 from tests.platforms import RUN, STARTED, Platform, Tenant, free_offset
 
 HOME = "TEST_PLATFORM_HOME"
+SHARED = {"NEXUS_EDGE_CAPACITY": "512"}
+"""Several tests at once are not the load of one platform: what is refused then is `tests/chaos/test_overload.py`'s."""
 
 # How long an example takes is not what a test is about; benchmarks are. The same examples every time, so that what
 # passes for one change passes for the next.
@@ -49,7 +51,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         return
     home = Path(os.environ.pop(HOME))
-    shared = Platform(home / "platform", offset=_offset(home))
+    shared = Platform(home / "platform", offset=_offset(home), variables=SHARED)
     shared.down()
     shutil.rmtree(home, ignore_errors=True)
 
@@ -80,7 +82,7 @@ def platform() -> Platform:
     """The run's platform, ready."""
     home = Path(os.environ[HOME])
     with FileLock(home / "lock"):
-        shared = Platform(home / "platform", offset=_offset(home))
+        shared = Platform(home / "platform", offset=_offset(home), variables=SHARED)
         shared.up()
     return shared
 

@@ -80,7 +80,7 @@ class Settings(BaseModel):
 
     trusted_hops: int = Field(default=0, ge=0)
     """Proxies before the edge whose x-forwarded-for is believed."""
-    edge_capacity: int = Field(default=128, gt=0)
+    edge_capacity: int = Field(default=112, gt=0)
     """Calls that the edge has in progress with one instance of a service; more are refused at once, with 503 and
     `retry-after`: those that are let in are answered in good time. Streams do not count."""
 
