@@ -274,9 +274,15 @@ async def test_what_paypal_cannot_be_asked_about_is_settled_by_who_has_looked(
     assert listed["paymentId"] == payment.payment_id
     for wrong in (other.provider_payment_id, "none"):
         assert reason(await billing.post(path, providerPaymentId=wrong)) == "PAYMENT_DIFFERS"
-    settled = (await billing.ok(path, providerPaymentId=there))["payment"]
-    assert settled["state"] == ("PAYMENT_STATE_CAPTURED" if found else "PAYMENT_STATE_FAILED")
+    stranger = await Billing.of(await world.platform.new_tenant(), billing.http, billing.operator)
+    assert reason(await stranger.post(path, providerPaymentId=there)) == "PAYMENT_NOT_FOUND"
+    assert (await stranger.read("/pending-payments"))["payments"] == []
+    twins = await asyncio.gather(*(billing.post(path, providerPaymentId=there) for _ in range(4)))
+    settled = [answer.json()["payment"]["state"] for answer in twins if answer.status_code == 200]
+    assert set(settled) == {"PAYMENT_STATE_CAPTURED" if found else "PAYMENT_STATE_FAILED"}
+    assert {reason(answer) for answer in twins if answer.status_code != 200} <= {"PAYMENT_STATE_CONFLICT"}
     assert await billing.events("PaymentProcessed") == found
+    assert await billing.events("PaymentFailed") == (not found)
     assert reason(await billing.post(path, providerPaymentId=there)) == "PAYMENT_STATE_CONFLICT"
     assert (await billing.read("/pending-payments"))["payments"] == []
 
