@@ -63,6 +63,13 @@ class _Connection(asyncpg.Connection):
             self._tenant = tenant or ""
 
 
+async def _prepare(connection: Any) -> None:
+    """Ids are text everywhere else: in contracts, in tokens, in events."""
+    await asyncpg.Connection.set_type_codec(
+        connection, "uuid", schema="pg_catalog", encoder=str, decoder=str, format="text"
+    )
+
+
 async def _keep_session(_connection: object) -> None:
     """No reset between uses: a session's only state is its tenant, and `serve` sees to that."""
 
@@ -99,6 +106,7 @@ class Database:
             max_inactive_connection_lifetime=60,
             statement_cache_size=500,
             connection_class=_Connection,
+            init=_prepare,
             reset=_keep_session,
             timeout=_CONNECT_TIMEOUT,
             server_settings={

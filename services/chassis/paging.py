@@ -2,7 +2,8 @@
 
 import base64
 import binascii
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
@@ -11,6 +12,7 @@ from services.chassis.context import RequestContext
 from services.chassis.sealing import SealBroken, Sealer
 
 DEFAULT_PAGE_SIZE = 100
+T = TypeVar("T")
 
 
 class Pager:
@@ -18,6 +20,25 @@ class Pager:
 
     def __init__(self, sealer: Sealer) -> None:
         self._sealer = sealer
+
+    async def page(
+        self,
+        request: Any,
+        call: RequestContext,
+        fetch: Callable[[str, int], Awaitable[list[T]]],
+        by: str | Callable[[T], object],
+    ) -> tuple[list[T], str]:
+        """A page, and the token of the next one, "" after the last.
+
+        `fetch(after, limit)` gives the rows after a cursor, "" for the first ones; `by` is the column of a row, or else
+        what gives it, that is the cursor when the row is the last of its page. Raises PageTokenInvalid.
+        """
+        size = self.size(request)
+        found = await fetch(self.cursor(request, call), size + 1)
+        if len(found) <= size:
+            return found, ""
+        last: Any = found[size - 1]
+        return found[:size], self.token(request, call, str(by(last) if callable(by) else last[by]))
 
     def cursor(self, request: Any, call: RequestContext) -> str:
         """Where the page starts: what `token` was given for it, or "" for the first page.

@@ -1,0 +1,191 @@
+"""The statements that every table needs, so that a service's stores hold only those that are its own.
+
+    self._bills = Table(service.database, "bills", key="bill_id", missing=BillNotFound)
+    bill = await self._bills.insert(bill_id=new_id(), customer_id=customer_id, total=total)
+    bill = await self._bills.update(bill["bill_id"], state="PAID", pay_time=now())
+
+Names of tables and columns come from code and go into the statement; values go beside it. A statement's text depends on
+which columns are named, not on their values, so the driver prepares each one once.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from typing import Any, TypeAlias
+
+import asyncpg
+from google.protobuf import json_format
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import ListValue
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from services.chassis.clock import moment
+from services.chassis.database import Database
+
+Row: TypeAlias = asyncpg.Record
+
+_MessageList: Any = type(ListValue().values)
+_ValueList: Any = type(FieldMask().paths)
+
+
+class Table:
+    """One table of the service, of the tenant of the call or of `acting_for`.
+
+    A value may be what a message has in a field: a Timestamp, a Duration, a list; other messages, lists of them and
+    maps are for jsonb columns. Ids come back as text. Constraints that break come through as asyncpg's exceptions.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        name: str,
+        *,
+        key: str,
+        missing: Callable[..., Exception] | None = None,
+        order: str = "",
+        columns: str = "*",
+        on_update: str = "",
+    ) -> None:
+        """`key` is the column that names a row within its tenant. `missing` is what `require` raises, made with the
+        key. `order` is the column that pages go by, upwards; without one they go by the key, downwards: the latest
+        first, where keys are UUIDv7. `columns` are what rows come with. `on_update` is what every update sets besides,
+        in SQL that names columns with their table."""
+        self._database = database
+        self._name = name
+        self._key = key
+        self._missing = missing
+        self._order = order
+        self._columns = columns
+        self._on_update = on_update
+
+    async def get(self, key: object, /, *, lock: bool = False) -> Row | None:
+        """`lock` keeps others from changing it until the transaction ends."""
+        return await self.find(lock=lock, **{self._key: key})
+
+    async def require(self, key: object, /, *, lock: bool = False) -> Row:
+        """Raises what the table was made with as `missing`."""
+        row = await self.get(key, lock=lock)
+        if row is None:
+            assert self._missing is not None, f"{self._name}: nobody has said what a missing row is"
+            raise self._missing(**{self._key: key})
+        return row
+
+    async def find(self, *, lock: bool = False, **equal: object) -> Row | None:
+        """The row with these values, of columns that tell one row from all others."""
+        query = _select(self._name, self._columns, tuple(equal)) + (" FOR UPDATE" if lock else "")
+        return await self._database.fetchrow(query, *map(stored, equal.values()))
+
+    async def all(self, **equal: object) -> list[Row]:
+        """In the order of their keys."""
+        query = f"{_select(self._name, self._columns, tuple(equal))} ORDER BY {self._order or self._key}"
+        return await self._database.fetch(query, *map(stored, equal.values()))
+
+    async def page(self, after: str, limit: int, /, **equal: object) -> list[Row]:
+        """Rows in the order of the table, from the one after `after` on, "" for the first. A filter that is None counts
+        for nothing."""
+        wanted = {column: value for column, value in equal.items() if value is not None}
+        query = _page(self._name, self._columns, self._order, self._key, tuple(wanted), bool(after))
+        return await self._database.fetch(query, limit, *map(stored, wanted.values()), *([after] if after else []))
+
+    async def insert(self, **values: Any) -> Row:
+        """Raises asyncpg.UniqueViolationError for one that is there already."""
+        row = await self._database.fetchrow(_insert(self._name, self._columns, tuple(values), ""), *_stored(values))
+        assert row is not None, "an insert without conflict returns its row"
+        return row
+
+    async def insert_new(self, **values: Any) -> Row | None:
+        """None if a row with such a key is there already."""
+        query = _insert(self._name, self._columns, tuple(values), "ON CONFLICT DO NOTHING")
+        return await self._database.fetchrow(query, *_stored(values))
+
+    async def insert_all(self, rows: Iterable[Mapping[str, object]]) -> None:
+        """Rows with the same columns each; those that are there already stay as they are."""
+        rows = list(rows)
+        if rows:
+            query = _insert(self._name, "", tuple(rows[0]), "ON CONFLICT DO NOTHING")
+            await self._database.executemany(query, [_stored(row) for row in rows])
+
+    async def put(self, **values: Any) -> Row:
+        """Insert a row, or set these columns of the one with its key."""
+        changes = [f"{column} = excluded.{column}" for column in values if column != self._key]
+        keys = "tenant_id" if self._key == "tenant_id" else f"tenant_id, {self._key}"
+        update = ", ".join([*changes, *([self._on_update] if self._on_update else [])])
+        conflict = f"ON CONFLICT ({keys}) DO UPDATE SET {update}"
+        row = await self._database.fetchrow(
+            _insert(self._name, self._columns, tuple(values), conflict), *_stored(values)
+        )
+        assert row is not None, "an upsert returns its row"
+        return row
+
+    async def update(self, key: object, /, *, where: Mapping[str, Any] | None = None, **values: Any) -> Row | None:
+        """None if there is no row with this key, or it is not as `where` has it."""
+        conditions = {self._key: key, **(where or {})}
+        query = _update(self._name, self._columns, self._on_update, tuple(conditions), tuple(values))
+        return await self._database.fetchrow(query, *_stored(conditions), *_stored(values))
+
+    async def change(self, key: object, /, **values: Any) -> Row:
+        """Update a row that must be there: the transaction has locked it, or rows are never taken away."""
+        row = await self.update(key, **values)
+        assert row is not None, f"{self._name}: the row was there"
+        return row
+
+    async def delete(self, **equal: object) -> int:
+        """Returns how many there were."""
+        return await self._database.execute(f"DELETE FROM {self._name} WHERE {_equal(tuple(equal))}", *_stored(equal))
+
+
+def stored(value: Any) -> Any:
+    """A value as the driver takes it."""
+    if isinstance(value, Timestamp):
+        return moment(value)
+    if isinstance(value, Duration):
+        return value.ToTimedelta()
+    if isinstance(value, Message):
+        return json_format.MessageToJson(value, indent=None)
+    if isinstance(value, Mapping):
+        return json.dumps(dict(value))
+    if isinstance(value, _MessageList):
+        return json.dumps([json_format.MessageToDict(each) for each in value])
+    if isinstance(value, _ValueList):
+        return list(value)
+    return value
+
+
+def _stored(values: Mapping[str, object]) -> list[Any]:
+    return [stored(value) for value in values.values()]
+
+
+def _equal(columns: Sequence[str], first: int = 1) -> str:
+    return " AND ".join(["tenant_id = nexus.tenant_id()", *_assigned(columns, first)])
+
+
+def _assigned(columns: Sequence[str], first: int) -> list[str]:
+    return [f"{column} = ${number}" for number, column in enumerate(columns, first)]
+
+
+@cache
+def _select(table: str, columns: str, equal: tuple[str, ...]) -> str:
+    return f"SELECT {columns} FROM {table} WHERE {_equal(equal)}"
+
+
+@cache
+def _page(table: str, columns: str, order: str, key: str, equal: tuple[str, ...], begun: bool) -> str:
+    where = _equal(equal, 2)
+    if begun:
+        where += f" AND {order or key} {'>' if order else '<'} ${len(equal) + 2}"
+    return f"SELECT {columns} FROM {table} WHERE {where} ORDER BY {order or f'{key} DESC'} LIMIT $1"
+
+
+@cache
+def _insert(table: str, columns: str, inserted: tuple[str, ...], conflict: str) -> str:
+    values = ", ".join(f"${number}" for number in range(1, len(inserted) + 1))
+    returning = f"RETURNING {columns}" if columns else ""
+    return f"INSERT INTO {table} ({', '.join(inserted)}) VALUES ({values}) {conflict} {returning}"
+
+
+@cache
+def _update(table: str, columns: str, always: str, where: tuple[str, ...], changed: tuple[str, ...]) -> str:
+    assigned = ", ".join([*_assigned(changed, len(where) + 1), *([always] if always else [])])
+    return f"UPDATE {table} SET {assigned} WHERE {_equal(where)} RETURNING {columns}"
