@@ -119,11 +119,15 @@ class Table:
         assert row is not None, "an upsert returns its row"
         return row
 
-    async def update(self, key: object, /, *, where: Mapping[str, Any] | None = None, **values: Any) -> Row | None:
-        """None if there is no row with this key, or it is not as `where` has it."""
+    async def update(
+        self, key: object, /, *, where: Mapping[str, Any] | None = None, etag: str = "", **values: Any
+    ) -> Row | None:
+        """None if there is no row with this key, or it is not as `where` has it, or not the one whose `etag` the caller
+        has seen (AIP-154; "" is any)."""
         conditions = {self._key: key, **(where or {})}
-        query = _update(self._name, self._columns, self._on_update, tuple(conditions), tuple(values))
-        return await self._database.fetchrow(query, *_stored(conditions), *_stored(values))
+        query = _update(self._name, self._columns, self._on_update, tuple(conditions), tuple(values), bool(etag))
+        seen = [etag] if etag else []
+        return await self._database.fetchrow(query, *_stored(conditions), *_stored(values), *seen)
 
     async def change(self, key: object, /, **values: Any) -> Row:
         """Update a row that must be there: the transaction has locked it, or rows are never taken away."""
@@ -186,6 +190,9 @@ def _insert(table: str, columns: str, inserted: tuple[str, ...], conflict: str) 
 
 
 @cache
-def _update(table: str, columns: str, always: str, where: tuple[str, ...], changed: tuple[str, ...]) -> str:
+def _update(
+    table: str, columns: str, always: str, where: tuple[str, ...], changed: tuple[str, ...], if_seen: bool
+) -> str:
     assigned = ", ".join([*_assigned(changed, len(where) + 1), *([always] if always else [])])
-    return f"UPDATE {table} SET {assigned} WHERE {_equal(where)} RETURNING {columns}"
+    seen = f" AND etag::text = ${len(where) + len(changed) + 1}" if if_seen else ""
+    return f"UPDATE {table} SET {assigned} WHERE {_equal(where)}{seen} RETURNING {columns}"

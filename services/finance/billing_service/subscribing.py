@@ -361,7 +361,7 @@ class Subscribing:
             await self._plans.close_usage(subscription["customer_id"], until)
         lines = []
         for usage_price in usage_prices(price):
-            meter = await self._plans.meter(usage_price.meter_key)
+            meter = await self._plans.meters.get(usage_price.meter_key)
             assert meter is not None, "a price is added for meters that exist, and meters stay"
             start = subscription["period_start"]
             used = await self._plans.used(meter, subscription["customer_id"], start, until)
@@ -414,13 +414,15 @@ class Subscribing:
     ) -> Draft:
         coupon = None
         if subscription["coupon_id"] is not None and subscription["coupon_bills_left"] != 0:
-            coupon = await self._plans.coupon(subscription["coupon_id"])
+            coupon = await self._plans.coupons.get(subscription["coupon_id"])
         owed = (await self._store.credits(subscription["customer_id"])).get(currency, 0)
         return bills.draft(waiting, lines, coupon, owed, at)
 
     async def _net_fee(self, subscription: Row, price: Row, quantity: int) -> int:
         """What the current period costs by a price, with the coupon that its bill was made with."""
-        coupon = await self._plans.coupon(subscription["coupon_id"]) if subscription["coupon_id"] is not None else None
+        coupon = (
+            await self._plans.coupons.get(subscription["coupon_id"]) if subscription["coupon_id"] is not None else None
+        )
         return bills.net_fee(price["fee"] * quantity, coupon, subscription["period_discount"])
 
     async def _on_payment_settled(self, payment: Row) -> None:
@@ -495,7 +497,7 @@ class Subscribing:
         return chosen or ""
 
     async def _redeemable(self, code: str, currency: str, at: datetime) -> Row:
-        coupon = await self._plans.coupon_by_code(code)
+        coupon = await self._plans.coupons.find(code=code, lock=True)
         if coupon is None:
             raise CouponNotFound()
         if coupon["archived"] or (coupon["redeem_until"] is not None and coupon["redeem_until"] <= at):

@@ -233,7 +233,7 @@ class SubscriptionService:
         entitlement = pb.Entitlement(
             feature_key=right.key, limit=right.limit, available=right.limit != 0, reset_time=timestamp(right.until)
         )
-        meter = await self._plans.meter(right.meter_key) if right.meter_key else None
+        meter = await self._plans.meters.get(right.meter_key) if right.meter_key else None
         if meter is not None:
             used = await self._plans.used(meter, customer_id, right.since, right.until)
             entitlement.used = f"{used.normalize():f}"

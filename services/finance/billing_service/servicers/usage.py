@@ -4,14 +4,15 @@ import json
 from collections.abc import Sequence
 
 from nexus.finance.billing_service.v1 import usage_pb2 as pb
-from nexus.finance.billing_service.v1.faults import MeterKeyTaken, MeterNotFound
-from services.chassis.clock import moment, now, timestamp
+from nexus.finance.billing_service.v1.faults import MeterKeyTaken
+from services.chassis.clock import moment, now
 from services.chassis.context import RequestContext
+from services.chassis.messages import MessageOf, text_of
 from services.chassis.paging import Pager
 from services.chassis.service import Service
 from services.finance.billing_service import usage
 from services.finance.billing_service.servicers.common import customer_of
-from services.finance.billing_service.stores.plans import PlanStore, Row
+from services.finance.billing_service.stores.plans import PlanStore
 
 _MOST_SUMS = 10_000
 _WINDOWS = {
@@ -20,6 +21,8 @@ _WINDOWS = {
     pb.USAGE_WINDOW_DAY: "day",
     pb.USAGE_WINDOW_MONTH: "month",
 }
+_meter = MessageOf(pb.Meter)
+_sum = MessageOf(pb.UsageSum, start_time="start", end_time="end", group="group_value")
 
 
 class UsageService:
@@ -29,20 +32,22 @@ class UsageService:
         self._pager = Pager(service.sealer)
 
     async def CreateMeter(self, request: pb.CreateMeterRequest, call: RequestContext) -> pb.CreateMeterResponse:
-        aggregation = pb.Aggregation.Name(request.aggregation).removeprefix("AGGREGATION_")
+        aggregation = text_of(pb.Aggregation, request.aggregation)
         usage.require_meter(aggregation, request.value_property)
-        row = await self._store.insert_meter(
-            request.key, request.event_name, aggregation, request.value_property, request.unit
+        row = await self._store.meters.insert_new(
+            key=request.key,
+            event_name=request.event_name,
+            aggregation=aggregation,
+            value_property=request.value_property,
+            unit=request.unit,
         )
         if row is None:
             raise MeterKeyTaken(key=request.key)
         return pb.CreateMeterResponse(meter=_meter(row))
 
     async def ListMeters(self, request: pb.ListMetersRequest, call: RequestContext) -> pb.ListMetersResponse:
-        size = self._pager.size(request)
-        rows = await self._store.meters(self._pager.cursor(request, call), size + 1)
-        more = self._pager.token(request, call, rows[size - 1]["key"]) if len(rows) > size else ""
-        return pb.ListMetersResponse(meters=map(_meter, rows[:size]), next_page_token=more)
+        rows, more = await self._pager.page(request, call, self._store.meters.page, by="key")
+        return pb.ListMetersResponse(meters=map(_meter, rows), next_page_token=more)
 
     async def RecordUsage(self, request: pb.RecordUsageRequest, call: RequestContext) -> pb.RecordUsageResponse:
         accepted = await self._ingest(request.events)
@@ -56,24 +61,11 @@ class UsageService:
         customer_id = customer_of(request.customer_id, call)
         start, end = moment(request.start_time), moment(request.end_time)
         usage.require_period(start, end)
-        meter = await self._store.meter(request.meter_key)
-        if meter is None:
-            raise MeterNotFound(key=request.meter_key)
+        meter = await self._store.meters.require(request.meter_key)
         rows = await self._store.sums(
             meter, customer_id, start, end, _WINDOWS[request.window], request.group_by, _MOST_SUMS
         )
-        return pb.QueryUsageResponse(
-            sums=[
-                pb.UsageSum(
-                    start_time=timestamp(row["start"]),
-                    end_time=timestamp(row["end"]),
-                    group=row["group_value"],
-                    value=f"{row['value'].normalize():f}",
-                    events=row["events"],
-                )
-                for row in rows
-            ]
-        )
+        return pb.QueryUsageResponse(sums=map(_sum, rows))
 
     async def _ingest(self, events: Sequence[pb.UsageEvent]) -> int:
         """Returns how many are new."""
@@ -91,14 +83,3 @@ class UsageService:
                 [use.value for use in uses],
                 [json.dumps(dict(use.event.properties)) for use in uses],
             )
-
-
-def _meter(row: Row) -> pb.Meter:
-    return pb.Meter(
-        key=row["key"],
-        event_name=row["event_name"],
-        aggregation=pb.Aggregation.Value(f"AGGREGATION_{row['aggregation']}"),
-        value_property=row["value_property"],
-        unit=row["unit"],
-        create_time=timestamp(row["create_time"]),
-    )
