@@ -55,9 +55,7 @@ def render(invoice: Invoice, locale: str = "") -> bytes:
 
     `locale` is another language than the document's own.
     """
-    letter = Letter(
-        invoice, Wording(locale or invoice.content.locale or invoice.seller.locale, invoice.content.currency)
-    )
+    letter = Letter(invoice, Wording.of(invoice, locale))
     letter.compose()
     return bytes(letter.output())
 

@@ -27,6 +27,11 @@ class Wording:
         self._at = _LANGUAGES.index(self.locale.language) if self.locale.language in _LANGUAGES else 0
         self._currency, self._places = currency, exponent(currency)
 
+    @classmethod
+    def of(cls, invoice: Invoice, locale: str = "") -> "Wording":
+        """In another language than the document's own, if it is given."""
+        return cls(locale or invoice.content.locale or invoice.seller.locale, invoice.content.currency)
+
     def __getitem__(self, word: str) -> str:
         text: str = _TEXTS["words"][word][self._at]
         return text
