@@ -9,8 +9,9 @@ which columns are named, not on their values, so the driver prepares each one on
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from itertools import count, islice
 from typing import Any, TypeAlias
 
 import asyncpg
@@ -82,12 +83,19 @@ class Table:
         query = f"{_select(self._name, self._columns, tuple(equal))} ORDER BY {self._order or self._key}"
         return await self._database.fetch(query, *map(stored, equal.values()))
 
-    async def page(self, after: str, limit: int, /, **equal: object) -> list[Row]:
-        """Rows in the order of the table, from the one after `after` on, "" for the first. A filter that is None counts
-        for nothing."""
-        wanted = {column: value for column, value in equal.items() if value is not None}
-        query = _page(self._name, self._columns, self._order, self._key, tuple(wanted), bool(after))
-        return await self._database.fetch(query, limit, *map(stored, wanted.values()), *([after] if after else []))
+    async def page(
+        self, after: str, limit: int, /, *, filters: Mapping[str, object] | None = None, **equal: object
+    ) -> list[Row]:
+        """Rows in the order of the table, from the one after `after` on, "" for the first. What is None counts for
+        nothing. `filters` are conditions that no column's name says, with {} for the value, or several for a tuple:
+        {"create_time >= {}": since}."""
+        wanted = {f"{column} = {{}}": value for column, value in equal.items()} | dict(filters or {})
+        if after:
+            wanted[f"{self._order or self._key} {'>' if self._order else '<'} {{}}"] = after
+        values = [value for value in wanted.values() if value is not None]
+        conditions = tuple(condition for condition, value in wanted.items() if value is not None)
+        query = _page(self._name, self._columns, self._order or f"{self._key} DESC", conditions)
+        return await self._database.fetch(query, limit, *map(stored, _flat(values)))
 
     async def insert(self, **values: Any) -> Row:
         """Raises asyncpg.UniqueViolationError for one that is there already."""
@@ -161,8 +169,13 @@ def _stored(values: Mapping[str, object]) -> list[Any]:
     return [stored(value) for value in values.values()]
 
 
-def _equal(columns: Sequence[str], first: int = 1) -> str:
-    return " AND ".join(["tenant_id = nexus.tenant_id()", *_assigned(columns, first)])
+def _flat(values: Iterable[object]) -> Iterator[object]:
+    for value in values:
+        yield from value if isinstance(value, tuple) else (value,)
+
+
+def _equal(columns: Sequence[str]) -> str:
+    return " AND ".join(["tenant_id = nexus.tenant_id()", *_assigned(columns, 1)])
 
 
 def _assigned(columns: Sequence[str], first: int) -> list[str]:
@@ -175,11 +188,11 @@ def _select(table: str, columns: str, equal: tuple[str, ...]) -> str:
 
 
 @cache
-def _page(table: str, columns: str, order: str, key: str, equal: tuple[str, ...], begun: bool) -> str:
-    where = _equal(equal, 2)
-    if begun:
-        where += f" AND {order or key} {'>' if order else '<'} ${len(equal) + 2}"
-    return f"SELECT {columns} FROM {table} WHERE {where} ORDER BY {order or f'{key} DESC'} LIMIT $1"
+def _page(table: str, columns: str, order: str, conditions: tuple[str, ...]) -> str:
+    numbers = (f"${number}" for number in count(2))
+    numbered = [condition.format(*islice(numbers, condition.count("{}"))) for condition in conditions]
+    where = " AND ".join(["tenant_id = nexus.tenant_id()", *numbered])
+    return f"SELECT {columns} FROM {table} WHERE {where} ORDER BY {order} LIMIT $1"
 
 
 @cache

@@ -107,6 +107,15 @@ async def test_pages_follow_each_other_without_gap_or_repeat(roles: Table) -> No
     assert len(await roles.page("", 10, description=None)) == 7
 
 
+async def test_a_page_may_be_of_rows_that_fulfil_conditions(roles: Table) -> None:
+    await add(roles, "a", "b", "c", "d")
+    between = {"name > {}": "a", "name <= {}": "c", "version < {}": None}
+    assert [row["name"] for row in await roles.page("", 10, filters=between)] == ["b", "c"]
+    assert [row["name"] for row in await roles.page("b", 10, filters=between, version=1)] == ["c"]
+    pair = {"(version, name) > ({}, {})": (1, "b")}
+    assert [row["name"] for row in await roles.page("", 10, filters=pair, description="")] == ["c", "d"]
+
+
 async def test_without_an_order_the_latest_come_first(database: Database, roles: Table) -> None:
     await add(roles, "a", "b", "c")
     latest_first = Table(database, "roles", key="name")
