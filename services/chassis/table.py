@@ -73,6 +73,13 @@ class Table:
             raise self._missing(**{self._key: key})
         return row
 
+    async def get_all(self, keys: Iterable[object], /) -> dict[Any, Row]:
+        """By key, those of the rows that there are."""
+        query = (
+            f"SELECT {self._columns} FROM {self._name} WHERE tenant_id = nexus.tenant_id() AND {self._key} = ANY($1)"
+        )
+        return {row[self._key]: row for row in await self._database.fetch(query, list(keys))}
+
     async def find(self, *, lock: bool = False, **equal: object) -> Row | None:
         """The row with these values, of columns that tell one row from all others."""
         query = _select(self._name, self._columns, tuple(equal)) + (" FOR UPDATE" if lock else "")
@@ -116,16 +123,23 @@ class Table:
             await self._database.executemany(query, [_stored(row) for row in rows])
 
     async def put(self, **values: Any) -> Row:
-        """Insert a row, or set these columns of the one with its key."""
-        changes = [f"{column} = excluded.{column}" for column in values if column != self._key]
-        keys = "tenant_id" if self._key == "tenant_id" else f"tenant_id, {self._key}"
-        update = ", ".join([*changes, *([self._on_update] if self._on_update else [])])
-        conflict = f"ON CONFLICT ({keys}) DO UPDATE SET {update}"
-        row = await self._database.fetchrow(
-            _insert(self._name, self._columns, tuple(values), conflict), *_stored(values)
-        )
+        """Insert a row, or set these columns of the one with its primary key."""
+        query = _insert(self._name, self._columns, tuple(values), self._replacing(values))
+        row = await self._database.fetchrow(query, *_stored(values))
         assert row is not None, "an upsert returns its row"
         return row
+
+    async def put_all(self, rows: Iterable[Mapping[str, object]]) -> None:
+        """`put` of many rows, with the same columns each."""
+        rows = list(rows)
+        if rows:
+            query = _insert(self._name, "", tuple(rows[0]), self._replacing(rows[0]))
+            await self._database.executemany(query, [_stored(row) for row in rows])
+
+    def _replacing(self, columns: Iterable[str]) -> str:
+        changes = [f"{column} = excluded.{column}" for column in columns if column != self._key]
+        update = ", ".join([*changes, *([self._on_update] if self._on_update else [])])
+        return f"ON CONFLICT ON CONSTRAINT {self._name}_pkey DO UPDATE SET {update}"
 
     async def update(
         self, key: object, /, *, where: Mapping[str, Any] | None = None, etag: str = "", **values: Any
