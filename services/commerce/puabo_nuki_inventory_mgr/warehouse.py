@@ -20,6 +20,7 @@ from services.chassis.context import acting_for
 from services.chassis.database import Database
 from services.chassis.events import Events
 from services.chassis.ids import new_id
+from services.chassis.messages import values_of
 from services.chassis.table import Row
 from services.commerce.puabo_nuki_inventory_mgr import stock as rules
 from services.commerce.puabo_nuki_inventory_mgr.stock import Occasion, Place, Stock
@@ -45,13 +46,7 @@ class Warehouse:
             found = await locations.get(asked.location_id, lock=True)
             if found is not None and asked.etag not in ("", str(found["version"])):
                 raise LocationChanged()
-            return await locations.put(
-                location_id=asked.location_id,
-                name=asked.name,
-                country=asked.country,
-                priority=asked.priority,
-                closed=asked.closed,
-            )
+            return await locations.put(**values_of(asked, "location_id", "name", "country", "priority", "closed"))
 
     async def change(self, places: Collection[Place], work: Callable[[Stock], None], occasion: Occasion) -> Stock:
         """Do something with the levels at these places; returns how they are then. Raises LocationNotFound."""
