@@ -82,11 +82,11 @@ class Table:
         query = f"{_select(self._name, self._columns, tuple(equal))} ORDER BY {self._order or self._key}"
         return await self._database.fetch(query, *map(stored, equal.values()))
 
-    async def page(self, after: str, limit: int, /, **equal: object) -> list[Row]:
+    async def page(self, after: object, limit: int, /, *, only: str = "", **equal: object) -> list[Row]:
         """Rows in the order of the table, from the one after `after` on, "" for the first. A filter that is None counts
-        for nothing."""
+        for nothing. `only` is a condition in SQL for what no value says."""
         wanted = {column: value for column, value in equal.items() if value is not None}
-        query = _page(self._name, self._columns, self._order, self._key, tuple(wanted), bool(after))
+        query = _page(self._name, self._columns, self._order, self._key, tuple(wanted), only, bool(after))
         return await self._database.fetch(query, limit, *map(stored, wanted.values()), *([after] if after else []))
 
     async def insert(self, **values: Any) -> Row:
@@ -175,8 +175,8 @@ def _select(table: str, columns: str, equal: tuple[str, ...]) -> str:
 
 
 @cache
-def _page(table: str, columns: str, order: str, key: str, equal: tuple[str, ...], begun: bool) -> str:
-    where = _equal(equal, 2)
+def _page(table: str, columns: str, order: str, key: str, equal: tuple[str, ...], only: str, begun: bool) -> str:
+    where = _equal(equal, 2) + (f" AND {only}" if only else "")
     if begun:
         where += f" AND {order or key} {'>' if order else '<'} ${len(equal) + 2}"
     return f"SELECT {columns} FROM {table} WHERE {where} ORDER BY {order or f'{key} DESC'} LIMIT $1"

@@ -107,6 +107,15 @@ async def test_pages_follow_each_other_without_gap_or_repeat(roles: Table) -> No
     assert len(await roles.page("", 10, description=None)) == 7
 
 
+async def test_a_page_may_have_a_condition_that_no_value_says(roles: Table) -> None:
+    await add(roles, "a", "b", "c", "d")
+    await roles.update("b", description="said")
+    await roles.update("d", description="said")
+    said = "description <> ''"
+    assert [row["name"] for row in await roles.page("", 10, only=said)] == ["b", "d"]
+    assert [row["name"] for row in await roles.page("b", 10, only=said, version=2)] == ["d"]
+
+
 async def test_without_an_order_the_latest_come_first(database: Database, roles: Table) -> None:
     await add(roles, "a", "b", "c")
     latest_first = Table(database, "roles", key="name")
