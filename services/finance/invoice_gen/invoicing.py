@@ -74,7 +74,7 @@ class Invoicing:
         row = await self.store.issued(source, reference)
         if row is None:
             raise InvoiceNotFound(invoice=reference)
-        return await self.store.require(row["invoice_id"], lock=True) if lock else row
+        return await self.store.lock(row["invoice_id"]) if lock else row
 
     async def draft(self, content: pb.InvoiceContent, source: str = "", reference: str = "") -> Row | None:
         """None when the reference was used before. Raises ContentInvalid."""
@@ -83,17 +83,17 @@ class Invoicing:
 
     async def update(self, invoice_id: str, content: pb.InvoiceContent, etag: str) -> Row:
         rules.check(content)
-        row = await self.store.require(invoice_id, lock=True)
+        row = await self.store.lock(invoice_id)
         if row["state"] != "DRAFT":
             raise InvoiceNotDraft(invoice=row["number"] or invoice_id)
         if etag and etag != str(row["version"]):
             raise InvoiceChanged()
         changed = drafted(content, calculate(content))
         await self.store.invoices.change(invoice_id, version=row["version"] + 1, **changed)
-        return await self.store.require(invoice_id)
+        return await self.store.documents.require(invoice_id)
 
     async def finalize(self, invoice_id: str, etag: str = "") -> Row:
-        row = await self.store.require(invoice_id, lock=True)
+        row = await self.store.lock(invoice_id)
         if row["state"] == "FINALIZED":
             return row
         if row["state"] == "VOID":
@@ -162,7 +162,7 @@ class Invoicing:
         )
         await self.store.balances.change(invoice_id, credited=row["credited"] + totals.total, void=last)
         note = await self._finalize(note, in_full=last)
-        await self._tell_if_paid(row, await self.store.require(invoice_id))
+        await self._tell_if_paid(row, await self.store.documents.require(invoice_id))
         return note
 
     async def settle(self, row: Row, payment_reference: str, amount: Money) -> Row:
@@ -179,7 +179,7 @@ class Invoicing:
                 raise PaymentDiffers(payment_reference=payment_reference)
             return row
         await self.store.balances.change(row["invoice_id"], paid=row["paid"] + amount.minor_units)
-        settled = await self.store.require(row["invoice_id"])
+        settled = await self.store.documents.require(row["invoice_id"])
         await self._tell_if_paid(row, settled)
         return settled
 
@@ -222,7 +222,7 @@ class Invoicing:
             await store.balances.insert(
                 invoice_id=row["invoice_id"], total=totals.total, paid=content.prepaid, due_date=due_date
             )
-        final = await store.require(row["invoice_id"])
+        final = await store.documents.require(row["invoice_id"])
         tax = _money(final, totals.tax)
         if kind == INVOICE:
             finalized = _finalized(final, tax=tax, payable=_money(final, totals.payable))

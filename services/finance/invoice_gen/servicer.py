@@ -103,7 +103,7 @@ class InvoiceService:
         self, request: pb.CreateCreditNoteRequest, call: RequestContext
     ) -> pb.CreateCreditNoteResponse:
         async with self._database.transaction():
-            row = await self._store.require(request.invoice_id, lock=True)
+            row = await self._store.lock(request.invoice_id)
             note = await self._invoicing.credit(row, request.lines, request.reason)
             if note is None:
                 raise InvoiceNotFinalized(invoice=row["number"])
@@ -111,44 +111,44 @@ class InvoiceService:
 
     async def VoidInvoice(self, request: pb.VoidInvoiceRequest, call: RequestContext) -> pb.VoidInvoiceResponse:
         async with self._database.transaction():
-            row, note = await self._store.require(request.invoice_id, lock=True), None
+            row, note = await self._store.lock(request.invoice_id), None
             if row["state"] == "DRAFT":
                 await self._store.invoices.change(request.invoice_id, state="VOID")
             elif row["state"] == "FINALIZED":
                 note = await self._invoicing.credit(row, (), request.reason)
-            row = await self._store.require(request.invoice_id)
+            row = await self._store.documents.require(request.invoice_id)
         return pb.VoidInvoiceResponse(
             invoice=await self._message(row), credit_note=await self._message(note) if note else None
         )
 
     async def RecordPayment(self, request: pb.RecordPaymentRequest, call: RequestContext) -> pb.RecordPaymentResponse:
         async with self._database.transaction():
-            row = await self._store.require(request.invoice_id, lock=True)
+            row = await self._store.lock(request.invoice_id)
             row = await self._invoicing.settle(row, request.payment_reference, request.amount)
         return pb.RecordPaymentResponse(invoice=await self._message(row))
 
     async def GetInvoice(self, request: pb.GetInvoiceRequest, call: RequestContext) -> pb.GetInvoiceResponse:
-        row = await self._store.require(request.invoice_id)
+        row = await self._store.documents.require(request.invoice_id)
         return pb.GetInvoiceResponse(invoice=await self._message(row))
 
     async def ListInvoices(self, request: pb.ListInvoicesRequest, call: RequestContext) -> pb.ListInvoicesResponse:
         filters = {
-            "CASE WHEN b.void THEN 'VOID' ELSE i.state END = {}": text_of(InvoiceState, request.state) or None,
-            "i.kind = {}": text_of(InvoiceKind, request.kind) or None,
-            "i.customer_id = {}": request.customer_id or None,
-            "i.series = {}": request.series or None,
-            "starts_with(i.number, {})": request.number_prefix or None,
-            "i.reference = {}": request.reference or None,
-            "i.issue_date >= {}": rules.as_date(request.issued_from),
-            "i.issue_date <= {}": rules.as_date(request.issued_to),
+            "CASE WHEN void THEN 'VOID' ELSE state END = {}": text_of(InvoiceState, request.state) or None,
+            "kind = {}": text_of(InvoiceKind, request.kind) or None,
+            "customer_id = {}": request.customer_id or None,
+            "series = {}": request.series or None,
+            "starts_with(number, {})": request.number_prefix or None,
+            "reference = {}": request.reference or None,
+            "issue_date >= {}": rules.as_date(request.issued_from),
+            "issue_date <= {}": rules.as_date(request.issued_to),
             "b.total - b.credited - b.paid > 0 AND b.due_date <= {}": rules.as_date(request.due_by),
-            "i.credited_invoice_id = {}": request.credited_invoice_id or None,
+            "credited_invoice_id = {}": request.credited_invoice_id or None,
         }
         invoices, token = await self._page(request, call, filters)
         return pb.ListInvoicesResponse(invoices=invoices, next_page_token=token)
 
     async def RenderPdf(self, request: pb.RenderPdfRequest, call: RequestContext) -> HttpBody:
-        row = await self._store.require(request.invoice_id)
+        row = await self._store.documents.require(request.invoice_id)
         return HttpBody(content_type="application/pdf", data=await self._pdf(row, request.locale))
 
     async def RenderXml(self, request: pb.RenderXmlRequest, call: RequestContext) -> HttpBody:
@@ -171,18 +171,18 @@ class InvoiceService:
     async def ListMyInvoices(
         self, request: pb.ListMyInvoicesRequest, call: RequestContext
     ) -> pb.ListMyInvoicesResponse:
-        filters = {"i.customer_id = {}": call.user.user_id, "i.state = {}": "FINALIZED"}
+        filters = {"customer_id = {}": call.user.user_id, "state = {}": "FINALIZED"}
         invoices, token = await self._page(request, call, filters)
         return pb.ListMyInvoicesResponse(invoices=invoices, next_page_token=token)
 
     async def RenderMyPdf(self, request: pb.RenderMyPdfRequest, call: RequestContext) -> HttpBody:
-        row = await self._store.require(request.invoice_id)
+        row = await self._store.documents.require(request.invoice_id)
         if row["customer_id"] != call.user.user_id or row["state"] != "FINALIZED":
             raise InvoiceNotFound(invoice=request.invoice_id)
         return HttpBody(content_type="application/pdf", data=await self._pdf(row, request.locale))
 
     async def _require_final(self, invoice_id: str) -> Row:
-        row = await self._store.require(invoice_id)
+        row = await self._store.documents.require(invoice_id)
         if row["state"] != "FINALIZED":
             raise InvoiceNotFinalized(invoice=invoice_id)
         return row
@@ -200,7 +200,7 @@ class InvoiceService:
         return invoice
 
     async def _page(self, request: Any, call: RequestContext, filters: dict[str, Any]) -> tuple[list[Invoice], str]:
-        fetch = partial(self._store.page, filters)
+        fetch = partial(self._store.documents.page, filters=filters)
         rows, token = await self._pager.page(request, call, fetch, by="invoice_id")
         return [message_of(row) for row in rows], token
 
@@ -244,7 +244,7 @@ class IssuingService:
                 note = await invoicing.credit(row, request.lines, request.reason, amount=amount, **about)
             elif note["kind"] != CREDIT_NOTE or note["credited_invoice_id"] != invoice_id:
                 raise ReferenceTaken(reference=request.reference)
-            row = await invoicing.store.require(invoice_id)
+            row = await invoicing.store.documents.require(invoice_id)
         return pb.CreditIssuedInvoiceResponse(invoice=message_of(row), credit_note=message_of(note) if note else None)
 
     async def SettleInvoice(self, request: pb.SettleInvoiceRequest, call: RequestContext) -> pb.SettleInvoiceResponse:

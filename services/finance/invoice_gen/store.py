@@ -1,7 +1,6 @@
 """The SQL of invoice-gen."""
 
 import hashlib
-from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -14,14 +13,14 @@ from services.chassis.ids import new_id
 from services.chassis.table import Row, Table
 
 _DOCUMENTS = """
-    SELECT i.*, b.credited, b.paid, b.total - least(b.total, b.credited + b.paid) AS due, b.void,
-           o.number AS credited_number,
-           (SELECT max(s.send_time) FROM sendings s WHERE s.tenant_id = i.tenant_id AND s.invoice_id = i.invoice_id)
-               AS send_time
-    FROM invoices i
-    LEFT JOIN balances b ON b.tenant_id = i.tenant_id AND b.invoice_id = i.invoice_id
-    LEFT JOIN invoices o ON o.tenant_id = i.tenant_id AND o.invoice_id = i.credited_invoice_id
-    WHERE i.tenant_id = nexus.tenant_id()
+    invoices i LEFT JOIN balances b USING (tenant_id, invoice_id)
+    LEFT JOIN (SELECT tenant_id, invoice_id AS credited_invoice_id, number AS credited_number FROM invoices) o
+        USING (tenant_id, credited_invoice_id)
+"""
+_SHOWN = """
+    i.*, b.credited, b.paid, b.total - least(b.total, b.credited + b.paid) AS due, b.void, o.credited_number,
+    (SELECT max(s.send_time) FROM sendings s WHERE s.tenant_id = i.tenant_id AND s.invoice_id = i.invoice_id)
+        AS send_time
 """
 
 
@@ -34,6 +33,8 @@ class InvoiceStore:
         self.logos = Table(database, "logos", key="digest")
         self.series = Table(database, "series", key="series", order="series")
         self.invoices = Table(database, "invoices", key="invoice_id")
+        self.documents = Table(database, _DOCUMENTS, key="invoice_id", columns=_SHOWN, missing=_not_found)
+        """Invoices and credit notes with what became of them, to be read."""
         self.balances = Table(database, "balances", key="invoice_id")
         self.credited_lines = Table(database, "credited_lines", key="credit_note_id")
         self.payments = Table(database, "payments", key="payment_reference")
@@ -111,30 +112,19 @@ class InvoiceStore:
         """A draft; None if the source used the reference before."""
         columns = drafted(content, totals)
         row = await self.invoices.insert_new(invoice_id=new_id(), kind=kind, **columns, **more)
-        return await self.require(row["invoice_id"]) if row is not None else None
+        return await self.documents.require(row["invoice_id"]) if row is not None else None
 
-    async def require(self, invoice_id: str, *, lock: bool = False) -> Row:
-        """While it is locked, nobody else changes a draft, credits or settles an invoice. Raises InvoiceNotFound."""
-        if lock:
-            await self.invoices.get(invoice_id, lock=True)
-        row = await self._database.fetchrow(f"{_DOCUMENTS} AND i.invoice_id = $1", invoice_id)
-        if row is None:
-            raise InvoiceNotFound(invoice=invoice_id)
-        return row
+    async def lock(self, invoice_id: str) -> Row:
+        """Nobody else changes a draft, credits or settles an invoice until the transaction ends. Raises
+        InvoiceNotFound."""
+        await self.invoices.get(invoice_id, lock=True)
+        return await self.documents.require(invoice_id)
 
     async def issued(self, source: str, reference: str) -> Row | None:
-        return await self._database.fetchrow(
-            f"{_DOCUMENTS} AND i.source = $1 AND i.reference = $2 AND i.reference <> ''", source, reference
-        )
-
-    async def page(self, filters: Mapping[str, Any], before: str, limit: int) -> list[Row]:
-        """The latest first. The filters' keys are conditions with `{}` for the value; None values count for nothing."""
-        query, values = _DOCUMENTS, list[Any]([limit])
-        for condition, value in (*filters.items(), ("i.invoice_id < {}", before or None)):
-            if value is not None:
-                values.append(value)
-                query += " AND " + condition.format(f"${len(values)}")
-        return await self._database.fetch(f"{query} ORDER BY i.invoice_id DESC LIMIT $1", *values)
+        """By what the service knows it by that issued it."""
+        with_one = {"reference <> ''": ()}  # which the index is for
+        found = await self.documents.page("", 1, source=source, reference=reference, filters=with_one)
+        return found[0] if found else None
 
     async def credited_units(self, invoice_id: str) -> dict[int, Decimal]:
         """By the line's place on the invoice."""
@@ -153,3 +143,7 @@ def drafted(content: InvoiceContent, totals: InvoiceTotals) -> dict[str, Any]:
         "currency": content.currency,
         "total": totals.total,
     }
+
+
+def _not_found(invoice_id: str) -> InvoiceNotFound:
+    return InvoiceNotFound(invoice=invoice_id)

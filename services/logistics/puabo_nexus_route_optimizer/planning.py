@@ -1,10 +1,10 @@
 """The use cases: measure, compute in a worker, keep. Nothing here computes by itself, so nothing else waits."""
 
 import asyncio
-import contextlib
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
@@ -77,12 +77,12 @@ class Planner:
             travel_source=source,
         )
 
-    async def insert(self, parent: Row, job: pb.Job | None, shipment: pb.Shipment | None) -> tuple[Row, int]:
+    async def insert(self, parent: Row, new_task: pb.Job | pb.Shipment) -> tuple[Row, int]:
         """The new solution, and what it costs more. Raises InsertionImpossible."""
         question, reader, problem, plan = _opened(parent)
-        task: Task = reader.job(job) if job is not None else reader.shipment(_given(shipment))
+        task = reader.job(new_task) if isinstance(new_task, pb.Job) else reader.shipment(new_task)
         require_no_own_skills([task])
-        solution_id = _id_of(parent["solution_id"], job or shipment)
+        solution_id = _id_of(parent["solution_id"], new_task)
         known = await self.store.solutions.get(solution_id)
         if known is None:
             if reoptimization.is_under_way(problem):
@@ -232,8 +232,8 @@ class Background:
         for effort in range(row["rounds"]):
             left = deadline - asyncio.get_running_loop().time()
             try:
-                async with self._holding(row):
-                    plan: Plan = await self._workers.run(left, "solve", problem, roads, row["seed"], effort)
+                work = self._workers.run(left, "solve", problem, roads, row["seed"], effort)
+                plan = await self._held(row, work)
             except SolverLimitReached:
                 if best is None:
                     raise
@@ -243,31 +243,24 @@ class Background:
             found = writer.plan(best).SerializeToString()
             await self._store.note(row, rounds_done=effort + 1, plan=found, travel_source=source)
 
-    @contextlib.asynccontextmanager
-    async def _holding(self, row: Row) -> AsyncIterator[None]:
-        """Keeps the claim while the body runs, and ends the body when the claim is lost: raises _LostError."""
-        body = asyncio.current_task()
-        assert body is not None
-        lost = False
+    async def _held(self, claim: Row, work: Awaitable[Plan]) -> Plan:
+        """What the work makes. Keeps the claim meanwhile; when that is lost, ends the work and raises _LostError."""
 
         async def hold() -> None:
-            nonlocal lost
-            while await self._store.renew(row):  # noqa: ASYNC110  asks the database
+            while await self._store.renew(claim):  # noqa: ASYNC110  asks the database
                 await asyncio.sleep(min(1.0, LEASE.total_seconds() / 5))
-            lost = True
-            body.cancel()
 
-        holder = asyncio.create_task(hold())
+        working, holding = asyncio.ensure_future(work), asyncio.create_task(hold())
         try:
-            yield
-        except asyncio.CancelledError:
-            if lost and body.uncancel() == 0:
-                raise _LostError from None
-            raise
+            await asyncio.wait((working, holding), return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                return working.result()
+            holding.result()
+            raise _LostError
         finally:
-            holder.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await holder
+            working.cancel()
+            holding.cancel()
+            await asyncio.gather(working, holding, return_exceptions=True)
 
 
 class _LostError(Exception):
@@ -289,14 +282,11 @@ def composed(row: Row) -> pb.Plan:
     history = {route.vehicle_id: route for route in pb.Plan.FromString(row["history"]).routes}
     routes = {route.vehicle_id: route for route in plan.routes}
     for vehicle_id, before in history.items():
-        route = routes.get(vehicle_id)
-        if route is None:
-            route = plan.routes.add(vehicle_id=vehicle_id)
+        route = routes.get(vehicle_id) or plan.routes.add(vehicle_id=vehicle_id)
+        planned = Counter(route.steps[0].load if route.steps else {})
         rest = list(route.steps)[1:]  # its start is where the history ends
-        stays = {
-            name: before.steps[-1].load.get(name, 0) - (route.steps[0].load.get(name, 0) if route.steps else 0)
-            for name in {*before.steps[-1].load, *(route.steps[0].load if route.steps else ())}
-        }
+        stays = Counter(before.steps[-1].load)
+        stays.subtract(planned)
         picked = {step.task_id for step in before.steps if step.kind == pb.STEP_KIND_PICKUP}
         travelled = max(step.distance_metres for step in before.steps)
         for step in rest:
@@ -346,7 +336,7 @@ def _worth(problem: Problem, plan: Plan) -> tuple[int, int, int]:
     return sum(left_out), len(left_out), plan.cost
 
 
-def _id_of(*question: Message | str | int | None) -> str:
+def _id_of(*question: Message | str | int) -> str:
     """A UUIDv8 (RFC 9562, section 5.8) that is the same for the same question."""
     digest = hashlib.sha256()
     for part in question:
@@ -358,8 +348,3 @@ def _id_of(*question: Message | str | int | None) -> str:
     raw[6] = raw[6] & 0x0F | 0x80
     raw[8] = raw[8] & 0x3F | 0x80
     return str(UUID(bytes=bytes(raw)))
-
-
-def _given(shipment: pb.Shipment | None) -> pb.Shipment:
-    assert shipment is not None, "the contract asks for a job or a shipment"
-    return shipment

@@ -55,7 +55,7 @@ class RouteOptimizerService:
 
     async def Insert(self, request: pb.InsertRequest, call: RequestContext) -> pb.InsertResponse:
         parent = await self._planner.finished(request.solution_id)
-        row, added_cost = await self._planner.insert(parent, given(request, "job"), given(request, "shipment"))
+        row, added_cost = await self._planner.insert(parent, given(request, "job") or request.shipment)
         return pb.InsertResponse(solution=_solution(row), added_cost=added_cost)
 
     async def Reoptimize(self, request: pb.ReoptimizeRequest, call: RequestContext) -> pb.ReoptimizeResponse:
