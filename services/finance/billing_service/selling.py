@@ -1,5 +1,6 @@
 """What becomes of a bill: it is invoiced; when it has been paid, booked as a sale and settled with the platform."""
 
+import contextlib
 import logging
 
 from google.protobuf import json_format
@@ -15,7 +16,7 @@ from nexus.finance.invoice_gen.v1.invoice_gen_pb2 import (
     SettleInvoiceRequest,
 )
 from nexus.finance.invoice_gen.v1.invoice_gen_pb2_grpc import IssuingServiceStub
-from nexus.finance.invoice_gen.v1.invoice_pb2 import InvoiceContent
+from nexus.finance.invoice_gen.v1.invoice_pb2 import Invoice, InvoiceContent
 from nexus.finance.ledger_mgr.v1.books_pb2 import NewTransaction
 from nexus.finance.ledger_mgr.v1.ledger_pb2 import PostTransactionRequest, SettleRequest
 from nexus.finance.ledger_mgr.v1.ledger_pb2_grpc import LedgerServiceStub
@@ -88,35 +89,23 @@ class Selling:
     async def invoice(self, bill: Row) -> None:
         """With what has become of it since: it has been paid, or paid back. Raises SellerUnknown."""
         reference = f"bill/{bill['bill_id']}"
-        known = GetIssuedInvoiceRequest(reference=reference)
         if not bill["total"] or not bill["tax_country"]:
             return
-        if not bill["invoice_id"]:
-            try:
-                request = IssueInvoiceRequest(reference=reference, content=await self._content(bill))
-                issued = (await self._invoices.IssueInvoice(request, timeout=_CALL_SECONDS)).invoice
-            except ReferenceTaken:  # the customer has moved since somebody issued it and died
-                issued = (await self._invoices.GetIssuedInvoice(known, timeout=_CALL_SECONDS)).invoice
+        issued = await self._issued(bill, reference)
+        amount = Money(currency=bill["currency"], minor_units=bill["total"])
+        if bill["state"] == "PAID" and issued.content.prepaid == 0:
+            settle = SettleInvoiceRequest(reference=reference, payment_reference=reference, amount=amount)
+            await self._invoices.SettleInvoice(settle, timeout=_CALL_SECONDS)
+        for refund in await self._refunds(bill):
+            credit = CreditIssuedInvoiceRequest(
+                invoice_reference=reference,
+                reference=f"{reference}/refund/{refund['operation_id']}",
+                reason="The payment was refunded.",
+                amount=Money(currency=bill["currency"], minor_units=refund["amount"]),
+            )
+            await self._invoices.CreditIssuedInvoice(credit, timeout=_CALL_SECONDS)
+        if not bill["invoice_id"]:  # last, since a bill that has its invoice is not looked after any more
             await self._store.bills.change(bill["bill_id"], invoice_id=issued.invoice_id)
-        if bill["state"] == "PAID":
-            issued = (await self._invoices.GetIssuedInvoice(known, timeout=_CALL_SECONDS)).invoice
-            if issued.content.prepaid == 0:
-                settle = SettleInvoiceRequest(
-                    reference=reference,
-                    payment_reference=reference,
-                    amount=Money(currency=bill["currency"], minor_units=bill["total"]),
-                )
-                await self._invoices.SettleInvoice(settle, timeout=_CALL_SECONDS)
-        if bill["payment_id"] is not None:
-            paid_back = {"payment_id": bill["payment_id"], "kind": "REFUND", "state": "SUCCEEDED"}
-            for refund in await self._store.operations.all(**paid_back):
-                credit = CreditIssuedInvoiceRequest(
-                    invoice_reference=reference,
-                    reference=f"{reference}/refund/{refund['operation_id']}",
-                    reason="The payment was refunded.",
-                    amount=Money(currency=bill["currency"], minor_units=refund["amount"]),
-                )
-                await self._invoices.CreditIssuedInvoice(credit, timeout=_CALL_SECONDS)
 
     async def invoice_rest(self) -> None:
         """What could not be invoiced when it was issued: the tenant had no letterhead."""
@@ -125,6 +114,19 @@ class Selling:
                 await self.invoice(bill)
         except SellerUnknown:
             logger.info("bills wait for the tenant's letterhead")
+
+    async def _issued(self, bill: Row, reference: str) -> Invoice:
+        if not bill["invoice_id"]:
+            request = IssueInvoiceRequest(reference=reference, content=await self._content(bill))
+            with contextlib.suppress(ReferenceTaken):  # the customer has moved since somebody issued it and died
+                return (await self._invoices.IssueInvoice(request, timeout=_CALL_SECONDS)).invoice
+        known = GetIssuedInvoiceRequest(reference=reference)
+        return (await self._invoices.GetIssuedInvoice(known, timeout=_CALL_SECONDS)).invoice
+
+    async def _refunds(self, bill: Row) -> list[Row]:
+        if bill["payment_id"] is None:
+            return []
+        return await self._store.operations.all(payment_id=bill["payment_id"], kind="REFUND", state="SUCCEEDED")
 
     async def post(self, transaction: NewTransaction, key: str = "") -> None:
         """Once for a key; by itself, that is what it refers to."""
