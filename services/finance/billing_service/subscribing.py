@@ -264,7 +264,7 @@ class Subscribing:
             assert made is not None, "the conflicting row was committed, so it can be read"
             return made
         if coupon is not None:
-            await self._store.redeem(coupon["coupon_id"])
+            await self._store.coupons.change(coupon["coupon_id"], redemptions=coupon["redemptions"] + 1)
         if not in_trial:
             fee = bills.fee_line(price, quantity, at, end)
             bill = await self._make_bill(subscription, price, [fee], at, at)

@@ -1,6 +1,7 @@
 """CustomerService: customers with their payment methods, payments and disputes, for people."""
 
 import logging
+from dataclasses import asdict
 from functools import partial
 
 from nexus.finance.billing_service.v1 import customers_pb2 as pb
@@ -91,7 +92,7 @@ class CustomerService:
             await self._store.methods.change(method["payment_method_id"], removed=True)
             await self._store.customers.update(method["customer_id"], where=default, default_payment_method_id=None)
         try:
-            await (await self._accounts.provider(method["provider"])).detach(_card(method))
+            await (await self._accounts.provider(method["provider"])).detach(method["provider_token"])
         except (InDoubt, Refused) as error:  # it is not charged again, whatever the provider keeps of it
             logger.warning("a payment method stays with its provider: %s", error)
         return pb.RemovePaymentMethodResponse()
@@ -151,11 +152,7 @@ class CustomerService:
                 payment_method_id=new_id(),
                 customer_id=customer_id,
                 provider=provider,
-                provider_token=card.token,
-                provider_customer=card.provider_customer,
-                brand=card.brand,
-                last_digits=card.last_digits,
-                expiry=card.expiry,
+                **asdict(card),
                 **key._asdict(),
             )
             if method is not None and (make_default or customer["default_payment_method_id"] is None):
@@ -170,7 +167,3 @@ class CustomerService:
             raise PaymentMethodNotFound()
         customer_of(method["customer_id"], call)
         return method
-
-
-def _card(row: Row) -> Card:
-    return Card(row["provider_token"], row["provider_customer"], row["brand"], row["last_digits"], row["expiry"])
