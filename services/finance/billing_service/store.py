@@ -240,14 +240,6 @@ class Store:
         )
         return found[0] if found else None
 
-    async def pending_payments(self, before: str, limit: int) -> list[Row]:
-        """From the latest on. (The index is for this state only, so the state is no parameter.)"""
-        return await self.payments.select(
-            "state = 'PENDING' AND ($1::uuid IS NULL OR payment_id < $1) ORDER BY payment_id DESC LIMIT $2",
-            before or None,
-            limit,
-        )
-
     async def waiting_too_long(self, since: timedelta, limit: int) -> list[Row]:
         """The payments that wait for their customers."""
         return await self.payments.select(

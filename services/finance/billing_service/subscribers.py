@@ -21,7 +21,7 @@ from services.chassis.clock import now
 from services.chassis.service import Service
 from services.chassis.table import Row
 from services.finance.billing_service import postings
-from services.finance.billing_service.engine import engine
+from services.finance.billing_service.engine import Engine
 from services.finance.billing_service.jobs import schedules
 from services.finance.billing_service.postings import DISPUTES, PREPAID, Account, held_by
 
@@ -33,8 +33,8 @@ class Subscribers:
     ledger has answered, and their ids are the ledger's keys."""
 
     def __init__(self, service: Service) -> None:
-        self._store = engine(service).store
-        self._selling = engine(service).selling
+        self._store = service.shared(Engine).store
+        self._selling = service.shared(Engine).selling
         self._scheduler = service.clients.stub(WorkerServiceStub)
 
     async def on_user_created(self, message: UserCreated, event: Event) -> None:
