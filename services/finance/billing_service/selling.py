@@ -6,14 +6,8 @@ from google.protobuf import json_format
 
 from nexus.finance.billing_service.v1.customers_pb2 import BillingDetails
 from nexus.finance.billing_service.v1.events_pb2 import PaymentRefunded
+from nexus.finance.invoice_gen.v1 import invoice_gen_pb2 as pb
 from nexus.finance.invoice_gen.v1.faults import ReferenceTaken, SellerUnknown
-from nexus.finance.invoice_gen.v1.invoice_gen_pb2 import (
-    CalculateInvoiceRequest,
-    CreditIssuedInvoiceRequest,
-    GetIssuedInvoiceRequest,
-    IssueInvoiceRequest,
-    SettleInvoiceRequest,
-)
 from nexus.finance.invoice_gen.v1.invoice_gen_pb2_grpc import IssuingServiceStub
 from nexus.finance.invoice_gen.v1.invoice_pb2 import InvoiceContent
 from nexus.finance.ledger_mgr.v1.books_pb2 import NewTransaction
@@ -54,7 +48,7 @@ class Selling:
             return bill if bill["total"] else None
         tax = share = 0
         if bill["tax_basis_points"]:
-            request = CalculateInvoiceRequest(content=await self._content(bill))
+            request = pb.CalculateInvoiceRequest(content=await self._content(bill))
             tax = (await self._invoices.CalculateInvoice(request, timeout=_CALL_SECONDS)).totals.tax
         await self.post(postings.sale(bill, tax))
         if bill["total"] > tax:
@@ -88,12 +82,12 @@ class Selling:
     async def invoice(self, bill: Row) -> None:
         """With what has become of it since: it has been paid, or paid back. Raises SellerUnknown."""
         reference = f"bill/{bill['bill_id']}"
-        known = GetIssuedInvoiceRequest(reference=reference)
+        known = pb.GetIssuedInvoiceRequest(reference=reference)
         if not bill["total"] or not bill["tax_country"]:
             return
         if not bill["invoice_id"]:
             try:
-                request = IssueInvoiceRequest(reference=reference, content=await self._content(bill))
+                request = pb.IssueInvoiceRequest(reference=reference, content=await self._content(bill))
                 issued = (await self._invoices.IssueInvoice(request, timeout=_CALL_SECONDS)).invoice
             except ReferenceTaken:  # the customer has moved since somebody issued it and died
                 issued = (await self._invoices.GetIssuedInvoice(known, timeout=_CALL_SECONDS)).invoice
@@ -101,7 +95,7 @@ class Selling:
         if bill["state"] == "PAID":
             issued = (await self._invoices.GetIssuedInvoice(known, timeout=_CALL_SECONDS)).invoice
             if issued.content.prepaid == 0:
-                settle = SettleInvoiceRequest(
+                settle = pb.SettleInvoiceRequest(
                     reference=reference,
                     payment_reference=reference,
                     amount=Money(currency=bill["currency"], minor_units=bill["total"]),
@@ -110,7 +104,7 @@ class Selling:
         if bill["payment_id"] is not None:
             paid_back = {"payment_id": bill["payment_id"], "kind": "REFUND", "state": "SUCCEEDED"}
             for refund in await self._store.operations.all(**paid_back):
-                credit = CreditIssuedInvoiceRequest(
+                credit = pb.CreditIssuedInvoiceRequest(
                     invoice_reference=reference,
                     reference=f"{reference}/refund/{refund['operation_id']}",
                     reason="The payment was refunded.",

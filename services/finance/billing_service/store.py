@@ -7,22 +7,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from decimal import Decimal
+from functools import partial
 
 from google.protobuf import json_format
 
-from nexus.finance.billing_service.v1.faults import (
-    BillNotFound,
-    CouponNotFound,
-    CustomerNotFound,
-    DisputeNotFound,
-    MeterNotFound,
-    PaymentMethodNotFound,
-    PaymentNotFound,
-    PlanNotFound,
-    PriceNotFound,
-    ProviderNotConfigured,
-    SubscriptionNotFound,
-)
+from nexus.finance.billing_service.v1 import faults
 from nexus.finance.billing_service.v1.subscriptions_pb2 import DunningPolicy, InvoicingPolicy
 from services.chassis.database import Database
 from services.chassis.ids import new_id
@@ -79,50 +68,45 @@ _dunning_policy = MessageOf(DunningPolicy)
 class Store:
     def __init__(self, database: Database) -> None:
         self._database = database
-        self.plans = Table(
-            database, "plans", key="plan_id", order="key", missing=PlanNotFound, on_update="etag = gen_random_uuid()"
+        table = partial(Table, database)
+        self.plans = table(
+            "plans", key="plan_id", order="key", missing=faults.PlanNotFound, on_update="etag = gen_random_uuid()"
         )
-        self.prices = Table(database, "prices", key="price_id", missing=PriceNotFound)
-        self.coupons = Table(
-            database, "coupons", key="coupon_id", order="code", missing=lambda coupon_id: CouponNotFound()
+        self.prices = table("prices", key="price_id", missing=faults.PriceNotFound)
+        self.coupons = table(
+            "coupons", key="coupon_id", order="code", missing=lambda coupon_id: faults.CouponNotFound()
         )
-        self.meters = Table(database, "meters", key="key", order="key", missing=MeterNotFound)
+        self.meters = table("meters", key="key", order="key", missing=faults.MeterNotFound)
 
-        self.customers = Table(database, "customers", key="customer_id", missing=CustomerNotFound)
-        self.accounts = Table(
-            database,
-            "provider_accounts",
-            key="provider",
-            missing=ProviderNotConfigured,
-            on_update="update_time = now()",
+        self.customers = table("customers", key="customer_id", missing=faults.CustomerNotFound)
+        self.accounts = table(
+            "provider_accounts", key="provider", missing=faults.ProviderNotConfigured, on_update="update_time = now()"
         )
-        self.methods = Table(
-            database,
+        self.methods = table(
             "payment_methods",
             key="payment_method_id",
-            missing=lambda payment_method_id: PaymentMethodNotFound(),
+            missing=lambda payment_method_id: faults.PaymentMethodNotFound(),
             columns=f"*, {_IS_DEFAULT}",
         )
-        self.payments = Table(database, "payments", key="payment_id", missing=PaymentNotFound, on_update=_SUMS)
-        self.operations = Table(database, "payment_operations", key="operation_id")
-        self.disputes = Table(
-            database, "disputes", key="dispute_id", missing=DisputeNotFound, columns=f"*, {_ITS_CURRENCY}"
+        self.payments = table("payments", key="payment_id", missing=faults.PaymentNotFound, on_update=_SUMS)
+        self.operations = table("payment_operations", key="operation_id")
+        self.disputes = table(
+            "disputes", key="dispute_id", missing=faults.DisputeNotFound, columns=f"*, {_ITS_CURRENCY}"
         )
-        self.notices = Table(database, "provider_notices", key="notice_id")
+        self.notices = table("provider_notices", key="notice_id")
 
-        self.subscriptions = Table(
-            database,
+        self.subscriptions = table(
             "subscriptions",
             key="subscription_id",
-            missing=SubscriptionNotFound,
+            missing=faults.SubscriptionNotFound,
             columns=f"*, {_LATEST_BILL}",
         )
-        self.bills = Table(database, "bills", key="bill_id", missing=BillNotFound)
-        self.lines = Table(database, "bill_lines", key="line_id")
-        self.credits = Table(database, "credit_entries", key="entry_id")
-        self.dunning_policies = Table(database, "dunning_policies", key="tenant_id")
-        self.invoicing_policies = Table(database, "invoicing_policies", key="tenant_id")
-        self.scheduled = Table(database, "scheduled_tenants", key="tenant_id")
+        self.bills = table("bills", key="bill_id", missing=faults.BillNotFound)
+        self.lines = table("bill_lines", key="line_id")
+        self.credits = table("credit_entries", key="entry_id")
+        self.dunning_policies = table("dunning_policies", key="tenant_id")
+        self.invoicing_policies = table("invoicing_policies", key="tenant_id")
+        self.scheduled = table("scheduled_tenants", key="tenant_id")
 
     async def price(self, price_id: str) -> Row:
         """With the name of its plan, and whether that is for sale. Raises PriceNotFound."""
@@ -135,7 +119,7 @@ class Store:
             price_id,
         )
         if row is None:
-            raise PriceNotFound(price_id=price_id)
+            raise faults.PriceNotFound(price_id=price_id)
         return row
 
     async def prices_of(self, plan_ids: Sequence[str]) -> list[Row]:
