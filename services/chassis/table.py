@@ -161,6 +161,12 @@ class Table:
         """Returns how many there were."""
         return await self._database.execute(f"DELETE FROM {self._name} WHERE {_equal(tuple(equal))}", *_stored(equal))
 
+    async def select(self, condition: str, /, *values: object) -> list[Row]:
+        """What no values of columns tell: rows by a condition in SQL, with $1 and so on for `values`. It may end with
+        ORDER BY and LIMIT."""
+        query = f"SELECT {self._columns} FROM {self._name} WHERE tenant_id = nexus.tenant_id() AND {condition}"
+        return await self._database.fetch(query, *map(stored, values))
+
 
 def stored(value: Any) -> Any:
     """A value as the driver takes it."""

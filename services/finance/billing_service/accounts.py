@@ -55,7 +55,7 @@ class Accounts:
         return row["provider"] if row is not None else "SANDBOX"
 
     async def set(self, name: str, account: Message, *, make_default: bool) -> bool:
-        """Returns whether it is the default now. Raises ProviderRefusedAccount."""
+        """Returns whether it is the default now, as the first one is. Raises ProviderRefusedAccount."""
         serialized = account.SerializeToString()
         candidate = self._make(name, serialized)
         try:
@@ -64,9 +64,14 @@ class Accounts:
             raise ProviderRefusedAccount(provider=name) from error
         finally:
             await candidate.close()
+        sealed = self._sealer.seal(serialized, ACCOUNTS.purpose_of(current_tenant(), name))
         async with self._database.transaction():
-            sealed = self._sealer.seal(serialized, ACCOUNTS.purpose_of(current_tenant(), name))
-            return await self._store.set_account(name, sealed, make_default=make_default)
+            default = await self._store.accounts.find(is_default=True, lock=True)
+            is_default = make_default or default is None or default["provider"] == name
+            if is_default and default is not None:
+                await self._store.accounts.change(default["provider"], is_default=False)
+            await self._store.accounts.put(provider=name, account_sealed=sealed, is_default=is_default)
+        return is_default
 
     def _make(self, name: str, account: bytes) -> Provider:
         config = self._config

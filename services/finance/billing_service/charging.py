@@ -20,12 +20,12 @@ from nexus.finance.billing_service.v1.faults import (
     PaymentStateConflict,
     ProviderAway,
 )
-from nexus.finance.billing_service.v1.payments_pb2 import AuthorizeRequest, CaptureRequest, RefundRequest
+from nexus.finance.billing_service.v1.payments_pb2 import AuthorizeRequest, CaptureRequest, RefundRequest, VoidRequest
 from nexus.type.v1.faults import IdempotencyKeyReused
 from services.chassis.clock import now
 from services.chassis.idempotency import RequestKey
 from services.chassis.ids import new_id
-from services.chassis.messages import MessageOf
+from services.chassis.messages import MessageOf, values_of
 from services.chassis.service import Service
 from services.chassis.table import Row
 from services.finance.billing_service import payments as rules
@@ -94,11 +94,8 @@ class Charging:
                         provider=method["provider"],
                         currency=request.amount.currency,
                         amount=request.amount.minor_units,
-                        reference=request.reference,
-                        description=request.description,
-                        capture=request.capture,
-                        off_session=request.off_session,
                         bill_id=bill_id,
+                        **values_of(request, "reference", "description", "capture", "off_session"),
                     )
                     operation = await self._begin("AUTHORIZE", payment, payment["amount"], key)
                     if operation is None:
@@ -110,16 +107,13 @@ class Charging:
         return await self._store.payments.require(operation["payment_id"])
 
     async def capture(self, request: CaptureRequest, key: RequestKey) -> tuple[Row, Row]:
-        def check(payment: Row, reserved: rules.Reserved) -> int:
-            return rules.amount_to_capture(payment, reserved, request.amount if request.HasField("amount") else None)
-
-        return await self._operate("CAPTURE", request.payment_id, check, key, keep_rest=request.keep_rest)
+        return await self._operate("CAPTURE", request, key, rules.amount_to_capture, keep_rest=request.keep_rest)
 
     async def refund(self, request: RefundRequest | RefundPaymentRequest, key: RequestKey) -> tuple[Row, Row]:
-        def check(payment: Row, reserved: rules.Reserved) -> int:
-            return rules.amount_to_refund(payment, reserved, request.amount if request.HasField("amount") else None)
+        return await self._operate("REFUND", request, key, rules.amount_to_refund, reason=request.reason)
 
-        return await self._operate("REFUND", request.payment_id, check, key, reason=request.reason)
+    async def void(self, request: VoidRequest, key: RequestKey, *, reason: str = "") -> tuple[Row, Row]:
+        return await self._operate("VOID", request, key, rules.amount_to_void, reason=reason)
 
     async def refund_later(self, payment: Row, *, reason: str) -> None:
         """Give all of a payment back that came too late, by the next reconciliation. In the transaction in which it
@@ -127,13 +121,6 @@ class Charging:
         if payment["captured"]:
             key = RequestKey("late", payment["payment_id"])
             await self._begin("REFUND", payment, payment["captured"], key, reason=reason)
-
-    async def void(self, payment_id: str, key: RequestKey, *, reason: str = "") -> tuple[Row, Row]:
-        def check(payment: Row, reserved: rules.Reserved) -> int:
-            rest: int = payment["amount"] - reserved.captured
-            return rest if rules.has_something_to_void(payment) else 0
-
-        return await self._operate("VOID", payment_id, check, key, reason=reason)
 
     async def confirm(self, payment_id: str, answer: str) -> Row:
         """Go on with a payment whose customer is back from the provider's page."""
@@ -206,8 +193,8 @@ class Charging:
         """Ask about what is in doubt, and give up what waited too long for its customer. Returns how many operations
         were settled, and how many are still in doubt."""
         for row in await self._store.waiting_too_long(self._config.action_lifetime, limit):
-            payment_id = row["payment_id"]
-            await self.void(payment_id, RequestKey("expiry", payment_id), reason="ACTION_EXPIRED")
+            request = VoidRequest(payment_id=row["payment_id"])
+            await self.void(request, RequestKey("expiry", request.payment_id), reason="ACTION_EXPIRED")
         settled = in_doubt = 0
         for operation_id in (row["operation_id"] for row in await self._store.in_doubt(limit)):
             try:
@@ -265,14 +252,16 @@ class Charging:
         return now_is
 
     async def _operate(
-        self, kind: str, payment_id: str, check: Callable[[Row, rules.Reserved], int], key: RequestKey, **how: Any
+        self, kind: str, request: Any, key: RequestKey, amount_of: Callable[..., int], **how: Any
     ) -> tuple[Row, Row]:
-        """`check` gives the amount, or says why not; nothing for an operation that has nothing to do."""
+        """The payment and the operation. `amount_of` says why not, or for how much; nothing for one that has nothing to
+        do."""
+        payment_id = request.payment_id
         async with self._database.transaction():
             payment = await self._store.payments.require(payment_id, lock=True)
             operation = await key.earlier(self._store.operations)
             if operation is None:
-                amount = check(payment, await self._store.reserved(payment_id))
+                amount = amount_of(payment, await self._store.reserved(payment_id), request)
                 operation = await self._begin(kind, payment, amount, key, **how)
                 if operation is None:  # twins wait for the payment's row: the key is another payment's
                     raise IdempotencyKeyReused(key=key.request_id)

@@ -1,10 +1,8 @@
 """The use cases of one running service, made once and shared by its servicers, and the jobs that drive them."""
 
 import logging
-from weakref import WeakKeyDictionary
 
 from services.chassis.context import acting_for
-from services.chassis.database import Database
 from services.chassis.errors import Fault
 from services.chassis.service import Service
 from services.finance.billing_service.accounts import Accounts
@@ -21,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 
 class Engine:
+    """`service.shared(Engine)`."""
+
     def __init__(self, service: Service) -> None:
         self._config: Config = service.config
         self._database = service.database
@@ -29,6 +29,8 @@ class Engine:
         self.charging = Charging(service, self.store, self.accounts)
         self.selling = Selling(service, self.store)
         self.subscribing = Subscribing(service, self.store, self.charging, self.selling)
+        service.every(self._config.round_seconds, self.round)
+        service.every(_FORGET_SECONDS, self.forget)
 
     async def round(self) -> None:
         """Reconcile for every tenant that has something in doubt. Replicas may do so at once: rows are leased, and
@@ -51,17 +53,3 @@ class Engine:
                 logger.warning("billing waits: %s", fault, extra={"tenant": tenant})
             except Exception:
                 logger.exception("billing waits", extra={"tenant": tenant})
-
-
-_engines: "WeakKeyDictionary[Database, Engine]" = WeakKeyDictionary()
-
-
-def engine(service: Service) -> Engine:
-    """The service's engine. Whoever asks first starts its rounds."""
-    if service.database not in _engines:
-        made = Engine(service)
-        _engines[service.database] = made
-        config: Config = service.config
-        service.every(config.round_seconds, made.round)
-        service.every(_FORGET_SECONDS, made.forget)
-    return _engines[service.database]

@@ -7,14 +7,8 @@ from google.protobuf import json_format
 
 from nexus.finance.billing_service.v1.customers_pb2 import BillingDetails
 from nexus.finance.billing_service.v1.events_pb2 import PaymentRefunded
+from nexus.finance.invoice_gen.v1 import invoice_gen_pb2 as pb
 from nexus.finance.invoice_gen.v1.faults import ReferenceTaken, SellerUnknown
-from nexus.finance.invoice_gen.v1.invoice_gen_pb2 import (
-    CalculateInvoiceRequest,
-    CreditIssuedInvoiceRequest,
-    GetIssuedInvoiceRequest,
-    IssueInvoiceRequest,
-    SettleInvoiceRequest,
-)
 from nexus.finance.invoice_gen.v1.invoice_gen_pb2_grpc import IssuingServiceStub
 from nexus.finance.invoice_gen.v1.invoice_pb2 import Invoice, InvoiceContent
 from nexus.finance.ledger_mgr.v1.books_pb2 import NewTransaction
@@ -55,7 +49,7 @@ class Selling:
             return bill if bill["total"] else None
         tax = share = 0
         if bill["tax_basis_points"]:
-            request = CalculateInvoiceRequest(content=await self._content(bill))
+            request = pb.CalculateInvoiceRequest(content=await self._content(bill))
             tax = (await self._invoices.CalculateInvoice(request, timeout=_CALL_SECONDS)).totals.tax
         await self.post(postings.sale(bill, tax))
         if bill["total"] > tax:
@@ -94,10 +88,10 @@ class Selling:
         issued = await self._issued(bill, reference)
         amount = Money(currency=bill["currency"], minor_units=bill["total"])
         if bill["state"] == "PAID" and issued.content.prepaid == 0:
-            settle = SettleInvoiceRequest(reference=reference, payment_reference=reference, amount=amount)
+            settle = pb.SettleInvoiceRequest(reference=reference, payment_reference=reference, amount=amount)
             await self._invoices.SettleInvoice(settle, timeout=_CALL_SECONDS)
         for refund in await self._refunds(bill):
-            credit = CreditIssuedInvoiceRequest(
+            credit = pb.CreditIssuedInvoiceRequest(
                 invoice_reference=reference,
                 reference=f"{reference}/refund/{refund['operation_id']}",
                 reason="The payment was refunded.",
@@ -117,10 +111,10 @@ class Selling:
 
     async def _issued(self, bill: Row, reference: str) -> Invoice:
         if not bill["invoice_id"]:
-            request = IssueInvoiceRequest(reference=reference, content=await self._content(bill))
+            request = pb.IssueInvoiceRequest(reference=reference, content=await self._content(bill))
             with contextlib.suppress(ReferenceTaken):  # the customer has moved since somebody issued it and died
                 return (await self._invoices.IssueInvoice(request, timeout=_CALL_SECONDS)).invoice
-        known = GetIssuedInvoiceRequest(reference=reference)
+        known = pb.GetIssuedInvoiceRequest(reference=reference)
         return (await self._invoices.GetIssuedInvoice(known, timeout=_CALL_SECONDS)).invoice
 
     async def _refunds(self, bill: Row) -> list[Row]:

@@ -7,22 +7,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from decimal import Decimal
+from functools import partial
 
 from google.protobuf import json_format
 
-from nexus.finance.billing_service.v1.faults import (
-    BillNotFound,
-    CouponNotFound,
-    CustomerNotFound,
-    DisputeNotFound,
-    MeterNotFound,
-    PaymentMethodNotFound,
-    PaymentNotFound,
-    PlanNotFound,
-    PriceNotFound,
-    ProviderNotConfigured,
-    SubscriptionNotFound,
-)
+from nexus.finance.billing_service.v1 import faults
 from nexus.finance.billing_service.v1.subscriptions_pb2 import DunningPolicy, InvoicingPolicy
 from services.chassis.database import Database
 from services.chassis.ids import new_id
@@ -79,75 +68,65 @@ _dunning_policy = MessageOf(DunningPolicy)
 class Store:
     def __init__(self, database: Database) -> None:
         self._database = database
-        self.plans = Table(
-            database, "plans", key="plan_id", order="key", missing=PlanNotFound, on_update="etag = gen_random_uuid()"
+        table = partial(Table, database)
+        self.plans = table(
+            "plans", key="plan_id", order="key", missing=faults.PlanNotFound, on_update="etag = gen_random_uuid()"
         )
-        self.prices = Table(database, "prices", key="price_id", missing=PriceNotFound)
-        self.coupons = Table(
-            database, "coupons", key="coupon_id", order="code", missing=lambda coupon_id: CouponNotFound()
+        self.prices = table("prices", key="price_id", missing=faults.PriceNotFound)
+        self.coupons = table(
+            "coupons", key="coupon_id", order="code", missing=lambda coupon_id: faults.CouponNotFound()
         )
-        self.meters = Table(database, "meters", key="key", order="key", missing=MeterNotFound)
+        self.meters = table("meters", key="key", order="key", missing=faults.MeterNotFound)
 
-        self.customers = Table(database, "customers", key="customer_id", missing=CustomerNotFound)
-        self.accounts = Table(database, "provider_accounts", key="provider", missing=ProviderNotConfigured)
-        self.methods = Table(
-            database,
+        self.customers = table("customers", key="customer_id", missing=faults.CustomerNotFound)
+        self.accounts = table(
+            "provider_accounts", key="provider", missing=faults.ProviderNotConfigured, on_update="update_time = now()"
+        )
+        self.methods = table(
             "payment_methods",
             key="payment_method_id",
-            missing=lambda payment_method_id: PaymentMethodNotFound(),
+            missing=lambda payment_method_id: faults.PaymentMethodNotFound(),
             columns=f"*, {_IS_DEFAULT}",
         )
-        self.payments = Table(database, "payments", key="payment_id", missing=PaymentNotFound, on_update=_SUMS)
-        self.operations = Table(database, "payment_operations", key="operation_id")
-        self.disputes = Table(
-            database, "disputes", key="dispute_id", missing=DisputeNotFound, columns=f"*, {_ITS_CURRENCY}"
+        self.payments = table("payments", key="payment_id", missing=faults.PaymentNotFound, on_update=_SUMS)
+        self.operations = table("payment_operations", key="operation_id")
+        self.disputes = table(
+            "disputes", key="dispute_id", missing=faults.DisputeNotFound, columns=f"*, {_ITS_CURRENCY}"
         )
-        self.notices = Table(database, "provider_notices", key="notice_id")
+        self.notices = table("provider_notices", key="notice_id")
 
-        self.subscriptions = Table(
-            database,
+        self.subscriptions = table(
             "subscriptions",
             key="subscription_id",
-            missing=SubscriptionNotFound,
+            missing=faults.SubscriptionNotFound,
             columns=f"*, {_LATEST_BILL}",
         )
-        self.bills = Table(database, "bills", key="bill_id", missing=BillNotFound)
-        self.lines = Table(database, "bill_lines", key="line_id")
-        self.credits = Table(database, "credit_entries", key="entry_id")
-        self.dunning_policies = Table(database, "dunning_policies", key="tenant_id")
-        self.invoicing_policies = Table(database, "invoicing_policies", key="tenant_id")
-        self.scheduled = Table(database, "scheduled_tenants", key="tenant_id")
+        self.bills = table("bills", key="bill_id", missing=faults.BillNotFound)
+        self.lines = table("bill_lines", key="line_id")
+        self.credits = table("credit_entries", key="entry_id")
+        self.dunning_policies = table("dunning_policies", key="tenant_id")
+        self.invoicing_policies = table("invoicing_policies", key="tenant_id")
+        self.scheduled = table("scheduled_tenants", key="tenant_id")
 
     async def price(self, price_id: str) -> Row:
         """With the name of its plan, and whether that is for sale. Raises PriceNotFound."""
         row = await self._database.fetchrow(
             """
             SELECT r.price_id, r.plan_id, r.currency, r.fee, r.interval_unit, r.interval_count,
-                   r.trial_days, r.usage_prices, r.archived OR p.archived AS archived, p.name, p.features
+                   r.trial_days, r.usage_prices, r.archived OR p.archived AS archived, p.name
             FROM prices r JOIN plans p USING (tenant_id, plan_id) WHERE r.price_id = $1
             """,
             price_id,
         )
         if row is None:
-            raise PriceNotFound(price_id=price_id)
+            raise faults.PriceNotFound(price_id=price_id)
         return row
 
     async def prices_of(self, plan_ids: Sequence[str]) -> list[Row]:
-        return await self._database.fetch(
-            """
-            SELECT * FROM prices
-            WHERE tenant_id = nexus.tenant_id() AND plan_id = ANY ($1::uuid[]) AND NOT archived ORDER BY price_id
-            """,
-            plan_ids,
-        )
-
-    async def redeem(self, coupon_id: str) -> None:
-        await self._database.execute("UPDATE coupons SET redemptions = redemptions + 1 WHERE coupon_id = $1", coupon_id)
+        return await self.prices.select("plan_id = ANY ($1::uuid[]) AND NOT archived ORDER BY price_id", plan_ids)
 
     async def meters_reading(self, event_names: Sequence[str]) -> list[Row]:
-        return await self._database.fetch(
-            "SELECT * FROM meters WHERE tenant_id = nexus.tenant_id() AND event_name = ANY ($1)", event_names
-        )
+        return await self.meters.select("event_name = ANY ($1)", event_names)
 
     async def insert_uses(self, uses: Sequence[Use]) -> int:
         """Returns how many are new. While they are written, nobody closes the use of their customers."""
@@ -186,13 +165,8 @@ class Store:
 
     async def close_usage(self, customer_id: str, until: datetime) -> None:
         """What is recorded from now on counts from this time on at the earliest."""
-        await self._database.execute(
-            """
-            UPDATE customers SET usage_closed_until = greatest(usage_closed_until, $2) WHERE customer_id = $1
-            """,
-            customer_id,
-            until,
-        )
+        query = "UPDATE customers SET usage_closed_until = greatest(usage_closed_until, $2) WHERE customer_id = $1"
+        await self._database.execute(query, customer_id, until)
 
     async def used(self, meter: Row, customer_id: str, start: datetime, end: datetime) -> Decimal:
         """What the meter reads of what is billed by a time."""
@@ -232,25 +206,6 @@ class Store:
             limit,
         )
 
-    async def set_account(self, provider: str, sealed: bytes, *, make_default: bool) -> bool:
-        """Returns whether it is the default, as the first one is."""
-        if make_default:
-            await self._database.execute("UPDATE provider_accounts SET is_default = false WHERE is_default")
-        return bool(
-            await self._database.fetchval(
-                """
-                INSERT INTO provider_accounts AS a (provider, account_sealed, is_default)
-                VALUES ($1, $2, $3 OR NOT EXISTS (SELECT FROM provider_accounts))
-                ON CONFLICT (tenant_id, provider) DO UPDATE
-                SET account_sealed = $2, is_default = a.is_default OR $3, update_time = now()
-                RETURNING is_default
-                """,
-                provider,
-                sealed,
-                make_default,
-            )
-        )
-
     async def forget_methods(self, customer_id: str) -> None:
         """Take the methods of an erased user away, with all that tells of cards, and the address."""
         await self._database.execute(
@@ -264,35 +219,15 @@ class Store:
         await self.customers.update(customer_id, default_payment_method_id=None, billing_details=None)
 
     async def at_provider(self, provider: str, provider_payment_id: str) -> Row | None:
-        return await self._database.fetchrow(
-            """
-            SELECT * FROM payments
-            WHERE tenant_id = nexus.tenant_id() AND provider = $1 AND provider_payment_id = $2
-              AND provider_payment_id <> ''
-            """,
-            provider,
-            provider_payment_id,
+        found = await self.payments.select(
+            "provider = $1 AND provider_payment_id = $2 AND provider_payment_id <> ''", provider, provider_payment_id
         )
-
-    async def pending_payments(self, before: str, limit: int) -> list[Row]:
-        """From the latest on. (A parameter for the state would hide that there is an index for this one.)"""
-        return await self._database.fetch(
-            """
-            SELECT * FROM payments
-            WHERE tenant_id = nexus.tenant_id() AND state = 'PENDING' AND ($1::uuid IS NULL OR payment_id < $1)
-            ORDER BY payment_id DESC LIMIT $2
-            """,
-            before or None,
-            limit,
-        )
+        return found[0] if found else None
 
     async def waiting_too_long(self, since: timedelta, limit: int) -> list[Row]:
-        return await self._database.fetch(
-            """
-            SELECT payment_id FROM payments
-            WHERE tenant_id = nexus.tenant_id() AND state = 'REQUIRES_ACTION' AND update_time < now() - $1::interval
-            ORDER BY update_time LIMIT $2
-            """,
+        """The payments that wait for their customers."""
+        return await self.payments.select(
+            "state = 'REQUIRES_ACTION' AND update_time < now() - $1::interval ORDER BY update_time LIMIT $2",
             since,
             limit,
         )
@@ -365,11 +300,10 @@ class Store:
         )
 
     async def in_doubt(self, limit: int) -> list[Row]:
-        return await self._database.fetch(
+        """The operations that nobody asks about at the moment, and somebody should."""
+        return await self.operations.select(
             """
-            SELECT operation_id FROM payment_operations
-            WHERE tenant_id = nexus.tenant_id() AND state = 'PENDING' AND next_attempt_time <= now()
-              AND lease_until < now()
+            state = 'PENDING' AND next_attempt_time <= now() AND lease_until < now()
             ORDER BY next_attempt_time LIMIT $1
             """,
             limit,
@@ -404,11 +338,9 @@ class Store:
 
     async def due(self, at: datetime, limit: int, *, without: Sequence[str]) -> list[Row]:
         """The subscriptions whose period has ended."""
-        return await self._database.fetch(
+        return await self.subscriptions.select(
             """
-            SELECT subscription_id FROM subscriptions
-            WHERE tenant_id = nexus.tenant_id() AND state <> 'CANCELED' AND period_end <= $1
-              AND subscription_id <> ALL ($3::uuid[])
+            state <> 'CANCELED' AND period_end <= $1 AND subscription_id <> ALL ($3::uuid[])
             ORDER BY period_end LIMIT $2
             """,
             at,
@@ -418,22 +350,15 @@ class Store:
 
     async def to_collect(self, at: datetime, limit: int) -> list[Row]:
         """The bills to be collected now."""
-        return await self._database.fetch(
-            """
-            SELECT bill_id FROM bills
-            WHERE tenant_id = nexus.tenant_id() AND state IN ('OPEN', 'PAST_DUE') AND next_attempt_time <= $1
-            ORDER BY next_attempt_time LIMIT $2
-            """,
-            at,
-            limit,
+        return await self.bills.select(
+            "state IN ('OPEN', 'PAST_DUE') AND next_attempt_time <= $1 ORDER BY next_attempt_time LIMIT $2", at, limit
         )
 
     async def to_invoice(self, limit: int) -> list[Row]:
-        return await self._database.fetch(
+        return await self.bills.select(
             """
-            SELECT * FROM bills
-            WHERE tenant_id = nexus.tenant_id() AND state <> 'UNCOLLECTIBLE' AND total > 0 AND tax_country <> ''
-              AND invoice_id = '' AND (state = 'PAID' OR NOT EXISTS (
+            state <> 'UNCOLLECTIBLE' AND total > 0 AND tax_country <> '' AND invoice_id = ''
+            AND (state = 'PAID' OR NOT EXISTS (
                 SELECT FROM subscriptions s
                 WHERE s.subscription_id = bills.subscription_id AND s.state = 'INCOMPLETE'))
             ORDER BY bill_id LIMIT $1
@@ -443,14 +368,7 @@ class Store:
 
     async def has_bill(self, subscription_id: str, states: Sequence[str]) -> bool:
         return bool(
-            await self._database.fetchval(
-                """
-                SELECT EXISTS (SELECT FROM bills WHERE tenant_id = nexus.tenant_id() AND subscription_id = $1
-                               AND state = ANY ($2))
-                """,
-                subscription_id,
-                states,
-            )
+            await self.bills.select("subscription_id = $1 AND state = ANY ($2) LIMIT 1", subscription_id, states)
         )
 
     async def insert_lines(self, subscription_id: str, bill_id: str | None, lines: Sequence[Line]) -> None:
@@ -460,13 +378,7 @@ class Store:
 
     async def waiting(self, subscription_id: str) -> list[Row]:
         """The lines that wait for the next bill."""
-        return await self._database.fetch(
-            """
-            SELECT * FROM bill_lines
-            WHERE tenant_id = nexus.tenant_id() AND subscription_id = $1 AND bill_id IS NULL ORDER BY line_id
-            """,
-            subscription_id,
-        )
+        return await self.lines.select("subscription_id = $1 AND bill_id IS NULL ORDER BY line_id", subscription_id)
 
     async def put_on_bill(self, lines: Sequence[Row], bill_id: str) -> None:
         await self._database.execute(

@@ -3,15 +3,7 @@
 import contextlib
 from typing import Any
 
-from nexus.finance.billing_service.v1.events_pb2 import (
-    BillIssued,
-    BillPaid,
-    DisputeClosed,
-    PaymentDisputed,
-    PaymentProcessed,
-    PaymentRefunded,
-    SubscriptionChanged,
-)
+from nexus.finance.billing_service.v1 import events_pb2 as events
 from nexus.finance.invoice_gen.v1.faults import SellerUnknown
 from nexus.identity.user_auth.v1.events_pb2 import UserCreated, UserErased
 from nexus.platform.scheduler.v1.worker_pb2 import PutScheduleRequest
@@ -21,7 +13,7 @@ from services.chassis.clock import now
 from services.chassis.service import Service
 from services.chassis.table import Row
 from services.finance.billing_service import postings
-from services.finance.billing_service.engine import engine
+from services.finance.billing_service.engine import Engine
 from services.finance.billing_service.jobs import schedules
 from services.finance.billing_service.postings import DISPUTES, PREPAID, Account, held_by
 
@@ -33,8 +25,8 @@ class Subscribers:
     ledger has answered, and their ids are the ledger's keys."""
 
     def __init__(self, service: Service) -> None:
-        self._store = engine(service).store
-        self._selling = engine(service).selling
+        self._store = service.shared(Engine).store
+        self._selling = service.shared(Engine).selling
         self._scheduler = service.clients.stub(WorkerServiceStub)
 
     async def on_user_created(self, message: UserCreated, event: Event) -> None:
@@ -45,36 +37,36 @@ class Subscribers:
         """Cards and addresses are forgotten; payments and bills are kept, as the law wants it, and name nobody."""
         await self._store.forget_methods(message.user_id)
 
-    async def on_payment_processed(self, message: PaymentProcessed, event: Event) -> None:
+    async def on_payment_processed(self, message: events.PaymentProcessed, event: Event) -> None:
         await self._post(event, message, held_by(message.provider), PREPAID, f"capture/{message.operation_id}")
 
-    async def on_payment_refunded(self, message: PaymentRefunded, event: Event) -> None:
+    async def on_payment_refunded(self, message: events.PaymentRefunded, event: Event) -> None:
         await self._post(event, message, PREPAID, held_by(message.provider), f"refund/{message.operation_id}")
         if message.reference.startswith("bill/"):
             with contextlib.suppress(SellerUnknown):
                 await self._selling.refunded(message)
 
-    async def on_payment_disputed(self, message: PaymentDisputed, event: Event) -> None:
+    async def on_payment_disputed(self, message: events.PaymentDisputed, event: Event) -> None:
         await self._post(event, message, DISPUTES, held_by(message.provider), f"dispute/{message.dispute_id}")
 
-    async def on_dispute_closed(self, message: DisputeClosed, event: Event) -> None:
+    async def on_dispute_closed(self, message: events.DisputeClosed, event: Event) -> None:
         """One that was won gives the money back; one that was lost has been booked when it began."""
         if message.won:
             await self._post(event, message, held_by(message.provider), DISPUTES, f"dispute/{message.dispute_id}/won")
 
-    async def on_subscription_changed(self, message: SubscriptionChanged, event: Event) -> None:
+    async def on_subscription_changed(self, message: events.SubscriptionChanged, event: Event) -> None:
         """With its first subscription a tenant is billed and collected for at times."""
         if await self._store.scheduled.find() is None:
             for spec in schedules():
                 await self._scheduler.PutSchedule(PutScheduleRequest(spec=spec), timeout=_CALL_SECONDS)
             await self._store.scheduled.insert_new(create_time=now())
 
-    async def on_bill_issued(self, message: BillIssued, event: Event) -> None:
+    async def on_bill_issued(self, message: events.BillIssued, event: Event) -> None:
         """One that is not paid at once is invoiced as it is issued; the first of a subscription when it is paid, for
         without that there is no subscription."""
         await self._invoice(await self._selling.unpaid(message.bill_id))
 
-    async def on_bill_paid(self, message: BillPaid, event: Event) -> None:
+    async def on_bill_paid(self, message: events.BillPaid, event: Event) -> None:
         await self._invoice(await self._selling.sell(message.bill_id))
 
     async def _invoice(self, bill: Row | None) -> None:

@@ -24,7 +24,7 @@ from nexus.finance.billing_service.v1.faults import (
     ProviderNotConfigured,
     SubscriptionStateConflict,
 )
-from nexus.finance.billing_service.v1.payments_pb2 import AuthorizeRequest
+from nexus.finance.billing_service.v1.payments_pb2 import AuthorizeRequest, VoidRequest
 from nexus.finance.billing_service.v1.plans_pb2 import UsagePrice
 from nexus.type.v1.money_pb2 import Money
 from services.chassis.clock import now
@@ -264,7 +264,7 @@ class Subscribing:
             assert made is not None, "the conflicting row was committed, so it can be read"
             return made
         if coupon is not None:
-            await self._store.redeem(coupon["coupon_id"])
+            await self._store.coupons.change(coupon["coupon_id"], redemptions=coupon["redemptions"] + 1)
         if not in_trial:
             fee = bills.fee_line(price, quantity, at, end)
             bill = await self._make_bill(subscription, price, [fee], at, at)
@@ -319,7 +319,8 @@ class Subscribing:
         bill = await self._store.bills.require(subscription["bill_id"])
         if bill["state"] == "UNCOLLECTIBLE" and bill["payment_id"] is not None:
             with contextlib.suppress(PaymentStateConflict):
-                await self._charging.void(bill["payment_id"], RequestKey("end", bill["payment_id"]))
+                request = VoidRequest(payment_id=bill["payment_id"])
+                await self._charging.void(request, RequestKey("end", request.payment_id))
 
     async def _usage_lines(self, subscription: Row, price: Row, until: datetime, *, close: bool = True) -> list[Line]:
         """Use since the period began, by the price in force at its end. From then on it is closed: what is recorded

@@ -15,7 +15,6 @@ from services.finance.billing_service.providers.interface import (
     Card,
     Charge,
     DisputeNotice,
-    DisputeState,
     InDoubt,
     MethodRefused,
     Movement,
@@ -23,7 +22,6 @@ from services.finance.billing_service.providers.interface import (
     Refused,
     SignatureInvalid,
     Snapshot,
-    State,
 )
 
 DECLINES = {
@@ -46,14 +44,6 @@ PAYS = {
     "card_refund_fails",
 }
 _BRANDS = {"card_mastercard": "mastercard", "wallet_ok": "wallet"}
-_STATES: dict[str, State] = {
-    "requires_action": "REQUIRES_ACTION",
-    "authorized": "AUTHORIZED",
-    "captured": "CAPTURED",
-    "voided": "VOIDED",
-    "declined": "FAILED",
-}
-_DISPUTES: dict[str, DisputeState] = {"needs_answer": "NEEDS_ANSWER", "won": "WON", "lost": "LOST"}
 
 
 class SandboxProvider:
@@ -76,7 +66,7 @@ class SandboxProvider:
             raise MethodRefused(f"the sandbox does not know {token}")
         return Card(token, customer_id, _BRANDS.get(token, "visa"), "4242", "2099-12")
 
-    async def detach(self, card: Card) -> None:
+    async def detach(self, token: str) -> None:
         """Nothing is kept of methods."""
 
     async def authorize(self, charge: Charge) -> Snapshot:
@@ -150,18 +140,14 @@ class SandboxProvider:
         captures = [_movement(item) for item in await self._done(payment, "capture")]
         if charge["capture"] and charge["state"] == "captured":
             captures.append(Movement(f"{payment}/capture", charge["amount"]))
-        disputes: tuple[DisputeNotice, ...] = ()
-        if charge["dispute"]:
-            disputes = (
-                DisputeNotice(f"{payment}/dispute", _DISPUTES[charge["dispute"]], charge["amount"], "fraudulent"),
-            )
+        dispute = DisputeNotice(f"{payment}/dispute", charge["dispute"].upper(), charge["amount"], "fraudulent")
         return Snapshot(
             provider_payment_id=payment,
             payment_id=payment.removeprefix("sandbox_"),
-            state=_STATES[charge["state"]],
+            state="FAILED" if charge["state"] == "declined" else charge["state"].upper(),
             captures=tuple(captures),
             refunds=tuple(_movement(item) for item in await self._done(payment, "refund")),
-            disputes=disputes,
+            disputes=(dispute,) if charge["dispute"] else (),
             failure=charge["failure"],
             failure_reason=DECLINES.get(charge["token"], ("", charge["failure"].lower()))[1],
             action_url=f"sandbox:///3ds/{payment}" if charge["state"] == "requires_action" else "",

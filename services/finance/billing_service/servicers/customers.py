@@ -1,6 +1,7 @@
 """CustomerService: customers with their payment methods, payments and disputes, for people."""
 
 import logging
+from dataclasses import asdict
 from functools import partial
 
 from nexus.finance.billing_service.v1 import customers_pb2 as pb
@@ -14,7 +15,7 @@ from services.chassis.messages import MessageOf, text_of
 from services.chassis.paging import Pager
 from services.chassis.service import Service
 from services.chassis.table import Row
-from services.finance.billing_service.engine import engine
+from services.finance.billing_service.engine import Engine
 from services.finance.billing_service.payments import require_refund_by_hand
 from services.finance.billing_service.providers.interface import Card, InDoubt, MethodRefused, Refused
 from services.finance.billing_service.servicers.common import customer_of, outcome, own, payment_message
@@ -31,9 +32,9 @@ class CustomerService:
         self._database = service.database
         self._sealer = service.sealer
         self._pager = Pager(service.sealer)
-        self._store = engine(service).store
-        self._accounts = engine(service).accounts
-        self._charging = engine(service).charging
+        self._store = service.shared(Engine).store
+        self._accounts = service.shared(Engine).accounts
+        self._charging = service.shared(Engine).charging
 
     async def GetCustomer(self, request: pb.GetCustomerRequest, call: RequestContext) -> pb.GetCustomerResponse:
         customer = await self._store.customers.require(customer_of(request.customer_id, call))
@@ -91,7 +92,7 @@ class CustomerService:
             await self._store.methods.change(method["payment_method_id"], removed=True)
             await self._store.customers.update(method["customer_id"], where=default, default_payment_method_id=None)
         try:
-            await (await self._accounts.provider(method["provider"])).detach(_card(method))
+            await (await self._accounts.provider(method["provider"])).detach(method["provider_token"])
         except (InDoubt, Refused) as error:  # it is not charged again, whatever the provider keeps of it
             logger.warning("a payment method stays with its provider: %s", error)
         return pb.RemovePaymentMethodResponse()
@@ -116,7 +117,9 @@ class CustomerService:
     async def ListPendingPayments(
         self, request: pb.ListPendingPaymentsRequest, call: RequestContext
     ) -> pb.ListPendingPaymentsResponse:
-        rows, more = await self._pager.page(request, call, self._store.pending_payments, by="payment_id")
+        # Said in the statement, not by a value: the index is for this state only.
+        pending = partial(self._store.payments.page, filters={"state = 'PENDING'": ()})
+        rows, more = await self._pager.page(request, call, pending, by="payment_id")
         return pb.ListPendingPaymentsResponse(payments=map(payment_message, rows), next_page_token=more)
 
     async def SettlePayment(self, request: pb.SettlePaymentRequest, call: RequestContext) -> pb.SettlePaymentResponse:
@@ -151,11 +154,7 @@ class CustomerService:
                 payment_method_id=new_id(),
                 customer_id=customer_id,
                 provider=provider,
-                provider_token=card.token,
-                provider_customer=card.provider_customer,
-                brand=card.brand,
-                last_digits=card.last_digits,
-                expiry=card.expiry,
+                **asdict(card),
                 **key._asdict(),
             )
             if method is not None and (make_default or customer["default_payment_method_id"] is None):
@@ -170,7 +169,3 @@ class CustomerService:
             raise PaymentMethodNotFound()
         customer_of(method["customer_id"], call)
         return method
-
-
-def _card(row: Row) -> Card:
-    return Card(row["provider_token"], row["provider_customer"], row["brand"], row["last_digits"], row["expiry"])

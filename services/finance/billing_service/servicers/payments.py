@@ -4,7 +4,7 @@ from nexus.finance.billing_service.v1 import payments_pb2 as pb
 from services.chassis.context import RequestContext
 from services.chassis.idempotency import RequestKey
 from services.chassis.service import Service
-from services.finance.billing_service.engine import engine
+from services.finance.billing_service.engine import Engine
 from services.finance.billing_service.servicers.common import operation_message, outcome, payment_message
 
 _RECONCILE_AT_ONCE = 100
@@ -14,8 +14,8 @@ _LATEST_OPERATIONS = 100
 class PaymentService:
     def __init__(self, service: Service) -> None:
         self._sealer = service.sealer
-        self._store = engine(service).store
-        self._charging = engine(service).charging
+        self._store = service.shared(Engine).store
+        self._charging = service.shared(Engine).charging
 
     async def Authorize(self, request: pb.AuthorizeRequest, call: RequestContext) -> pb.AuthorizeResponse:
         payment = await self._charging.authorize(request, RequestKey.of(request, call, self._sealer))
@@ -26,7 +26,7 @@ class PaymentService:
         return pb.CaptureResponse(**outcome(*done))
 
     async def Void(self, request: pb.VoidRequest, call: RequestContext) -> pb.VoidResponse:
-        done = await self._charging.void(request.payment_id, RequestKey.of(request, call, self._sealer))
+        done = await self._charging.void(request, RequestKey.of(request, call, self._sealer))
         return pb.VoidResponse(**outcome(*done))
 
     async def Refund(self, request: pb.RefundRequest, call: RequestContext) -> pb.RefundResponse:

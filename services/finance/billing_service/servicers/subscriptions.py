@@ -13,7 +13,7 @@ from services.chassis.paging import Pager
 from services.chassis.service import Service
 from services.chassis.table import Row
 from services.finance.billing_service.bills import Line
-from services.finance.billing_service.engine import engine
+from services.finance.billing_service.engine import Engine
 from services.finance.billing_service.entitlements import Right, combined
 from services.finance.billing_service.servicers.common import customer_of, own, payment_message, require_manager
 
@@ -26,8 +26,8 @@ class SubscriptionService:
     def __init__(self, service: Service) -> None:
         self._sealer = service.sealer
         self._pager = Pager(service.sealer)
-        self._store = engine(service).store
-        self._subscribing = engine(service).subscribing
+        self._store = service.shared(Engine).store
+        self._subscribing = service.shared(Engine).subscribing
 
     async def CreateSubscription(
         self, request: pb.CreateSubscriptionRequest, call: RequestContext

@@ -6,7 +6,7 @@ from nexus.finance.billing_service.v1 import usage_pb2 as pb
 from nexus.finance.billing_service.v1.faults import MeterKeyTaken
 from services.chassis.clock import moment, now
 from services.chassis.context import RequestContext
-from services.chassis.messages import MessageOf, text_of
+from services.chassis.messages import MessageOf, text_of, values_of
 from services.chassis.paging import Pager
 from services.chassis.service import Service
 from services.finance.billing_service import usage
@@ -34,11 +34,7 @@ class UsageService:
         aggregation = text_of(pb.Aggregation, request.aggregation)
         usage.require_meter(aggregation, request.value_property)
         row = await self._store.meters.insert_new(
-            key=request.key,
-            event_name=request.event_name,
-            aggregation=aggregation,
-            value_property=request.value_property,
-            unit=request.unit,
+            aggregation=aggregation, **values_of(request, "key", "event_name", "value_property", "unit")
         )
         if row is None:
             raise MeterKeyTaken(key=request.key)

@@ -7,16 +7,16 @@ from nexus.finance.billing_service.v1.faults import ProviderAway, WebhookSignatu
 from services.chassis.context import RequestContext, acting_for
 from services.chassis.service import Service
 from services.chassis.tenants import TenantDirectory
-from services.finance.billing_service.engine import engine
+from services.finance.billing_service.engine import Engine
 from services.finance.billing_service.providers.interface import InDoubt, SignatureInvalid
 
 
 class WebhookService:
     def __init__(self, service: Service) -> None:
         self._tenants = TenantDirectory(service.database, service.signals)
-        self._store = engine(service).store
-        self._accounts = engine(service).accounts
-        self._charging = engine(service).charging
+        self._store = service.shared(Engine).store
+        self._accounts = service.shared(Engine).accounts
+        self._charging = service.shared(Engine).charging
 
     async def ReceiveStripe(self, request: pb.ReceiveStripeRequest, call: RequestContext) -> pb.ReceiveStripeResponse:
         await self._receive("STRIPE", request.tenant, request.notice, call)
