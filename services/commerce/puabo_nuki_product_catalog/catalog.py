@@ -14,7 +14,6 @@ from nexus.commerce.puabo_nuki_product_catalog.v1.faults import (
     AttributeInUse,
     AttributeNotFound,
     CollectionAutomatic,
-    CollectionNotFound,
     MediaNotFound,
     ProductChanged,
     ProductNotFound,
@@ -25,14 +24,12 @@ from nexus.commerce.puabo_nuki_product_catalog.v1.faults import (
 from services.chassis.database import Database
 from services.chassis.events import Events
 from services.chassis.ids import new_id
+from services.chassis.messages import text_of, values_of
 from services.commerce.puabo_nuki_product_catalog import products as rules
 from services.commerce.puabo_nuki_product_catalog import search
 from services.commerce.puabo_nuki_product_catalog.pricing import Pricing
 from services.commerce.puabo_nuki_product_catalog.store.products import CollectionStore, ProductStore
 from services.commerce.puabo_nuki_product_catalog.store.search import SearchStore
-
-LOCK = "FOR NO KEY UPDATE"
-"""Of a product: others can refer to it meanwhile, as those do who put prices on record."""
 
 
 class Catalog:
@@ -55,19 +52,12 @@ class Catalog:
             await self._require_attributes(product)
             await self.products.put([product])
             await self.products.put_variants(product.variants)
-        return await self.get(product.product_id)
-
-    async def get(self, product_id: str, *, lock: str = "") -> pb.Product:
-        """Raises ProductNotFound."""
-        product = await self.products.get(product_id, lock=lock)
-        if product is None:
-            raise ProductNotFound(product=product_id)
-        return product
+        return await self.products.get(product.product_id)
 
     async def update(self, asked: pb.Product, fields: FieldMask) -> pb.Product:
         """Raises ProductNotFound, ProductChanged, SlugTaken, AttributeInvalid, OptionsInvalid."""
         async with self._database.transaction():
-            product = await self.get(asked.product_id, lock=LOCK)
+            product = await self.products.get(asked.product_id, lock=True)
             _require_etag(asked.etag, product.etag)
             changed = pb.Product()
             changed.CopyFrom(product)
@@ -85,29 +75,29 @@ class Catalog:
     async def delete(self, product_id: str) -> None:
         """Raises ProductNotFound, ProductPublished."""
         async with self._database.transaction():
-            product = await self.get(product_id, lock=LOCK)
+            product = await self.products.get(product_id, lock=True)
             if product.state == pb.PRODUCT_STATE_PUBLISHED:
                 raise ProductPublished()
-            await self.products.delete(product_id)
+            await self.products.rows.delete(product_id=product_id)
 
     async def publish(self, product_id: str, etag: str) -> pb.Product:
         """Raises ProductNotFound, ProductChanged, ProductIncomplete."""
         async with self._database.transaction():
-            product = await self.get(product_id, lock=LOCK)
+            product = await self.products.get(product_id, lock=True)
             _require_etag(etag, product.etag)
             if product.state == pb.PRODUCT_STATE_PUBLISHED:
                 return product
             rules.require_complete(product)
             await self.show([product])
-            return await self.get(product_id)
+            return await self.products.get(product_id)
 
     async def unpublish(self, product_id: str) -> pb.Product:
         """Raises ProductNotFound."""
         async with self._database.transaction():
-            product = await self.get(product_id, lock=LOCK)
+            product = await self.products.get(product_id, lock=True)
             if product.state == pb.PRODUCT_STATE_PUBLISHED:
                 await self.hide([product])
-            return await self.get(product_id)
+            return await self.products.get(product_id)
 
     async def show(self, products: Sequence[pb.Product]) -> None:
         """Let locked products be found as they are: drafts from now on, the others from now on as they are now."""
@@ -133,7 +123,7 @@ class Catalog:
     async def create_variant(self, product_id: str, variant: pb.Variant) -> pb.Variant:
         """Raises ProductNotFound, SkuTaken, OptionsTaken, OptionsInvalid, ProductTooLarge."""
         async with self._database.transaction():
-            product = await self.get(product_id, lock=LOCK)
+            product = await self.products.get(product_id, lock=True)
             _name(variant, product)
             product.variants.append(variant)
             rules.require_variants(product)
@@ -161,7 +151,7 @@ class Catalog:
             product.variants.remove(variant)
             if product.state == pb.PRODUCT_STATE_PUBLISHED:
                 rules.require_complete(product)
-            await self.products.delete_variant(variant_id)
+            await self.products.variant_rows.delete(variant_id=variant_id)
             await self._changed(product.product_id)
             await self._pricing.refresh([product.product_id], await self._pricing.store.lock())
 
@@ -174,7 +164,10 @@ class Catalog:
             misfits = [product_id for product_id, values in used if not rules.allows(attribute, values)]
             if misfits:
                 raise AttributeInUse(products=len(misfits), attribute=attribute.key)
-            await self.products.put_attribute(attribute)
+            await self.products.attribute_rows.put(
+                **values_of(attribute, "key", "name", "choices", "facet"),
+                kind=text_of(pb.AttributeKind, attribute.kind).lower(),
+            )
             if before is None or before.facet != attribute.facet:
                 await self._reindex([product_id for product_id, _ in used])
 
@@ -184,7 +177,7 @@ class Catalog:
             await self.products.lock_attributes("")
             if used := await self.products.values_of(key):
                 raise AttributeInUse(products=len(used), attribute=key)
-            if not await self.products.delete_attribute(key):
+            if not await self.products.attribute_rows.delete(key=key):
                 raise AttributeNotFound(attribute=key)
 
     async def create_collection(self, collection: pb.Collection) -> pb.Collection:
@@ -196,7 +189,7 @@ class Catalog:
     async def update_collection(self, asked: pb.Collection, fields: FieldMask) -> pb.Collection:
         """Raises CollectionNotFound, ProductChanged, SlugTaken."""
         async with self._database.transaction():
-            collection = await self._collection(asked.collection_id)
+            collection = await self.collections.get(asked.collection_id)
             _require_etag(asked.etag, collection.etag)
             slug = collection.slug
             fields.MergeMessage(asked, collection, True, True)
@@ -206,15 +199,15 @@ class Catalog:
     async def delete_collection(self, collection_id: str) -> None:
         """Raises CollectionNotFound."""
         async with self._database.transaction():
-            await self._collection(collection_id)
+            await self.collections.get(collection_id)
             members = await self.collections.products_in(collection_id)
-            await self.collections.delete(collection_id)
+            await self.collections.rows.delete(collection_id=collection_id)
             await self._reindex(members)
 
     async def change_collection(self, collection_id: str, add: Sequence[str], remove: Sequence[str]) -> int:
         """Returns how many it has. Raises CollectionNotFound, CollectionAutomatic, ProductNotFound."""
         async with self._database.transaction():
-            collection = await self._collection(collection_id)
+            collection = await self.collections.get(collection_id)
             if collection.rules:
                 raise CollectionAutomatic()
             for missing in sorted(set(add) - await self.products.known(add)):
@@ -224,28 +217,33 @@ class Catalog:
             await self._reindex({*add, *remove})
             return len(await self.collections.products_in(collection_id))
 
-    async def add_media(self, product_id: str, media: pb.Media, data: bytes) -> pb.Media:
+    async def add_media(self, request: pb.AddMediaRequest) -> pb.Media:
         """Raises ProductNotFound, MediaInvalid, ProductTooLarge."""
-        media.width, media.height = rules.size_of_picture(data, media.content_type)
+        width, height = rules.size_of_picture(request.data, request.content_type)
         async with self._database.transaction():
-            product = await self.get(product_id, lock=LOCK)
+            product = await self.products.get(request.product_id, lock=True)
             if len(product.media) >= rules.MOST_PICTURES:
                 raise ProductTooLarge(limit=rules.MOST_PICTURES, what="pictures")
-            added = await self.products.put_media(new_id(), product_id, media, hashlib.sha256(data).digest(), data)
-            await self.products.touch(product_id)
+            added = await self.products.put_media(
+                media_id=new_id(),
+                **values_of(request, "product_id", "content_type", "alt_text", "position", "data"),
+                width=width,
+                height=height,
+                digest=hashlib.sha256(request.data).digest(),
+            )
+            await self.products.touch(request.product_id)
         return added
 
     async def delete_media(self, media_id: str) -> None:
         """Raises MediaNotFound."""
         async with self._database.transaction():
-            product_id = await self.products.delete_media(media_id)
-            if product_id is None:
-                raise MediaNotFound(media_id=media_id)
-            await self.products.touch(product_id)
+            media = await self.products.media_rows.require(media_id, lock=True)
+            await self.products.media_rows.delete(media_id=media_id)
+            await self.products.touch(media["product_id"])
 
     async def _changed(self, product_id: str) -> pb.Product:
         """A locked product that has been changed; if it is published, it is found as it is now."""
-        product = await self.get(product_id)
+        product = await self.products.get(product_id)
         if product.state == pb.PRODUCT_STATE_PUBLISHED:
             await self.show([product])
         return product
@@ -256,17 +254,11 @@ class Catalog:
         return next(variant for variant in product.variants if variant.variant_id == variant_id)
 
     async def _locked_variant(self, variant_id: str) -> tuple[pb.Product, pb.Variant]:
-        product = await self.products.of_variant(variant_id, lock=LOCK)
+        product = await self.products.of_variant(variant_id)
         for variant in product.variants if product is not None else ():
             if product is not None and variant.variant_id == variant_id:
                 return product, variant
         raise VariantNotFound(variant_id=variant_id)
-
-    async def _collection(self, collection_id: str) -> pb.Collection:
-        collection = await self.collections.get(collection_id, lock=LOCK)
-        if collection is None:
-            raise CollectionNotFound(collection=collection_id)
-        return collection
 
     async def _require_attributes(self, product: pb.Product) -> None:
         if product.attributes:
@@ -277,7 +269,7 @@ class Catalog:
         """What the search knows of products is not what it was."""
         ids = sorted(set(product_ids))
         for start in range(0, len(ids), 500):
-            locked = await self.products.all(ids[start : start + 500], lock=LOCK)
+            locked = await self.products.of_ids(ids[start : start + 500])
             await self._index([each for each in locked if each.state == pb.PRODUCT_STATE_PUBLISHED])
 
     async def _index(self, products: Sequence[pb.Product]) -> None:
