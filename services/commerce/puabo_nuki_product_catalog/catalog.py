@@ -250,15 +250,11 @@ class Catalog:
 
     async def _variant_changed(self, product_id: str, variant_id: str) -> pb.Variant:
         await self.products.touch(product_id)
-        product = await self._changed(product_id)
-        return next(variant for variant in product.variants if variant.variant_id == variant_id)
+        return _variant_in(await self._changed(product_id), variant_id)
 
     async def _locked_variant(self, variant_id: str) -> tuple[pb.Product, pb.Variant]:
         product = await self.products.of_variant(variant_id)
-        for variant in product.variants if product is not None else ():
-            if product is not None and variant.variant_id == variant_id:
-                return product, variant
-        raise VariantNotFound(variant_id=variant_id)
+        return product, _variant_in(product, variant_id)
 
     async def _require_attributes(self, product: pb.Product) -> None:
         if product.attributes:
@@ -286,6 +282,14 @@ def _name(variant: pb.Variant, product: pb.Product) -> None:
     variant.product_id = product.product_id
     variant.sku = variant.sku or rules.sku_of(product.slug, variant.option_values) or variant.variant_id
     variant.media_id = ""
+
+
+def _variant_in(product: pb.Product, variant_id: str) -> pb.Variant:
+    """Raises VariantNotFound."""
+    for variant in product.variants:
+        if variant.variant_id == variant_id:
+            return variant
+    raise VariantNotFound(variant_id=variant_id)
 
 
 def _require_etag(asked: str, etag: str) -> None:

@@ -3,6 +3,8 @@
 import json
 from collections.abc import Sequence
 from datetime import datetime
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from nexus.commerce.puabo_nuki_product_catalog.v1 import prices_pb2, storefront_pb2
@@ -16,20 +18,12 @@ from services.commerce.puabo_nuki_product_catalog import search
 from services.commerce.puabo_nuki_product_catalog.prices import Price, price_at
 from services.commerce.puabo_nuki_product_catalog.pricing import DEFAULT_CHANNEL, Pricing
 from services.commerce.puabo_nuki_product_catalog.products import title_of
-from services.commerce.puabo_nuki_product_catalog.store import search as found_by
 from services.commerce.puabo_nuki_product_catalog.store.products import CollectionStore, ProductStore
 from services.commerce.puabo_nuki_product_catalog.store.search import Query, SearchStore
 
 _PAGE = 24
 _NOTHING = -1
 """The id of a facet that no product has."""
-_ORDERS = {
-    storefront_pb2.SEARCH_ORDER_RELEVANCE: found_by.RELEVANCE,
-    storefront_pb2.SEARCH_ORDER_NEWEST: found_by.NEWEST,
-    storefront_pb2.SEARCH_ORDER_PRICE_ASCENDING: found_by.CHEAPEST,
-    storefront_pb2.SEARCH_ORDER_PRICE_DESCENDING: found_by.DEAREST,
-    storefront_pb2.SEARCH_ORDER_TITLE: found_by.TITLE,
-}
 _result = MessageOf(storefront_pb2.SearchResult, price="lowest", highest_price="highest", regular_price="regular")
 _NAMES = {search.BRAND: "Brand", search.CATEGORY: "Category", search.TAG: "Tag"}
 
@@ -73,13 +67,13 @@ class Shopping:
             required = search.filters_of(collection.rules) or {search.COLLECTION: [collection.collection_id]}
         filters = search.filters_of(request.filters)
         ids = await self._search.facet_ids(
-            (key, value) for asked in (required, filters) for key, values in asked.items() for value in values
+            {(key, value) for asked in (required, filters) for key, values in asked.items() for value in values}
         )
 
         def chosen(key: str, values: Sequence[str]) -> list[int]:
             return [ids.get((key, value), _NOTHING) for value in values]
 
-        order = _ORDERS.get(request.order, found_by.RELEVANCE if tsquery else found_by.NEWEST)
+        usual = storefront_pb2.SEARCH_ORDER_RELEVANCE if tsquery else storefront_pb2.SEARCH_ORDER_NEWEST
         return Query(
             tsquery=tsquery,
             required=[chosen(key, values) for key, values in required.items()],
@@ -88,7 +82,7 @@ class Shopping:
             currency=request.currency,
             min_price=request.min_price if request.HasField("min_price") else None,
             max_price=request.max_price if request.HasField("max_price") else None,
-            order=order,
+            order=request.order or usual,
             after=json.loads(cursor) if cursor else None,
             size=size,
             facets=not request.without_facets,
@@ -129,17 +123,15 @@ class Shopping:
             return []
         attributes = await self._products.attributes()
         selected = search.filters_of(request.filters)
-        facets: dict[str, storefront_pb2.Facet] = {}
-        for count in counts:
-            key = count["key"]
-            if key == search.COLLECTION or (request.facets and key not in request.facets):
-                continue
-            if key not in facets:
-                facets[key] = storefront_pb2.Facet(key=key, name=_facet_name(key, attributes))
-            facets[key].values.add(
-                value=count["value"], count=count["count"], selected=count["value"] in selected.get(key, ())
-            )
-        return list(facets.values())
+        facets = []
+        for key, of_key in groupby(counts, key=itemgetter("key")):
+            if key != search.COLLECTION and (not request.facets or key in request.facets):
+                facet = storefront_pb2.Facet(key=key, name=_facet_name(key, attributes))
+                for row in of_key:
+                    value = row["value"]
+                    facet.values.add(value=value, count=row["count"], selected=value in selected.get(key, ()))
+                facets.append(facet)
+        return facets
 
     async def product(self, slug: str, channel: str, currency: str) -> storefront_pb2.GetPublishedProductResponse:
         """Raises ProductNotFound."""

@@ -16,6 +16,7 @@ from nexus.commerce.puabo_nuki_product_catalog.v1.faults import (
     ProductNotFound,
     SkuTaken,
     SlugTaken,
+    VariantNotFound,
 )
 from services.chassis.database import Database
 from services.chassis.messages import MessageOf, values_of
@@ -59,10 +60,13 @@ class ProductStore:
         """Raises ProductNotFound."""
         return _only(await self._fetch("slug = $1 AND state = 'published'", slug), slug)
 
-    async def of_variant(self, variant_id: str) -> pb.Product | None:
-        """The product that has this variant, locked."""
+    async def of_variant(self, variant_id: str) -> pb.Product:
+        """The product that has this variant, locked. Raises VariantNotFound."""
         variant = "SELECT product_id FROM variants WHERE variant_id = $1"
-        return next(iter(await self._fetch(f"product_id = ({variant})", variant_id, lock=True)), None)
+        found = await self._fetch(f"product_id = ({variant})", variant_id, lock=True)
+        if not found:
+            raise VariantNotFound(variant_id=variant_id)
+        return found[0]
 
     async def of_slugs(self, slugs: Collection[str]) -> list[pb.Product]:
         """In the order of their ids, and nobody else changes them until the transaction ends."""
