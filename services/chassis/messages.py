@@ -116,7 +116,8 @@ def _json(value: Any) -> Any:
 
 def _text(value: Any) -> str:
     if isinstance(value, Decimal):
-        return f"{value.normalize():f}"
+        digits = f"{value:f}"  # all of them: `normalize` would round to the context's 28
+        return digits.rstrip("0").rstrip(".") if "." in digits else digits
     return value.isoformat() if isinstance(value, date) else str(value)
 
 

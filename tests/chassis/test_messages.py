@@ -104,6 +104,8 @@ def test_json_becomes_messages_and_maps() -> None:
 def test_numbers_and_days_become_text() -> None:
     sum_of = MessageOf(usage_pb2.UsageSum, without=["start_time", "end_time", "events"])
     assert sum_of({"value": Decimal("10.500"), "group": ""}).value == "10.5"
+    assert sum_of({"value": Decimal("0.00"), "group": ""}).value == "0"
+    assert sum_of({"value": Decimal("9" * 78), "group": ""}).value == "9" * 78
     assert sum_of({"value": Decimal("1E+3"), "group": date(2026, 3, 1)}) == usage_pb2.UsageSum(
         value="1000", group="2026-03-01"
     )

@@ -63,12 +63,9 @@ class Period:
 
 def price_at(entries: Iterable[Entry], at: datetime, quantity: int = 1) -> Price | None:
     """The price of one variant; None where it has none. `entries` are of one channel and currency."""
-    by_list: dict[str, Entry] = {}
-    for entry in entries:
-        if entry.start <= at < entry.end and entry.min_quantity <= quantity:
-            best = by_list.get(entry.price_list_id)
-            if best is None or entry.rank_in_list > best.rank_in_list:
-                by_list[entry.price_list_id] = entry
+    in_force = [entry for entry in entries if entry.start <= at < entry.end and entry.min_quantity <= quantity]
+    in_force.sort(key=lambda entry: entry.rank_in_list)
+    by_list = {entry.price_list_id: entry for entry in in_force}  # the last one, which has the highest rank
     holding = [entry for entry in by_list.values() if entry.minor_units is not None]
     if not holding:
         return None

@@ -35,9 +35,9 @@ Row = Mapping[str, str]
 
 @dataclass(frozen=True)
 class RowError:
-    row: int
+    row_number: int
     """From 1 on, without the header."""
-    column: str
+    column_name: str
     value: str
     message: str
 
@@ -54,7 +54,7 @@ class RowRejected(Exception):  # noqa: N818  what becomes of the row
 
 
 @dataclass(frozen=True)
-class Table:
+class File:
     columns: Sequence[str]
     rows: Sequence[Row]
     repeats: Mapping[int, int]
@@ -65,7 +65,7 @@ class Table:
         return [column.removeprefix(prefix) for column in self.columns if column.startswith(prefix)]
 
 
-def read(data: bytes) -> Table:
+def read(data: bytes) -> File:
     """Raises ImportUnreadable."""
     try:
         lines = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
@@ -84,7 +84,7 @@ def read(data: bytes) -> Table:
         for index, row in enumerate(rows)
         if (sku := row.get(SKU)) and (number := first.setdefault(sku, index + 1)) != index + 1
     }
-    return Table(columns, rows, repeats)
+    return File(columns, rows, repeats)
 
 
 def _require_columns(columns: Sequence[str]) -> None:
@@ -118,6 +118,7 @@ class Outcome:
 class Applied:
     """A row that has been put into its product."""
 
+    slug: str
     variant: pb.Variant
     prices: Mapping[str, int]
     """Minor units by the key of the price list."""
@@ -133,10 +134,8 @@ class Batch:
         attributes: Mapping[str, pb.Attribute],
     ) -> None:
         """`owners` has the slug of the product for each SKU that is taken."""
-        self._before: dict[str, pb.Product] = {}
         self.products = {product.slug: product for product in products}
-        for slug, product in self.products.items():
-            self._before[slug] = _copy(product)
+        self._before = {slug: _copy(product) for slug, product in self.products.items()}
         self._owners = dict(owners)
         self._attributes = attributes
 
@@ -161,7 +160,7 @@ class Batch:
         _validate(product, row)
         self.products[slug] = product
         self._owners[sku] = slug
-        return Applied(variant, prices)
+        return Applied(slug, variant, prices)
 
     def changed(self) -> list[pb.Product]:
         """Products that are new, or of which something else than variants is."""
@@ -176,13 +175,12 @@ class Batch:
             if known.get(variant.variant_id) != variant
         ]
 
-    def is_new(self, variant: pb.Variant) -> bool:
-        return not variant.etag
-
-    def is_changed(self, slug: str, variant: pb.Variant) -> bool:
-        """Whether a variant, or what it shares with the others of its product, is not what it was."""
-        before = self._before.get(slug)
-        return before is None or variant not in before.variants or _bare(self.products[slug]) != _bare(before)
+    def is_changed(self, applied: Applied) -> bool:
+        """Whether the variant, or what it shares with the others of its product, is not what it was."""
+        before = self._before.get(applied.slug)
+        if before is None or applied.variant not in before.variants:
+            return True
+        return _bare(self.products[applied.slug]) != _bare(before)
 
     def was_published(self, slug: str) -> bool:
         before = self._before.get(slug)

@@ -6,6 +6,7 @@ hyphens, numbers or addresses; inflections are PostgreSQL's (`to_tsvector` in th
 
 import re
 import unicodedata
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -56,14 +57,12 @@ def configuration(language: str) -> str:
 
 @dataclass(frozen=True)
 class Document:
-    """A product, as it is found. Texts are words joined by spaces, by weight: A counts most."""
+    """A product, as it is found."""
 
     product_id: str
     configuration: str
-    a: str
-    b: str
-    c: str
-    d: str
+    texts: tuple[str, str, str, str]
+    """Words joined by spaces, by weight: those of A, the first, count most, then B, C and D."""
     facets: frozenset[tuple[str, str]]
     title_key: str
 
@@ -72,15 +71,14 @@ def document(product: pb.Product, collection_ids: Iterable[str], facet_attribute
     skus = [variant.sku for variant in product.variants] + [variant.barcode for variant in product.variants]
     options = [value for option in product.options for value in option.values]
     attributes = [value for attribute in product.attributes for value in attribute.values]
+    title = _joined([product.title])
+    sorts = _joined([product.brand, product.category, *product.tags, *skus])
     return Document(
         product_id=product.product_id,
         configuration=configuration(product.language),
-        a=_joined([product.title]),
-        b=_joined([product.brand, product.category, *product.tags, *skus]),
-        c=_joined([*options, *attributes]),
-        d=_joined([product.description]),
+        texts=(title, sorts, _joined([*options, *attributes]), _joined([product.description])),
         facets=frozenset(_facets(product, collection_ids, facet_attributes)),
-        title_key=" ".join(words_of(product.title)),
+        title_key=title,
     )
 
 
@@ -111,11 +109,11 @@ def _facets(
 
 def filters_of(filters: Iterable[str]) -> dict[str, list[str]]:
     """ "brand:Nordlys", "brand:Fjord", "tag:new" → the values asked for of each facet."""
-    asked: dict[str, list[str]] = {}
+    asked: dict[str, list[str]] = defaultdict(list)
     for text in filters:
         key, _, value = text.partition(":")
-        asked.setdefault(key, []).append(value)
-    return asked
+        asked[key].append(value)
+    return dict(asked)
 
 
 def tsquery(terms: Sequence[Sequence[str]]) -> str:

@@ -3,34 +3,28 @@
 import json
 from collections.abc import Sequence
 from datetime import datetime
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from nexus.commerce.puabo_nuki_product_catalog.v1 import prices_pb2, storefront_pb2
 from nexus.commerce.puabo_nuki_product_catalog.v1 import products_pb2 as pb
-from nexus.commerce.puabo_nuki_product_catalog.v1.faults import CollectionNotFound, ProductNotFound
 from nexus.type.v1.money_pb2 import Money
 from services.chassis.clock import now
 from services.chassis.database import Database
 from services.chassis.events import Events
+from services.chassis.messages import MessageOf, values_of
 from services.commerce.puabo_nuki_product_catalog import search
 from services.commerce.puabo_nuki_product_catalog.prices import Price, price_at
-from services.commerce.puabo_nuki_product_catalog.pricing import Pricing
+from services.commerce.puabo_nuki_product_catalog.pricing import DEFAULT_CHANNEL, Pricing
 from services.commerce.puabo_nuki_product_catalog.products import title_of
-from services.commerce.puabo_nuki_product_catalog.store import search as found_by
 from services.commerce.puabo_nuki_product_catalog.store.products import CollectionStore, ProductStore
 from services.commerce.puabo_nuki_product_catalog.store.search import Query, SearchStore
 
-DEFAULT_CHANNEL = "default"
 _PAGE = 24
 _NOTHING = -1
 """The id of a facet that no product has."""
-_ORDERS = {
-    storefront_pb2.SEARCH_ORDER_RELEVANCE: found_by.RELEVANCE,
-    storefront_pb2.SEARCH_ORDER_NEWEST: found_by.NEWEST,
-    storefront_pb2.SEARCH_ORDER_PRICE_ASCENDING: found_by.CHEAPEST,
-    storefront_pb2.SEARCH_ORDER_PRICE_DESCENDING: found_by.DEAREST,
-    storefront_pb2.SEARCH_ORDER_TITLE: found_by.TITLE,
-}
+_result = MessageOf(storefront_pb2.SearchResult, price="lowest", highest_price="highest", regular_price="regular")
 _NAMES = {search.BRAND: "Brand", search.CATEGORY: "Category", search.TAG: "Tag"}
 
 
@@ -55,7 +49,7 @@ class Shopping:
         size = request.page_size or _PAGE
         query = await self._query(request, tsquery, cursor, size + 1)
         results, response.total, facets = await self._search.find(query)
-        response.results.extend(_result(result, request.currency) for result in results[:size])
+        response.results.extend(_result({**row, "currency": request.currency}) for row in results[:size])
         response.facets.extend(await self._facets(facets, request))
         if corrected != words:
             response.corrected_query = " ".join(corrected)
@@ -70,19 +64,16 @@ class Shopping:
         required: dict[str, list[str]] = {}
         if request.collection:
             collection = await self._collections.of_slug(request.collection)
-            if collection is None:
-                raise CollectionNotFound(collection=request.collection)
             required = search.filters_of(collection.rules) or {search.COLLECTION: [collection.collection_id]}
         filters = search.filters_of(request.filters)
         ids = await self._search.facet_ids(
-            (key, value) for asked in (required, filters) for key, values in asked.items() for value in values
+            {(key, value) for asked in (required, filters) for key, values in asked.items() for value in values}
         )
 
         def chosen(key: str, values: Sequence[str]) -> list[int]:
             return [ids.get((key, value), _NOTHING) for value in values]
 
-        order = _ORDERS.get(request.order, found_by.RELEVANCE if tsquery else found_by.NEWEST)
-        after = json.loads(cursor) if cursor else None
+        usual = storefront_pb2.SEARCH_ORDER_RELEVANCE if tsquery else storefront_pb2.SEARCH_ORDER_NEWEST
         return Query(
             tsquery=tsquery,
             required=[chosen(key, values) for key, values in required.items()],
@@ -91,8 +82,8 @@ class Shopping:
             currency=request.currency,
             min_price=request.min_price if request.HasField("min_price") else None,
             max_price=request.max_price if request.HasField("max_price") else None,
-            order=order,
-            after=(after[0], after[1]) if after else None,
+            order=request.order or usual,
+            after=json.loads(cursor) if cursor else None,
             size=size,
             facets=not request.without_facets,
             ranking="ts_rank" if " & " not in tsquery else "ts_rank_cd",
@@ -132,30 +123,29 @@ class Shopping:
             return []
         attributes = await self._products.attributes()
         selected = search.filters_of(request.filters)
-        facets: dict[str, storefront_pb2.Facet] = {}
-        for count in counts:
-            key = count["key"]
-            if key == search.COLLECTION or (request.facets and key not in request.facets):
-                continue
-            if key not in facets:
-                facets[key] = storefront_pb2.Facet(key=key, name=_facet_name(key, attributes))
-            facets[key].values.add(
-                value=count["value"], count=count["count"], selected=count["value"] in selected.get(key, ())
-            )
-        return list(facets.values())
+        facets = []
+        for key, of_key in groupby(counts, key=itemgetter("key")):
+            if key != search.COLLECTION and (not request.facets or key in request.facets):
+                facet = storefront_pb2.Facet(key=key, name=_facet_name(key, attributes))
+                for row in of_key:
+                    value = row["value"]
+                    facet.values.add(value=value, count=row["count"], selected=value in selected.get(key, ()))
+                facets.append(facet)
+        return facets
 
     async def product(self, slug: str, channel: str, currency: str) -> storefront_pb2.GetPublishedProductResponse:
         """Raises ProductNotFound."""
-        product = await self._products.of_slug(slug, state="published")
-        if product is None:
-            raise ProductNotFound(product=slug)
+        product = await self._products.published(slug)
         prices: dict[str, Price | None] = {}
         if currency:
             moment = now()
             ids = [variant.variant_id for variant in product.variants]
-            entries = await self._pricing.entries(ids, channel or DEFAULT_CHANNEL, currency)
+            entries = await self._pricing.entries(ids, channel, currency)
             prices = {variant_id: price_at(of_variant, moment) for variant_id, of_variant in entries.items()}
-        variants = [_priced(variant, prices.get(variant.variant_id), currency) for variant in product.variants]
+        variants = [
+            storefront_pb2.PricedVariant(variant=variant, **_costs(prices.get(variant.variant_id), currency))
+            for variant in product.variants
+        ]
         product.ClearField("variants")
         return storefront_pb2.GetPublishedProductResponse(product=product, variants=variants)
 
@@ -172,7 +162,7 @@ class Shopping:
                 by_name[variant.variant_id] = by_name["sku " + variant.sku] = (product, variant)
         found = [by_name.get(line.variant_id or "sku " + line.sku) for line in lines]
         entries, moment = await self._pricing.known(
-            {each[1].variant_id for each in found if each}, channel or DEFAULT_CHANNEL, currency, at
+            {each[1].variant_id for each in found if each}, channel, currency, at
         )
         resolved = []
         for line, each in zip(lines, found, strict=True):
@@ -200,47 +190,27 @@ def _resolved(
         purchasable=purchasable,
         variant=variant,
         product_title=product.title,
-        slug=product.slug,
-        brand=product.brand,
+        **values_of(product, "slug", "brand"),
         variant_title=title_of(variant),
         quantity=quantity,
+        **_costs(price, currency),
     )
     if price is not None:
-        resolved.price.CopyFrom(Money(currency=currency, minor_units=price.minor_units))
-        if price.regular is not None:
-            resolved.regular_price.CopyFrom(Money(currency=currency, minor_units=price.regular))
-        resolved.tax_included = price.entry.tax_included
         resolved.price_entry_id = price.entry.entry_id
         resolved.price_list_id = price.entry.price_list_id
     return resolved
 
 
-def _priced(variant: pb.Variant, price: Price | None, currency: str) -> storefront_pb2.PricedVariant:
-    priced = storefront_pb2.PricedVariant(variant=variant)
-    if price is not None:
-        priced.price.CopyFrom(Money(currency=currency, minor_units=price.minor_units))
-        if price.regular is not None:
-            priced.regular_price.CopyFrom(Money(currency=currency, minor_units=price.regular))
-        priced.tax_included = price.entry.tax_included
-    return priced
-
-
-def _result(row: dict[str, Any], currency: str) -> storefront_pb2.SearchResult:
-    result = storefront_pb2.SearchResult(
-        product_id=row["product_id"],
-        slug=row["slug"],
-        title=row["title"],
-        brand=row["brand"],
-        category=row["category"],
-        media_id=row["media_id"] or "",
-        alt_text=row["alt_text"] or "",
-    )
-    if row["lowest"] is not None:
-        result.price.CopyFrom(Money(currency=currency, minor_units=row["lowest"]))
-        result.highest_price.CopyFrom(Money(currency=currency, minor_units=row["highest"]))
-        if row["regular"] is not None:
-            result.regular_price.CopyFrom(Money(currency=currency, minor_units=row["regular"]))
-    return result
+def _costs(price: Price | None, currency: str) -> dict[str, Any]:
+    """What a message says of a price."""
+    if price is None:
+        return {}
+    regular = Money(currency=currency, minor_units=price.regular) if price.regular is not None else None
+    return {
+        "price": Money(currency=currency, minor_units=price.minor_units),
+        "regular_price": regular,
+        "tax_included": price.entry.tax_included,
+    }
 
 
 def _facet_name(key: str, attributes: dict[str, pb.Attribute]) -> str:

@@ -1,9 +1,9 @@
 """Tenants, modules, plans, quotas and settings: proto to rules and back."""
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-import asyncpg
 from google.protobuf.message import Message
 from redis.exceptions import RedisError
 
@@ -17,12 +17,14 @@ from nexus.modules.puabo_os.v1.faults import (
     TenantStateWrong,
     TenantTaken,
 )
-from nexus.type.v1.faults import DependencyUnavailable, TenantUnknown
-from services.chassis.clock import now, timestamp
+from nexus.type.v1.faults import DependencyUnavailable
+from services.chassis.clock import now
 from services.chassis.context import RequestContext, acting_for
+from services.chassis.messages import MessageOf, text_of
 from services.chassis.paging import Pager
 from services.chassis.service import Service
 from services.chassis.signals import EVERY_TENANT, Signals
+from services.chassis.table import Row
 from services.modules.puabo_os import modules, quotas, settings, tenants
 from services.modules.puabo_os.spec import Config
 from services.modules.puabo_os.store import NO_ETAG, PlanStore, SettingStore, TenantStore, UsageStore, quotas_of
@@ -30,6 +32,12 @@ from services.modules.puabo_os.store import NO_ETAG, PlanStore, SettingStore, Te
 _FINISH_ERASURES_SECONDS = 2.0
 _FORGET_USAGE_SECONDS = 3600.0
 _STANDARD_PLAN = "standard"
+
+_tenant_of = MessageOf(tenants_pb2.Tenant)
+_plan_of = MessageOf(plans_pb2.Plan)
+_quota = MessageOf(plans_pb2.Quota)
+_usage_of = MessageOf(quotas_pb2.Usage)
+_module_of = MessageOf(modules_pb2.Module)
 
 
 class TenantService:
@@ -56,7 +64,7 @@ class TenantService:
                     )
                     await self._events.publish(created, request.tenant_id)
         if tenant is None:
-            tenant = await self._require(request.tenant_id)
+            tenant = await self._store.by_id(request.tenant_id)
             if (tenant["display_name"], tenant["plan_id"]) != (request.display_name, plan_id):
                 raise TenantTaken(tenant_id=request.tenant_id)
         return tenants_pb2.CreateTenantResponse(tenant=await self._tenant(tenant))
@@ -64,21 +72,16 @@ class TenantService:
     async def GetTenant(
         self, request: tenants_pb2.GetTenantRequest, call: RequestContext
     ) -> tenants_pb2.GetTenantResponse:
-        tenant = await self._require(request.tenant_id)
+        tenant = await self._store.by_id(request.tenant_id)
         return tenants_pb2.GetTenantResponse(tenant=await self._tenant(tenant))
 
     async def ListTenants(
         self, request: tenants_pb2.ListTenantsRequest, call: RequestContext
     ) -> tenants_pb2.ListTenantsResponse:
-        size = self._pager.size(request)
-        state = tenants_pb2.TenantState.Name(request.state).removeprefix("TENANT_STATE_").lower()
-        rows = await self._store.page(
-            state if request.state else None, after=self._pager.cursor(request, call), limit=size + 1
-        )
-        page = rows[:size]
-        more = self._pager.token(request, call, page[-1]["tenant_id"]) if len(rows) > size else ""
+        state = text_of(tenants_pb2.TenantState, request.state).lower()
+        rows, more = await self._pager.page(request, call, partial(self._store.page, state or None), by="tenant_id")
         return tenants_pb2.ListTenantsResponse(
-            tenants=[await self._tenant(tenant) for tenant in page], next_page_token=more
+            tenants=[await self._tenant(tenant) for tenant in rows], next_page_token=more
         )
 
     async def UpdateTenant(
@@ -86,7 +89,7 @@ class TenantService:
     ) -> tenants_pb2.UpdateTenantResponse:
         changed = set(request.update_mask.paths) or {"display_name", "plan_id"}
 
-        async def update(tenant: asyncpg.Record) -> tuple[asyncpg.Record, Message]:
+        async def update(tenant: Row) -> tuple[Row, Message]:
             if request.etag not in ("", tenant["etag"]):
                 raise EtagStale()
             if tenant["state"] == tenants.ERASED:
@@ -103,7 +106,7 @@ class TenantService:
     async def SuspendTenant(
         self, request: tenants_pb2.SuspendTenantRequest, call: RequestContext
     ) -> tenants_pb2.SuspendTenantResponse:
-        async def suspend(tenant: asyncpg.Record) -> tuple[asyncpg.Record, Message] | None:
+        async def suspend(tenant: Row) -> tuple[Row, Message] | None:
             if not tenants.suspend(request.tenant_id, tenant["state"], self._platform_tenant):
                 return None
             suspended = await self._store.set_state(request.tenant_id, tenants.SUSPENDED)
@@ -114,7 +117,7 @@ class TenantService:
     async def ResumeTenant(
         self, request: tenants_pb2.ResumeTenantRequest, call: RequestContext
     ) -> tenants_pb2.ResumeTenantResponse:
-        async def resume(tenant: asyncpg.Record) -> tuple[asyncpg.Record, Message] | None:
+        async def resume(tenant: Row) -> tuple[Row, Message] | None:
             if not tenants.resume(request.tenant_id, tenant["state"], tenant["erase_time"], now()):
                 return None
             resumed = await self._store.set_state(request.tenant_id, tenants.ACTIVE)
@@ -128,7 +131,7 @@ class TenantService:
         if request.confirm_tenant_id != request.tenant_id:
             raise ErasureUnconfirmed()
 
-        async def erase(tenant: asyncpg.Record) -> tuple[asyncpg.Record, Message] | None:
+        async def erase(tenant: Row) -> tuple[Row, Message] | None:
             if not tenants.erase(request.tenant_id, tenant["state"], self._platform_tenant):
                 return None
             begin = tenants.erase_time(
@@ -142,7 +145,7 @@ class TenantService:
     async def _change(
         self,
         tenant_id: str,
-        change: Callable[[asyncpg.Record], Awaitable[tuple[asyncpg.Record, Message] | None]],
+        change: Callable[[Row], Awaitable[tuple[Row, Message] | None]],
     ) -> tenants_pb2.Tenant:
         """Change a tenant and publish the event in one transaction; then tell every process of it.
 
@@ -150,7 +153,7 @@ class TenantService:
         """
         with acting_for(self._platform_tenant):
             async with self._database.transaction():
-                tenant = await self._require(tenant_id, lock=True)
+                tenant = await self._store.by_id(tenant_id, lock=True)
                 changed = await change(tenant)
                 if changed is not None:
                     tenant, event = changed
@@ -168,25 +171,10 @@ class TenantService:
                         await self._events.publish(events_pb2.TenantErased(tenant_id=tenant_id), tenant_id)
             await self._signals.tenant_changed(tenant_id)
 
-    async def _require(self, tenant_id: str, *, lock: bool = False) -> asyncpg.Record:
-        tenant = await self._store.by_id(tenant_id, lock=lock)
-        if tenant is None:
-            raise TenantUnknown(tenant=tenant_id)
-        return tenant
-
-    async def _tenant(self, row: asyncpg.Record) -> tenants_pb2.Tenant:
+    async def _tenant(self, row: Row) -> tenants_pb2.Tenant:
         erasing = row["state"] == tenants.ERASING
-        return tenants_pb2.Tenant(
-            tenant_id=row["tenant_id"],
-            display_name=row["display_name"],
-            state=tenants_pb2.TenantState.Value(f"TENANT_STATE_{row['state'].upper()}"),
-            plan_id=row["plan_id"],
-            create_time=timestamp(row["create_time"]),
-            state_time=timestamp(row["state_time"]),
-            erase_time=timestamp(row["erase_time"]) if row["erase_time"] else None,
-            erasing_schemas=await self._store.erasing_schemas(row["tenant_id"]) if erasing else [],
-            etag=row["etag"],
-        )
+        schemas = await self._store.erasing_schemas(row["tenant_id"]) if erasing else []
+        return _tenant_of(row, erasing_schemas=schemas)
 
 
 class ModuleService:
@@ -241,7 +229,7 @@ class ModuleService:
             plan_id=plan["plan_id"],
         )
 
-    async def _switched_on(self) -> tuple[asyncpg.Record, list[modules.Module]]:
+    async def _switched_on(self) -> tuple[Row, list[modules.Module]]:
         plan = await self._store.of_tenant()
         return plan, modules.switched_on(await self._store.enabled_modules(), plan["modules"])
 
@@ -262,11 +250,8 @@ class PlanService:
         return plans_pb2.GetPlanResponse(plan=_plan(await self._store.by_id(request.plan_id)))
 
     async def ListPlans(self, request: plans_pb2.ListPlansRequest, call: RequestContext) -> plans_pb2.ListPlansResponse:
-        size = self._pager.size(request)
-        rows = await self._store.page(after=self._pager.cursor(request, call), limit=size + 1)
-        page = rows[:size]
-        more = self._pager.token(request, call, page[-1]["plan_id"]) if len(rows) > size else ""
-        return plans_pb2.ListPlansResponse(plans=map(_plan, page), next_page_token=more)
+        rows, more = await self._pager.page(request, call, self._store.page, by="plan_id")
+        return plans_pb2.ListPlansResponse(plans=map(_plan, rows), next_page_token=more)
 
     async def UpdatePlan(
         self, request: plans_pb2.UpdatePlanRequest, call: RequestContext
@@ -399,14 +384,11 @@ async def _tell(signals: Signals, tenant_id: str) -> None:
 
 
 def _module(module: modules.Module, enabled: bool, plan: Sequence[str]) -> modules_pb2.Module:
-    return modules_pb2.Module(
-        module_id=module.module_id,
-        title=module.title,
-        services=module.services,
+    return _module_of(
+        vars(module),
         permissions=sorted(module.permissions),
         enabled=enabled,
         in_plan=modules.in_plan(module, plan),
-        essential=module.essential,
     )
 
 
@@ -417,40 +399,17 @@ def _contents(plan: plans_pb2.Plan | plans_pb2.UpdatePlanRequest) -> tuple[list[
             modules.require(module_id)
     quotas.require_distinct([quota.counter for quota in plan.quotas])
     return sorted(set(plan.modules)), [
-        quotas.Quota(
-            quota.counter, plans_pb2.QuotaPeriod.Name(quota.period).removeprefix("QUOTA_PERIOD_").lower(), quota.limit
-        )
+        quotas.Quota(quota.counter, text_of(plans_pb2.QuotaPeriod, quota.period).lower(), quota.limit)
         for quota in plan.quotas
     ]
 
 
-def _plan(row: asyncpg.Record) -> plans_pb2.Plan:
-    return plans_pb2.Plan(
-        plan_id=row["plan_id"],
-        title=row["title"],
-        modules=row["modules"],
-        quotas=[
-            plans_pb2.Quota(counter=quota.counter, limit=quota.limit or 0, period=_period(quota))
-            for quota in quotas_of(row)
-        ],
-        etag=row["etag"],
-        create_time=timestamp(row["create_time"]),
-    )
-
-
-def _period(quota: quotas.Quota) -> plans_pb2.QuotaPeriod.ValueType:
-    return plans_pb2.QuotaPeriod.Value(f"QUOTA_PERIOD_{quota.period.upper()}")
+def _plan(row: Row) -> plans_pb2.Plan:
+    return _plan_of(row, quotas=[_quota(vars(quota)) for quota in quotas_of(row)])
 
 
 def _usage(quota: quotas.Quota, used: int) -> quotas_pb2.Usage:
-    reset = quota.reset(now())
-    return quotas_pb2.Usage(
-        counter=quota.counter,
-        period=_period(quota),
-        used=used,
-        limit=quota.limit,
-        reset_time=timestamp(reset) if reset else None,
-    )
+    return _usage_of({**vars(quota), "used": used, "reset_time": quota.reset(now())})
 
 
 def _setting(key: settings.Key, said: Mapping[str, tuple[settings.Value, str]]) -> settings_pb2.Setting:

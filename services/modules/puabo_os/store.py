@@ -2,18 +2,19 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
 import asyncpg
 
 from nexus.modules.puabo_os.v1.faults import EtagStale, PlanInUse, PlanTaken, PlanUnknown
+from nexus.type.v1.faults import TenantUnknown
 from services.chassis.database import Database
+from services.chassis.table import Row, Table
 from services.modules.puabo_os.quotas import TOTAL, Quota
 from services.modules.puabo_os.settings import PLATFORM, TENANT, USER, Value
 
-_TENANT = "tenant_id, display_name, state, plan_id, create_time, state_time, erase_time, etag::text"
-_PLAN = "plan_id, title, modules, quotas, etag::text, create_time"
 KEEP_USAGE = "400 days"
 NO_ETAG = "none"
 """The etag of a level that says nothing of a setting."""
@@ -34,13 +35,13 @@ class TenantStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def insert(self, tenant_id: str, display_name: str, plan_id: str) -> asyncpg.Record | None:
+    async def insert(self, tenant_id: str, display_name: str, plan_id: str) -> Row | None:
         """The new tenant, or None when there is one of this id. Raises PlanUnknown."""
         try:
             return await self._database.fetchrow(
-                f"""
+                """
                 INSERT INTO nexus.tenants (tenant_id, display_name, plan_id) VALUES ($1, $2, $3)
-                ON CONFLICT DO NOTHING RETURNING {_TENANT}
+                ON CONFLICT DO NOTHING RETURNING *
                 """,
                 tenant_id,
                 display_name,
@@ -49,15 +50,19 @@ class TenantStore:
         except asyncpg.ForeignKeyViolationError:
             raise PlanUnknown(plan_id=plan_id) from None
 
-    async def by_id(self, tenant_id: str, *, lock: bool = False) -> asyncpg.Record | None:
-        return await self._database.fetchrow(
-            f"SELECT {_TENANT} FROM nexus.tenants WHERE tenant_id = $1 {'FOR NO KEY UPDATE' if lock else ''}", tenant_id
+    async def by_id(self, tenant_id: str, *, lock: bool = False) -> Row:
+        """Raises TenantUnknown."""
+        row = await self._database.fetchrow(
+            f"SELECT * FROM nexus.tenants WHERE tenant_id = $1 {'FOR NO KEY UPDATE' if lock else ''}", tenant_id
         )
+        if row is None:
+            raise TenantUnknown(tenant=tenant_id)
+        return row
 
-    async def page(self, state: str | None, after: str, limit: int) -> list[asyncpg.Record]:
+    async def page(self, state: str | None, after: str, limit: int) -> list[Row]:
         return await self._database.fetch(
-            f"""
-            SELECT {_TENANT} FROM nexus.tenants WHERE tenant_id > $2 AND ($1::text IS NULL OR state = $1)
+            """
+            SELECT * FROM nexus.tenants WHERE tenant_id > $2 AND ($1::text IS NULL OR state = $1)
             ORDER BY tenant_id LIMIT $3
             """,
             state,
@@ -65,10 +70,10 @@ class TenantStore:
             limit,
         )
 
-    async def set_state(self, tenant_id: str, state: str, erase_time: datetime | None = None) -> asyncpg.Record:
+    async def set_state(self, tenant_id: str, state: str, erase_time: datetime | None = None) -> Row:
         return await self._update(tenant_id, "state = $2, state_time = now(), erase_time = $3", state, erase_time)
 
-    async def set_name_and_plan(self, tenant_id: str, display_name: str, plan_id: str) -> asyncpg.Record:
+    async def set_name_and_plan(self, tenant_id: str, display_name: str, plan_id: str) -> Row:
         """Raises PlanUnknown."""
         try:
             return await self._update(tenant_id, "display_name = $2, plan_id = $3", display_name, plan_id)
@@ -99,10 +104,10 @@ class TenantStore:
         has given its word."""
         return [row["nspname"] for row in await self._database.fetch(_ERASING_SCHEMAS, tenant_id)]
 
-    async def _update(self, tenant_id: str, assignments: str, *values: Any) -> asyncpg.Record:
+    async def _update(self, tenant_id: str, assignments: str, *values: Any) -> Row:
         row = await self._database.fetchrow(
             f"""
-            UPDATE nexus.tenants SET {assignments}, etag = gen_random_uuid() WHERE tenant_id = $1 RETURNING {_TENANT}
+            UPDATE nexus.tenants SET {assignments}, etag = gen_random_uuid() WHERE tenant_id = $1 RETURNING *
             """,
             tenant_id,
             *values,
@@ -116,8 +121,9 @@ class PlanStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._enabled = Table(database, "enabled_modules", key="module_id")
 
-    async def insert(self, plan_id: str, title: str, modules: Sequence[str], quotas: Sequence[Quota]) -> asyncpg.Record:
+    async def insert(self, plan_id: str, title: str, modules: Sequence[str], quotas: Sequence[Quota]) -> Row:
         """The new plan, or the one that is the same. Raises PlanTaken."""
         await self._database.execute(
             "INSERT INTO plans (plan_id, title, modules, quotas) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
@@ -131,35 +137,35 @@ class PlanStore:
             raise PlanTaken(plan_id=plan_id)
         return row
 
-    async def by_id(self, plan_id: str) -> asyncpg.Record:
+    async def by_id(self, plan_id: str) -> Row:
         """Raises PlanUnknown."""
-        row = await self._database.fetchrow(f"SELECT {_PLAN} FROM plans WHERE plan_id = $1", plan_id)
+        row = await self._database.fetchrow("SELECT * FROM plans WHERE plan_id = $1", plan_id)
         if row is None:
             raise PlanUnknown(plan_id=plan_id)
         return row
 
-    async def of_tenant(self) -> asyncpg.Record:
+    async def of_tenant(self) -> Row:
         """The plan of the call's tenant."""
         row = await self._database.fetchrow(
-            f"SELECT {_PLAN} FROM plans "
+            "SELECT * FROM plans "
             "WHERE plan_id = (SELECT plan_id FROM nexus.tenants WHERE tenant_id = nexus.tenant_id())"
         )
         assert row is not None, "the register refers to plans"
         return row
 
-    async def page(self, after: str, limit: int) -> list[asyncpg.Record]:
+    async def page(self, after: str, limit: int) -> list[Row]:
         return await self._database.fetch(
-            f"SELECT {_PLAN} FROM plans WHERE plan_id > $1 ORDER BY plan_id LIMIT $2", after, limit
+            "SELECT * FROM plans WHERE plan_id > $1 ORDER BY plan_id LIMIT $2", after, limit
         )
 
     async def replace(
         self, plan_id: str, title: str, modules: Sequence[str], quotas: Sequence[Quota], etag: str
-    ) -> asyncpg.Record:
+    ) -> Row:
         """Raises PlanUnknown, EtagStale."""
         row = await self._database.fetchrow(
-            f"""
+            """
             UPDATE plans SET title = $2, modules = $3, quotas = $4, etag = gen_random_uuid()
-            WHERE plan_id = $1 AND ($5 = '' OR etag::text = $5) RETURNING {_PLAN}
+            WHERE plan_id = $1 AND ($5 = '' OR etag::text = $5) RETURNING *
             """,
             plan_id,
             title,
@@ -181,20 +187,15 @@ class PlanStore:
             raise PlanInUse(plan_id=plan_id) from None
 
     async def enabled_modules(self) -> list[str]:
-        rows = await self._database.fetch("SELECT module_id FROM enabled_modules WHERE tenant_id = nexus.tenant_id()")
-        return [row["module_id"] for row in rows]
+        return [row["module_id"] for row in await self._enabled.all()]
 
     async def enable(self, module_id: str) -> bool:
         """Whether it was off."""
-        return bool(
-            await self._database.execute(
-                "INSERT INTO enabled_modules (module_id) VALUES ($1) ON CONFLICT DO NOTHING", module_id
-            )
-        )
+        return await self._enabled.insert_new(module_id=module_id) is not None
 
     async def disable(self, module_id: str) -> bool:
         """Whether it was on."""
-        return bool(await self._database.execute("DELETE FROM enabled_modules WHERE module_id = $1", module_id))
+        return bool(await self._enabled.delete(module_id=module_id))
 
 
 class UsageStore:
@@ -202,6 +203,7 @@ class UsageStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._usage = Table(database, "usage", key="counter")
 
     async def add(self, quota: Quota, start: datetime, amount: int) -> int | None:
         """What has been used with this amount, or None when there is not so much left. The row is locked until the
@@ -227,18 +229,10 @@ class UsageStore:
         if quota.period != TOTAL:
             await self.forget_total(quota.counter)
             return
-        await self._database.execute(
-            "INSERT INTO usage (counter, period, period_start, used) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
-            quota.counter,
-            quota.period,
-            start,
-            present,
-        )
+        await self._usage.insert_new(counter=quota.counter, period=quota.period, period_start=start, used=present)
 
     async def forget_total(self, counter: str) -> None:
-        await self._database.execute(
-            "DELETE FROM usage WHERE tenant_id = nexus.tenant_id() AND counter = $1 AND period = $2", counter, TOTAL
-        )
+        await self._usage.delete(counter=counter, period=TOTAL)
 
     async def take_back(self, quota: Quota, start: datetime, amount: int) -> int:
         """What is used without this amount."""
@@ -255,16 +249,8 @@ class UsageStore:
         return used or 0
 
     async def of(self, quota: Quota, start: datetime) -> int:
-        used: int | None = await self._database.fetchval(
-            """
-            SELECT used FROM usage
-            WHERE tenant_id = nexus.tenant_id() AND counter = $1 AND period = $2 AND period_start = $3
-            """,
-            quota.counter,
-            quota.period,
-            start,
-        )
-        return used or 0
+        row = await self._usage.find(counter=quota.counter, period=quota.period, period_start=start)
+        return row["used"] if row is not None else 0
 
     async def counters(self, since: datetime) -> list[str]:
         """What has been counted since then."""
@@ -285,15 +271,16 @@ class SettingStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._settings = Table(database, "settings", key="key")
 
     async def said(self, user_id: str, key: str | None = None) -> dict[str, dict[str, tuple[Value, str]]]:
         """(value, etag) by key and level. `user_id` is empty for the tenant's own; one key or all."""
         rows = await self._database.fetch(
             f"""
-            SELECT '{PLATFORM}' AS level, key, value, etag::text FROM platform_settings
+            SELECT '{PLATFORM}' AS level, key, value, etag FROM platform_settings
             WHERE $2::text IS NULL OR key = $2
             UNION ALL
-            SELECT CASE user_id WHEN '' THEN '{TENANT}' ELSE '{USER}' END, key, value, etag::text FROM settings
+            SELECT CASE user_id WHEN '' THEN '{TENANT}' ELSE '{USER}' END, key, value, etag FROM settings
             WHERE tenant_id = nexus.tenant_id() AND user_id IN ('', $1) AND ($2::text IS NULL OR key = $2)
             """,
             user_id,
@@ -317,7 +304,7 @@ class SettingStore:
                 "SELECT pg_advisory_xact_lock(hashtextextended(concat_ws(' ', nexus.tenant_id(), $1::text), 2))",
                 f"{level} {user_id} {key}",
             )
-            current = await self._database.fetchval(f"SELECT etag::text FROM {table} WHERE {where}", *columns.values())
+            current = await self._database.fetchval(f"SELECT etag FROM {table} WHERE {where}", *columns.values())
             if etag not in ("", current or NO_ETAG):
                 raise EtagStale()
             await self._database.execute(f"DELETE FROM {table} WHERE {where}", *columns.values())
@@ -329,14 +316,12 @@ class SettingStore:
                 )
 
     async def erase_user(self, user_id: str) -> None:
-        await self._database.execute(
-            "DELETE FROM settings WHERE tenant_id = nexus.tenant_id() AND user_id = $1", user_id
-        )
+        await self._settings.delete(user_id=user_id)
 
 
-def quotas_of(plan: asyncpg.Record) -> list[Quota]:
+def quotas_of(plan: Row) -> list[Quota]:
     return [Quota(**quota) for quota in json.loads(plan["quotas"])]
 
 
 def _dump(quotas: Sequence[Quota]) -> str:
-    return json.dumps([{"counter": each.counter, "limit": each.limit, "period": each.period} for each in quotas])
+    return json.dumps(list(map(asdict, quotas)))

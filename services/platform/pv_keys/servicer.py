@@ -1,30 +1,38 @@
 """PrivateKeyService: proto to rules and back."""
 
-import asyncpg
+from decimal import Decimal
+from functools import partial
+from typing import Any
+
+from google.protobuf import json_format
 
 from nexus.platform.pv_keys.v1 import pv_keys_pb2 as pb
 from nexus.platform.pv_keys.v1.faults import (
     KeyKindUnsuitable,
     PrivateKeyExists,
     PrivateKeyLocked,
-    PrivateKeyNotFound,
     ProposalNotFound,
-    SigningNotFound,
     SigningNotPending,
     SlotTaken,
 )
 from nexus.type.v1.faults import IdempotencyKeyReused
-from services.chassis.clock import timestamp
 from services.chassis.context import RequestContext
 from services.chassis.fields import FieldCipher
 from services.chassis.ids import new_id
+from services.chassis.messages import MessageOf, text_of
 from services.chassis.paging import Pager
 from services.chassis.service import Service
+from services.chassis.table import Row
 from services.platform.pv_keys import curves, payloads, policy
 from services.platform.pv_keys.curves import Curve
-from services.platform.pv_keys.store import PrivateKeyStore, policy_of, proposal_of
+from services.platform.pv_keys.store import PrivateKeyStore
 
 _FIELD = "private key"
+
+_key_of = MessageOf(pb.PrivateKey)
+_proposal_of = MessageOf(pb.PolicyProposal, policy="proposal", approved_by="proposal_approved_by")
+_signing = MessageOf(pb.Signing)
+_event = MessageOf(pb.KeyEvent, event_time="create_time")
 
 
 class PrivateKeyService:
@@ -51,76 +59,66 @@ class PrivateKeyService:
         return pb.ImportKeyResponse(key=_key(row))
 
     async def DeriveKey(self, request: pb.DeriveKeyRequest, call: RequestContext) -> pb.DeriveKeyResponse:
-        root = await self._require(request.key_id)
+        root = await self._store.keys.require(request.key_id)
         _require_unlocked(root)
         if not root["hd_root"]:
             raise KeyKindUnsuitable(key_id=request.key_id, why="it is not the root of a hierarchy")
-        row = await self._store.derived(request.key_id, request.path)
+        place: dict[str, Any] = {"root_key_id": request.key_id, "path": request.path}
+        row = await self._store.keys.find(**place)
         if row is None:
-            curve, rules = Curve(root["curve"]), policy_of(root)
+            curve, rules = Curve(root["curve"]), _rules(root)
             if request.HasField("policy"):
                 policy.require_replaceable(rules)
                 rules = request.policy
             secret = curves.derive(curve, await self._secret(root), request.path)
-            row = await self._keep(
-                call, "derived", request.label, curve, secret, rules, root_id=request.key_id, path=request.path
-            )
+            row = await self._keep(call, "derived", request.label, curve, secret, rules, **place)
         return pb.DeriveKeyResponse(key=_key(row))
 
     async def GetPrivateKey(self, request: pb.GetPrivateKeyRequest, call: RequestContext) -> pb.GetPrivateKeyResponse:
-        return pb.GetPrivateKeyResponse(key=_key(await self._require(request.key_id)))
+        return pb.GetPrivateKeyResponse(key=_key(await self._store.keys.require(request.key_id)))
 
     async def ListPrivateKeys(
         self, request: pb.ListPrivateKeysRequest, call: RequestContext
     ) -> pb.ListPrivateKeysResponse:
-        size = self._pager.size(request)
-        rows = await self._store.page(self._pager.cursor(request, call) or None, size + 1)
-        more = self._pager.token(request, call, rows[size - 1]["key_id"]) if len(rows) > size else ""
-        return pb.ListPrivateKeysResponse(keys=map(_key, rows[:size]), next_page_token=more)
+        rows, more = await self._pager.page(request, call, self._store.keys.page, by="key_id")
+        return pb.ListPrivateKeysResponse(keys=map(_key, rows), next_page_token=more)
 
     async def SetPolicy(self, request: pb.SetPolicyRequest, call: RequestContext) -> pb.SetPolicyResponse:
         policy.require_sound(request.policy)
         async with self._database.transaction():
-            key = await self._store.locked(request.key_id)
-            if key is None or policy.is_approved(policy_of(key), ()):
-                row = await self._store.set_policy(request.key_id, request.policy)
-                return pb.SetPolicyResponse(key=_key(await self._noted(row, request.key_id, "policy set", call)))
+            key = await self._store.keys.require(request.key_id, lock=True)
+            if policy.is_approved(_rules(key), ()):
+                key = await self._put_policy(key, request.policy, call)
             # Else a manager could do without the approvers: relax the policy, sign, put it back.
-            if proposal_of(key) != request.policy or key["proposer_id"] != call.user.user_id:
-                row = await self._store.propose_policy(request.key_id, request.policy, call.user.user_id)
-                key = await self._noted(row, request.key_id, "policy proposed", call)
+            elif _proposed(key) != request.policy or key["proposer_id"] != call.user.user_id:
+                proposal = {"proposal": request.policy, "proposer_id": call.user.user_id, "proposal_approved_by": []}
+                key = await self._change(key, "policy proposed", call, proposal_id=new_id(), **proposal)
         return pb.SetPolicyResponse(key=_key(key))
 
     async def ApprovePolicy(self, request: pb.ApprovePolicyRequest, call: RequestContext) -> pb.ApprovePolicyResponse:
         async with self._database.transaction():
-            key = await self._store.locked(request.key_id)
-            if key is None:
-                raise PrivateKeyNotFound(key_id=request.key_id)
-            proposal, rules = proposal_of(key), policy_of(key)
+            key = await self._store.keys.require(request.key_id, lock=True)
+            proposal, rules = _proposed(key), _rules(key)
             if proposal is None or key["proposal_id"] != request.proposal_id:
                 raise ProposalNotFound(proposal_id=request.proposal_id)
-            policy.check_approver(rules, key["proposer_id"], call.user.user_id)
-            row = await self._store.approve_policy(request.key_id, call.user.user_id)
-            key = await self._noted(row, request.key_id, "policy approved", call)
-            if policy.is_approved(rules, key["proposal_approved_by"]):
-                row = await self._store.set_policy(request.key_id, proposal)
-                key = await self._noted(row, request.key_id, "policy set", call)
+            user_id = call.user.user_id
+            policy.check_approver(rules, key["proposer_id"], user_id)
+            approved_by = [*(each for each in key["proposal_approved_by"] if each != user_id), user_id]
+            key = await self._change(key, "policy approved", call, proposal_approved_by=approved_by)
+            if policy.is_approved(rules, approved_by):
+                key = await self._put_policy(key, proposal, call)
         return pb.ApprovePolicyResponse(key=_key(key))
 
     async def LockKey(self, request: pb.LockKeyRequest, call: RequestContext) -> pb.LockKeyResponse:
-        async with self._database.transaction():
-            row = await self._store.set_locked(request.key_id, locked=True)
-            return pb.LockKeyResponse(key=_key(await self._noted(row, request.key_id, "locked", call)))
+        return pb.LockKeyResponse(key=await self._set_locked(request.key_id, True, call))
 
     async def UnlockKey(self, request: pb.UnlockKeyRequest, call: RequestContext) -> pb.UnlockKeyResponse:
-        async with self._database.transaction():
-            row = await self._store.set_locked(request.key_id, locked=False)
-            return pb.UnlockKeyResponse(key=_key(await self._noted(row, request.key_id, "unlocked", call)))
+        return pb.UnlockKeyResponse(key=await self._set_locked(request.key_id, False, call))
 
     async def Sign(self, request: pb.SignRequest, call: RequestContext) -> pb.SignResponse:
         payload = payloads.read(request)
         # Key-service is asked before the key's row is locked: nobody waits for it but this call.
-        secret = await self._secret(await self._require(request.key_id))
+        secret = await self._secret(await self._store.keys.require(request.key_id))
         async with self._database.transaction():
             key = await self._locked(request.key_id)
             earlier = await self._earlier(request, payload, call)
@@ -128,10 +126,20 @@ class PrivateKeyService:
                 return pb.SignResponse(signing=_signing(earlier))
             if payload.kind == "ethereum_transaction" and key["curve"] != Curve.SECP256K1:
                 raise KeyKindUnsuitable(key_id=request.key_id, why="Ethereum signs on secp256k1")
-            rules = policy_of(key)
+            rules = _rules(key)
             policy.check(rules, payload)
-            signing = await self._store.insert_signing(
-                request.key_id, payload, request.SerializeToString(), call.user.user_id, request.request_id
+            signing = await self._store.signings.insert(
+                signing_id=new_id(),
+                key_id=request.key_id,
+                state="PENDING",
+                request=request.SerializeToString(),
+                payload=payload.bytes_to_sign,
+                slot=payload.slot,
+                destination=payload.destination,
+                asset=payload.asset,
+                amount=Decimal(payload.amount),
+                requester_id=call.user.user_id,
+                request_id=request.request_id,
             )
             if policy.is_approved(rules, ()):
                 signing = await self._sign(key, signing, secret, call)
@@ -142,54 +150,52 @@ class PrivateKeyService:
     async def ApproveSigning(
         self, request: pb.ApproveSigningRequest, call: RequestContext
     ) -> pb.ApproveSigningResponse:
-        found = await self._require_signing(request.signing_id)
-        secret = await self._secret(await self._require(found["key_id"]))
+        found = await self._store.signings.require(request.signing_id)
+        secret = await self._secret(await self._store.keys.require(found["key_id"]))
         async with self._database.transaction():
             key = await self._locked(found["key_id"])
-            signing = await self._require_signing(request.signing_id)
+            signing = await self._store.signings.require(request.signing_id)
             if signing["state"] == "SIGNED" and call.user.user_id in signing["approved_by"]:
                 return pb.ApproveSigningResponse(signing=_signing(signing))
             _require_pending(signing)
-            rules = policy_of(key)
+            rules = _rules(key)
             policy.check_approver(rules, signing["requester_id"], call.user.user_id)
-            await self._store.approve(request.signing_id, call.user.user_id)
+            # A second approval of the same user changes nothing.
+            await self._store.approvals.insert_new(signing_id=request.signing_id, user_id=call.user.user_id)
             await self._note(key, "approved", call, signing)
-            signing = await self._require_signing(request.signing_id)
+            signing = await self._store.signings.require(request.signing_id)
             if policy.is_approved(rules, signing["approved_by"]):
                 policy.check(rules, payloads.read(pb.SignRequest.FromString(signing["request"])))
                 signing = await self._sign(key, signing, secret, call)
         return pb.ApproveSigningResponse(signing=_signing(signing))
 
     async def RejectSigning(self, request: pb.RejectSigningRequest, call: RequestContext) -> pb.RejectSigningResponse:
-        found = await self._require_signing(request.signing_id)
+        found = await self._store.signings.require(request.signing_id)
         async with self._database.transaction():
-            key = await self._store.locked(found["key_id"])
-            assert key is not None, "a signing has a key"
-            signing = await self._require_signing(request.signing_id)
+            key = await self._store.keys.require(found["key_id"], lock=True)
+            signing = await self._store.signings.require(request.signing_id)
             if signing["requester_id"] != call.user.user_id:
-                policy.check_approver(policy_of(key), signing["requester_id"], call.user.user_id)
+                policy.check_approver(_rules(key), signing["requester_id"], call.user.user_id)
             if signing["state"] != "REJECTED":
                 _require_pending(signing)
-                signing = await self._store.set_rejected(request.signing_id)
+                signing = await self._store.signings.change(request.signing_id, state="REJECTED")
                 await self._note(key, "rejected", call, signing)
         return pb.RejectSigningResponse(signing=_signing(signing))
 
     async def GetSigning(self, request: pb.GetSigningRequest, call: RequestContext) -> pb.GetSigningResponse:
-        return pb.GetSigningResponse(signing=_signing(await self._require_signing(request.signing_id)))
+        return pb.GetSigningResponse(signing=_signing(await self._store.signings.require(request.signing_id)))
 
     async def ListSignings(self, request: pb.ListSigningsRequest, call: RequestContext) -> pb.ListSigningsResponse:
-        await self._require(request.key_id)
-        size = self._pager.size(request)
-        rows = await self._store.signings(request.key_id, self._pager.cursor(request, call) or None, size + 1)
-        more = self._pager.token(request, call, rows[size - 1]["signing_id"]) if len(rows) > size else ""
-        return pb.ListSigningsResponse(signings=map(_signing, rows[:size]), next_page_token=more)
+        await self._store.keys.require(request.key_id)
+        fetch = partial(self._store.signings.page, key_id=request.key_id)
+        rows, more = await self._pager.page(request, call, fetch, by="signing_id")
+        return pb.ListSigningsResponse(signings=map(_signing, rows), next_page_token=more)
 
     async def ListKeyEvents(self, request: pb.ListKeyEventsRequest, call: RequestContext) -> pb.ListKeyEventsResponse:
-        await self._require(request.key_id)
-        size = self._pager.size(request)
-        rows = await self._store.events(request.key_id, self._pager.cursor(request, call) or None, size + 1)
-        more = self._pager.token(request, call, rows[size - 1]["event_id"]) if len(rows) > size else ""
-        return pb.ListKeyEventsResponse(events=map(_event, rows[:size]), next_page_token=more)
+        await self._store.keys.require(request.key_id)
+        fetch = partial(self._store.events.page, key_id=request.key_id)
+        rows, more = await self._pager.page(request, call, fetch, by="event_id")
+        return pb.ListKeyEventsResponse(events=map(_event, rows), next_page_token=more)
 
     async def _keep(
         self,
@@ -199,12 +205,11 @@ class PrivateKeyService:
         curve: Curve,
         secret: bytes,
         rules: pb.SigningPolicy,
-        *,
         hd_root: bool = False,
-        root_id: str | None = None,
-        path: str = "",
-    ) -> asyncpg.Record:
-        """Seal and store a new key; the one that another call has derived meanwhile, if it has.
+        **place: Any,
+    ) -> Row:
+        """Seal and store a new key; the one that another call has derived meanwhile, if it has. `place` is the root
+        and the path of a derived one.
 
         Raises PrivateKeyExists.
         """
@@ -214,48 +219,45 @@ class PrivateKeyService:
         public = curves.public_of_seed(curve, secret) if hd_root else curves.public_of(curve, secret)
         account = "" if hd_root else curves.ethereum_account(curve, secret)
         async with self._database.transaction():
-            row = await self._store.insert(
-                key_id,
-                label,
-                curve,
-                sealed,
-                public,
-                account,
-                rules,
+            row = await self._store.keys.insert_new(
+                key_id=key_id,
+                label=label,
+                curve=curve,
+                secret_sealed=sealed,
+                public_key=public,
+                ethereum_account=account,
+                policy=rules,
                 hd_root=hd_root,
-                root_key_id=root_id,
-                path=path,
+                **place,
             )
             if row is not None:
                 await self._note(row, action, call)
                 return row
-            if root_id is not None and (derived := await self._store.derived(root_id, path)) is not None:
+            if place and (derived := await self._store.keys.find(**place)) is not None:
                 return derived
-            same = await self._store.same(curve, public, hd_root=hd_root)
+            same = await self._store.keys.find(curve=curve, public_key=public, hd_root=hd_root)
             assert same is not None, "nothing else keeps a key out, and none is ever deleted"
             raise PrivateKeyExists(key_id=same["key_id"])
 
-    async def _secret(self, key: asyncpg.Record) -> bytes:
+    async def _secret(self, key: Row) -> bytes:
         return await self._fields.open(key["secret_sealed"], subject=_subject(key["key_id"]), field=_FIELD)
 
-    async def _sign(
-        self, key: asyncpg.Record, signing: asyncpg.Record, secret: bytes, call: RequestContext
-    ) -> asyncpg.Record:
+    async def _sign(self, key: Row, signing: Row, secret: bytes, call: RequestContext) -> Row:
         """Within the limits, in the transaction that holds the key."""
         request = pb.SignRequest.FromString(signing["request"])
         payload = payloads.read(request)
-        for limit in policy_of(key).limits:
+        for limit in _rules(key).limits:
             used = await self._store.usage(key["key_id"], limit.period.ToTimedelta(), limit.asset)
             policy.check_limit(limit, payload, used)
         signature = payloads.sign(request, Curve(key["curve"]), secret)
         await self._note(key, "signed", call, signing)
         return await self._store.set_signed(signing["signing_id"], signature)
 
-    async def _earlier(
-        self, request: pb.SignRequest, payload: payloads.Payload, call: RequestContext
-    ) -> asyncpg.Record | None:
+    async def _earlier(self, request: pb.SignRequest, payload: payloads.Payload, call: RequestContext) -> Row | None:
         """The signing that this request, or its slot, already has. Raises IdempotencyKeyReused, SlotTaken."""
-        earlier = await self._store.requested(request.key_id, call.user.user_id, request.request_id)
+        earlier = await self._store.signings.find(
+            key_id=request.key_id, requester_id=call.user.user_id, request_id=request.request_id
+        )
         if earlier is not None:
             if (earlier["payload"], earlier["slot"]) != (payload.bytes_to_sign, payload.slot):
                 raise IdempotencyKeyReused(key=request.request_id)
@@ -265,49 +267,52 @@ class PrivateKeyService:
             raise SlotTaken(slot=payload.slot, signing_id=earlier["signing_id"])
         return earlier
 
-    async def _require(self, key_id: str) -> asyncpg.Record:
-        key = await self._store.by_id(key_id)
-        if key is None:
-            raise PrivateKeyNotFound(key_id=key_id)
-        return key
-
-    async def _locked(self, key_id: str) -> asyncpg.Record:
+    async def _locked(self, key_id: str) -> Row:
         """The key, held until the transaction ends, if it may sign."""
-        key = await self._store.locked(key_id)
-        if key is None:
-            raise PrivateKeyNotFound(key_id=key_id)
+        key = await self._store.keys.require(key_id, lock=True)
         _require_unlocked(key)
         if key["hd_root"]:
             raise KeyKindUnsuitable(key_id=key_id, why="the root of a hierarchy derives keys and does not sign")
         return key
 
-    async def _require_signing(self, signing_id: str) -> asyncpg.Record:
-        signing = await self._store.signing(signing_id)
-        if signing is None:
-            raise SigningNotFound(signing_id=signing_id)
-        return signing
+    async def _set_locked(self, key_id: str, locked: bool, call: RequestContext) -> pb.PrivateKey:
+        async with self._database.transaction():
+            key = await self._store.keys.require(key_id, lock=True)
+            return _key(await self._change(key, "locked" if locked else "unlocked", call, locked=locked))
 
-    async def _noted(
-        self, row: asyncpg.Record | None, key_id: str, action: str, call: RequestContext
-    ) -> asyncpg.Record:
-        if row is None:
-            raise PrivateKeyNotFound(key_id=key_id)
-        await self._note(row, action, call)
-        return row
+    async def _put_policy(self, key: Row, rules: pb.SigningPolicy, call: RequestContext) -> Row:
+        """Put a policy in force; what was proposed before is forgotten."""
+        forgotten: dict[str, Any] = {
+            "proposal_id": None,
+            "proposal": None,
+            "proposer_id": None,
+            "proposal_approved_by": [],
+        }
+        return await self._change(key, "policy set", call, policy=rules, **forgotten)
 
-    async def _note(
-        self, key: asyncpg.Record, action: str, call: RequestContext, signing: asyncpg.Record | None = None
-    ) -> None:
-        signing_id = signing["signing_id"] if signing is not None else None
-        await self._store.note(key["key_id"], action, call.user.user_id, call.request_id, signing_id)
+    async def _change(self, key: Row, action: str, call: RequestContext, **values: Any) -> Row:
+        changed = await self._store.keys.change(key["key_id"], **values)
+        await self._note(changed, action, call)
+        return changed
+
+    async def _note(self, key: Row, action: str, call: RequestContext, signing: Row | None = None) -> None:
+        """Add to the key's events."""
+        await self._store.events.insert(
+            event_id=new_id(),
+            key_id=key["key_id"],
+            action=action,
+            user_id=call.user.user_id,
+            request_id=call.request_id,
+            signing_id=signing["signing_id"] if signing is not None else None,
+        )
 
 
-def _require_unlocked(key: asyncpg.Record) -> None:
+def _require_unlocked(key: Row) -> None:
     if key["locked"]:
         raise PrivateKeyLocked(key_id=key["key_id"])
 
 
-def _require_pending(signing: asyncpg.Record) -> None:
+def _require_pending(signing: Row) -> None:
     if signing["state"] != "PENDING":
         raise SigningNotPending(signing_id=signing["signing_id"], state=signing["state"].lower())
 
@@ -318,61 +323,16 @@ def _subject(key_id: str) -> str:
 
 
 def _curve(value: int) -> Curve:
-    return Curve(pb.Curve.Name(value).removeprefix("CURVE_"))  # type: ignore[arg-type]
+    return Curve(text_of(pb.Curve, value))
 
 
-def _proposal(row: asyncpg.Record) -> pb.PolicyProposal | None:
-    if row["proposal"] is None:
-        return None
-    return pb.PolicyProposal(
-        proposal_id=row["proposal_id"],
-        policy=proposal_of(row),
-        proposer_id=row["proposer_id"],
-        approved_by=row["proposal_approved_by"],
-    )
+def _rules(key: Row) -> pb.SigningPolicy:
+    return json_format.Parse(key["policy"], pb.SigningPolicy())
 
 
-def _key(row: asyncpg.Record) -> pb.PrivateKey:
-    return pb.PrivateKey(
-        key_id=row["key_id"],
-        label=row["label"],
-        curve=pb.Curve.Value(f"CURVE_{row['curve']}"),
-        hd_root=row["hd_root"],
-        public_key=row["public_key"],
-        ethereum_account=row["ethereum_account"],
-        root_key_id=row["root_key_id"] or "",
-        path=row["path"],
-        locked=row["locked"],
-        policy=policy_of(row),
-        create_time=timestamp(row["create_time"]),
-        proposal=_proposal(row),
-    )
+def _proposed(key: Row) -> pb.SigningPolicy | None:
+    return json_format.Parse(key["proposal"], pb.SigningPolicy()) if key["proposal"] is not None else None
 
 
-def _signing(row: asyncpg.Record) -> pb.Signing:
-    return pb.Signing(
-        signing_id=row["signing_id"],
-        key_id=row["key_id"],
-        state=pb.SigningState.Value(f"SIGNING_STATE_{row['state']}"),
-        payload=row["payload"],
-        signature=row["signature"],
-        slot=row["slot"],
-        destination=row["destination"],
-        asset=row["asset"],
-        amount=row["amount"],
-        requester_id=row["requester_id"],
-        approved_by=row["approved_by"],
-        create_time=timestamp(row["create_time"]),
-        sign_time=timestamp(row["sign_time"]) if row["sign_time"] else None,
-    )
-
-
-def _event(row: asyncpg.Record) -> pb.KeyEvent:
-    return pb.KeyEvent(
-        event_id=row["event_id"],
-        action=row["action"],
-        user_id=row["user_id"],
-        request_id=row["request_id"],
-        signing_id=row["signing_id"] or "",
-        event_time=timestamp(row["create_time"]),
-    )
+def _key(row: Row) -> pb.PrivateKey:
+    return _key_of(row, proposal=_proposal_of(row) if row["proposal"] is not None else None)

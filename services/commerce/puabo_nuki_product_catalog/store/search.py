@@ -8,22 +8,23 @@ with everything.
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nexus.commerce.puabo_nuki_product_catalog.v1 import storefront_pb2 as pb
 from services.chassis.database import Database
 from services.commerce.puabo_nuki_product_catalog.search import Document
 
-RELEVANCE, NEWEST, CHEAPEST, DEAREST, TITLE = "relevance", "newest", "cheapest", "dearest", "title"
-_KEYS = {
-    # What results are ordered by, and whether the largest comes first.
-    RELEVANCE: ("rank", True),
-    NEWEST: ("extract(epoch FROM publish_time)::float8", True),
-    CHEAPEST: ("coalesce(lowest, 9223372036854775807)", False),
-    DEAREST: ("coalesce(lowest, -1)", True),
-    TITLE: ("title_key", False),
+_KEYS: dict[int, tuple[str, str, bool]] = {
+    # What results are ordered by, its type, and whether the largest comes first.
+    pb.SEARCH_ORDER_RELEVANCE: ("rank", "float8", True),
+    pb.SEARCH_ORDER_NEWEST: ("extract(epoch FROM publish_time)::float8", "float8", True),
+    pb.SEARCH_ORDER_PRICE_ASCENDING: ("coalesce(lowest, 9223372036854775807)", "bigint", False),
+    pb.SEARCH_ORDER_PRICE_DESCENDING: ("coalesce(lowest, -1)", "bigint", True),
+    pb.SEARCH_ORDER_TITLE: ("title_key", "text", False),
 }
+_BY_PRICE = (pb.SEARCH_ORDER_PRICE_ASCENDING, pb.SEARCH_ORDER_PRICE_DESCENDING)
 _WEIGHTS = "'{0.05, 0.2, 0.4, 1.0}'"
 _MOST_FACET_VALUES = 100
 
@@ -42,7 +43,7 @@ class Query:
     currency: str = ""
     min_price: int | None = None
     max_price: int | None = None
-    order: str = NEWEST
+    order: int = pb.SEARCH_ORDER_NEWEST
     after: tuple[Any, str] | None = None
     """The key and id of the last result seen."""
     size: int = 24
@@ -61,7 +62,9 @@ class SearchStore:
         before = await self._word_counts(touched)
         await self._database.execute("DELETE FROM search_documents WHERE product_id = ANY($1::uuid[])", list(removed))
         if documents:
-            ids = await self._facet_ids({facet for each in documents for facet in each.facets}, make=True)
+            facets = sorted({facet for document in documents for facet in document.facets})
+            await self._add_facets(facets)
+            ids = await self.facet_ids(facets)
             await self._database.executemany(
                 """
                 INSERT INTO search_documents (product_id, language, words, facets, title_key, publish_time)
@@ -76,19 +79,7 @@ class SearchStore:
                 SET language = excluded.language, words = excluded.words, facets = excluded.facets,
                     title_key = excluded.title_key, publish_time = excluded.publish_time
                 """,
-                [
-                    (
-                        each.product_id,
-                        sorted(ids[facet] for facet in each.facets),
-                        each.configuration,
-                        each.a,
-                        each.b,
-                        each.c,
-                        each.d,
-                        each.title_key,
-                    )
-                    for each in documents
-                ],
+                [_row(document, ids) for document in documents],
             )
         changed = await self._word_counts(touched)
         changed.subtract(before)
@@ -115,29 +106,26 @@ class SearchStore:
             [changes[word] for word in words],
         )
 
-    async def facet_ids(self, facets: Iterable[tuple[str, str]]) -> dict[tuple[str, str], int]:
-        """Of those that there are."""
-        asked = set(facets)
-        return await self._facet_ids(asked, make=False) if asked else {}
+    async def _add_facets(self, facets: Sequence[tuple[str, str]]) -> None:
+        await self._database.execute(
+            "INSERT INTO search_facets (key, value) SELECT * FROM unnest($1::text[], $2::text[]) AS f (key, value) "
+            "WHERE NOT EXISTS (SELECT FROM search_facets s WHERE s.tenant_id = nexus.tenant_id() "
+            "AND (s.key, s.value) = (f.key, f.value)) ORDER BY 1, 2 ON CONFLICT DO NOTHING",
+            [key for key, _ in facets],
+            [value for _, value in facets],
+        )
 
-    async def _facet_ids(self, facets: Collection[tuple[str, str]], *, make: bool) -> dict[tuple[str, str], int]:
-        pairs = sorted(facets)
-        keys, values = [key for key, _ in pairs], [value for _, value in pairs]
-        if make:
-            await self._database.execute(
-                "INSERT INTO search_facets (key, value) SELECT * FROM unnest($1::text[], $2::text[]) AS f (key, value) "
-                "WHERE NOT EXISTS (SELECT FROM search_facets s WHERE s.tenant_id = nexus.tenant_id() "
-                "AND (s.key, s.value) = (f.key, f.value)) ORDER BY 1, 2 ON CONFLICT DO NOTHING",
-                keys,
-                values,
-            )
+    async def facet_ids(self, facets: Collection[tuple[str, str]]) -> dict[tuple[str, str], int]:
+        """Of those that there are."""
+        if not facets:
+            return {}
         rows = await self._database.fetch(
             "SELECT key, value, facet_id FROM search_facets WHERE tenant_id = nexus.tenant_id() "
             "AND (key, value) IN (SELECT * FROM unnest($1::text[], $2::text[]))",
-            keys,
-            values,
+            [key for key, _ in facets],
+            [value for _, value in facets],
         )
-        return {(row["key"], row["value"]): row["facet_id"] for row in rows}
+        return {(key, value): facet_id for key, value, facet_id in rows}
 
     async def stems(
         self, configurations: Mapping[str, str], always: Sequence[str], words: Sequence[str]
@@ -160,8 +148,8 @@ class SearchStore:
             list(configurations.values()),
         )
         found: dict[str, list[list[str]]] = {word: [] for word in words}
-        for row in rows:
-            found[row["word"]].append(row["stems"])
+        for word, stems in rows:
+            found[word].append(stems)
         return found
 
     async def known_words(self, words: Collection[str], beginning: str) -> set[str]:
@@ -188,7 +176,7 @@ class SearchStore:
             shortest,
             longest,
         )
-        return {row["word"]: row["documents"] for row in rows}
+        return dict(rows)
 
     async def find(self, query: Query) -> tuple[list[dict[str, Any]], int, list[dict[str, Any]]]:
         """A page of results, how many there are, and the counts of facets by key, most frequent first."""
@@ -210,18 +198,18 @@ class SearchStore:
         misses = [f"NOT d.facets && {value(list(ids), '::int[]')}" for _, ids in query.filters]
         failed = " + ".join(f"({miss})::int" for miss in misses) or "0"
         which = "".join(f" WHEN {miss} THEN {number}" for number, miss in enumerate(misses))
-        key, descending = _KEYS[query.order]
+        key, kind, descending = _KEYS[query.order]
+        direction = "DESC" if descending else "ASC"
         rank = f"{query.ranking}({_WEIGHTS}, d.words, {words})::float8" if words and key == "rank" else "0::float8"
         prices = f"""LEFT JOIN LATERAL (
             SELECT lowest, highest, regular FROM search_prices p
             WHERE p.tenant_id = nexus.tenant_id() AND p.product_id = {{of}}.product_id
                 AND p.channel = {value(query.channel)} AND p.currency = {value(query.currency)}
                 AND p.start_time <= now() AND p.end_time > now() LIMIT 1) AS p ON true"""
-        by_price = query.order in (CHEAPEST, DEAREST) or query.min_price is not None or query.max_price is not None
+        by_price = query.order in _BY_PRICE or query.min_price is not None or query.max_price is not None
         page = ["failed = 0"]
         if query.after is not None:
-            kind = {"rank": "::float8", "title_key": "::text"}.get(key, "::float8" if "float8" in key else "::bigint")
-            last, product_id = value(query.after[0], kind), value(query.after[1], "::uuid")
+            last, product_id = value(query.after[0], f"::{kind}"), value(query.after[1], "::uuid")
             page.append(
                 f"({key} {'<' if descending else '>'} {last} OR ({key} = {last} AND product_id > {product_id}))"
             )
@@ -235,10 +223,10 @@ class SearchStore:
                 WHERE {" AND ".join(conditions)}
             ), page AS (
                 SELECT product_id, {key} AS key FROM matched WHERE {" AND ".join(page)}
-                ORDER BY 2 {"DESC" if descending else "ASC"}, product_id LIMIT {value(query.size)}
+                ORDER BY 2 {direction}, product_id LIMIT {value(query.size)}
             )
             SELECT (SELECT count(*) FROM matched WHERE failed = 0) AS total,
-                   (SELECT jsonb_agg(to_jsonb(shown) ORDER BY shown.key {"DESC" if descending else "ASC"}, product_id)
+                   (SELECT jsonb_agg(to_jsonb(shown) ORDER BY shown.key {direction}, product_id)
                     FROM (SELECT page.*, lowest, highest, regular, slug, title, brand, category, picture.media_id,
                                  picture.alt_text
                           FROM page JOIN products USING (product_id) {prices.format(of="page")} LEFT JOIN LATERAL (
@@ -269,3 +257,8 @@ class SearchStore:
                 WHERE c.missed IS NULL OR c.missed = {key_number}
                 GROUP BY f.key, f.value
             ) AS counted WHERE place <= {_MOST_FACET_VALUES})"""
+
+
+def _row(document: Document, facet_ids: Mapping[tuple[str, str], int]) -> tuple[Any, ...]:
+    facets = sorted(facet_ids[facet] for facet in document.facets)
+    return (document.product_id, facets, document.configuration, *document.texts, document.title_key)
