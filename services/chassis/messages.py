@@ -140,3 +140,8 @@ def text_of(enum: Any, value: int) -> str:
 def moment_in(message: Any, field: str) -> datetime | None:
     """The moment in a field of a message; None if there is none."""
     return moment(getattr(message, field)) if message.HasField(field) else None
+
+
+def values_of(message: Any, *fields: str) -> dict[str, Any]:
+    """Fields of a message, for columns of the same names: `table.insert(**values_of(request, "key", "name"))`."""
+    return {field: getattr(message, field) for field in fields}

@@ -9,8 +9,9 @@ which columns are named, not on their values, so the driver prepares each one on
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from itertools import count, islice
 from typing import Any, TypeAlias
 
 import asyncpg
@@ -72,6 +73,13 @@ class Table:
             raise self._missing(**{self._key: key})
         return row
 
+    async def get_all(self, keys: Iterable[object], /) -> dict[Any, Row]:
+        """By key, those of the rows that there are."""
+        query = (
+            f"SELECT {self._columns} FROM {self._name} WHERE tenant_id = nexus.tenant_id() AND {self._key} = ANY($1)"
+        )
+        return {row[self._key]: row for row in await self._database.fetch(query, list(keys))}
+
     async def find(self, *, lock: bool = False, **equal: object) -> Row | None:
         """The row with these values, of columns that tell one row from all others."""
         query = _select(self._name, self._columns, tuple(equal)) + (" FOR UPDATE" if lock else "")
@@ -82,12 +90,19 @@ class Table:
         query = f"{_select(self._name, self._columns, tuple(equal))} ORDER BY {self._order or self._key}"
         return await self._database.fetch(query, *map(stored, equal.values()))
 
-    async def page(self, after: object, limit: int, /, *, only: str = "", **equal: object) -> list[Row]:
-        """Rows in the order of the table, from the one after `after` on, "" for the first. A filter that is None counts
-        for nothing. `only` is a condition in SQL for what no value says."""
-        wanted = {column: value for column, value in equal.items() if value is not None}
-        query = _page(self._name, self._columns, self._order, self._key, tuple(wanted), only, bool(after))
-        return await self._database.fetch(query, limit, *map(stored, wanted.values()), *([after] if after else []))
+    async def page(
+        self, after: object, limit: int, /, *, filters: Mapping[str, object] | None = None, **equal: object
+    ) -> list[Row]:
+        """Rows in the order of the table, from the one after `after` on, "" for the first. What is None counts for
+        nothing. `filters` are conditions that no column's name says, with {} for the value, several for a tuple, none
+        for an empty one: {"create_time >= {}": since, "attention <> ''": ()}."""
+        wanted = {f"{column} = {{}}": value for column, value in equal.items()} | dict(filters or {})
+        if after:
+            wanted[f"{self._order or self._key} {'>' if self._order else '<'} {{}}"] = after
+        values = [value for value in wanted.values() if value is not None]
+        conditions = tuple(condition for condition, value in wanted.items() if value is not None)
+        query = _page(self._name, self._columns, self._order or f"{self._key} DESC", conditions)
+        return await self._database.fetch(query, limit, *map(stored, _flat(values)))
 
     async def insert(self, **values: Any) -> Row:
         """Raises asyncpg.UniqueViolationError for one that is there already."""
@@ -108,16 +123,23 @@ class Table:
             await self._database.executemany(query, [_stored(row) for row in rows])
 
     async def put(self, **values: Any) -> Row:
-        """Insert a row, or set these columns of the one with its key."""
-        changes = [f"{column} = excluded.{column}" for column in values if column != self._key]
-        keys = "tenant_id" if self._key == "tenant_id" else f"tenant_id, {self._key}"
-        update = ", ".join([*changes, *([self._on_update] if self._on_update else [])])
-        conflict = f"ON CONFLICT ({keys}) DO UPDATE SET {update}"
-        row = await self._database.fetchrow(
-            _insert(self._name, self._columns, tuple(values), conflict), *_stored(values)
-        )
+        """Insert a row, or set these columns of the one with its primary key."""
+        query = _insert(self._name, self._columns, tuple(values), self._replacing(values))
+        row = await self._database.fetchrow(query, *_stored(values))
         assert row is not None, "an upsert returns its row"
         return row
+
+    async def put_all(self, rows: Iterable[Mapping[str, object]]) -> None:
+        """`put` of many rows, with the same columns each."""
+        rows = list(rows)
+        if rows:
+            query = _insert(self._name, "", tuple(rows[0]), self._replacing(rows[0]))
+            await self._database.executemany(query, [_stored(row) for row in rows])
+
+    def _replacing(self, columns: Iterable[str]) -> str:
+        changes = [f"{column} = excluded.{column}" for column in columns if column != self._key]
+        update = ", ".join([*changes, *([self._on_update] if self._on_update else [])])
+        return f"ON CONFLICT ON CONSTRAINT {self._name}_pkey DO UPDATE SET {update}"
 
     async def update(
         self, key: object, /, *, where: Mapping[str, Any] | None = None, etag: str = "", **values: Any
@@ -161,8 +183,13 @@ def _stored(values: Mapping[str, object]) -> list[Any]:
     return [stored(value) for value in values.values()]
 
 
-def _equal(columns: Sequence[str], first: int = 1) -> str:
-    return " AND ".join(["tenant_id = nexus.tenant_id()", *_assigned(columns, first)])
+def _flat(values: Iterable[object]) -> Iterator[object]:
+    for value in values:
+        yield from value if isinstance(value, tuple) else (value,)
+
+
+def _equal(columns: Sequence[str]) -> str:
+    return " AND ".join(["tenant_id = nexus.tenant_id()", *_assigned(columns, 1)])
 
 
 def _assigned(columns: Sequence[str], first: int) -> list[str]:
@@ -175,11 +202,11 @@ def _select(table: str, columns: str, equal: tuple[str, ...]) -> str:
 
 
 @cache
-def _page(table: str, columns: str, order: str, key: str, equal: tuple[str, ...], only: str, begun: bool) -> str:
-    where = _equal(equal, 2) + (f" AND {only}" if only else "")
-    if begun:
-        where += f" AND {order or key} {'>' if order else '<'} ${len(equal) + 2}"
-    return f"SELECT {columns} FROM {table} WHERE {where} ORDER BY {order or f'{key} DESC'} LIMIT $1"
+def _page(table: str, columns: str, order: str, conditions: tuple[str, ...]) -> str:
+    numbers = (f"${number}" for number in count(2))
+    numbered = [condition.format(*islice(numbers, condition.count("{}"))) for condition in conditions]
+    where = " AND ".join(["tenant_id = nexus.tenant_id()", *numbered])
+    return f"SELECT {columns} FROM {table} WHERE {where} ORDER BY {order} LIMIT $1"
 
 
 @cache

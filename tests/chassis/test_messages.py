@@ -11,7 +11,7 @@ from nexus.finance.ledger_mgr.v1.books_pb2 import Account
 from nexus.modules.puabo_os.v1.tenants_pb2 import EraseTenantRequest
 from nexus.type.v1.money_pb2 import Money
 from services.chassis.clock import moment
-from services.chassis.messages import MessageOf, moment_in, text_of
+from services.chassis.messages import MessageOf, moment_in, text_of, values_of
 
 NOON = datetime(2026, 3, 1, 12, 0, 0, 250_000, tzinfo=UTC)
 
@@ -124,3 +124,10 @@ def test_a_moment_that_is_not_there_is_none() -> None:
     bill = bill_of(BILL)
     assert moment_in(bill, "create_time") == NOON
     assert moment_in(bill, "pay_time") is None
+
+
+def test_fields_of_a_message_are_the_values_of_a_row() -> None:
+    plan = plans_pb2.Plan(key="gold", name="Gold", features=[plans_pb2.Feature(key="seats")])
+    assert values_of(plan, "key", "features") == {"key": "gold", "features": plan.features}
+    with pytest.raises(AttributeError):
+        values_of(plan, "keys")

@@ -75,6 +75,23 @@ async def test_putting_inserts_or_changes(roles: Table) -> None:
     assert (first["description"], second["description"], second["version"]) == ("one", "two", 2)
 
 
+async def test_many_rows_are_put_at_once(roles: Table) -> None:
+    await add(roles, "clerk")
+    new = ({"name": name, "description": "new", "allow": ["a.b"], "deny": []} for name in ("clerk", "chief"))
+    await roles.put_all(new)
+    await roles.put_all([])
+    assert [(row["name"], row["description"], row["version"]) for row in await roles.all()] == [
+        ("chief", "new", 1),
+        ("clerk", "new", 2),
+    ]
+
+
+async def test_rows_are_read_by_many_keys(roles: Table) -> None:
+    await add(roles, "clerk", "chief")
+    assert set(await roles.get_all({"clerk", "nobody"})) == {"clerk"}
+    assert await roles.get_all([]) == {}
+
+
 async def test_an_update_changes_the_row_if_it_is_as_expected(roles: Table) -> None:
     await add(roles, "clerk", "chief")
     changed = await roles.update("clerk", where={"version": 1}, description="new")
@@ -107,13 +124,15 @@ async def test_pages_follow_each_other_without_gap_or_repeat(roles: Table) -> No
     assert len(await roles.page("", 10, description=None)) == 7
 
 
-async def test_a_page_may_have_a_condition_that_no_value_says(roles: Table) -> None:
+async def test_a_page_may_be_of_rows_that_fulfil_conditions(roles: Table) -> None:
     await add(roles, "a", "b", "c", "d")
-    await roles.update("b", description="said")
-    await roles.update("d", description="said")
-    said = "description <> ''"
-    assert [row["name"] for row in await roles.page("", 10, only=said)] == ["b", "d"]
-    assert [row["name"] for row in await roles.page("b", 10, only=said, version=2)] == ["d"]
+    between = {"name > {}": "a", "name <= {}": "c", "version < {}": None}
+    assert [row["name"] for row in await roles.page("", 10, filters=between)] == ["b", "c"]
+    assert [row["name"] for row in await roles.page("b", 10, filters=between, version=1)] == ["c"]
+    pair = {"(version, name) > ({}, {})": (1, "b")}
+    assert [row["name"] for row in await roles.page("", 10, filters=pair, description="")] == ["c", "d"]
+    bare = {"name <> 'b'": ()}
+    assert [row["name"] for row in await roles.page("a", 10, filters=bare)] == ["c", "d"]
 
 
 async def test_without_an_order_the_latest_come_first(database: Database, roles: Table) -> None:
@@ -127,6 +146,7 @@ async def test_nothing_reaches_the_rows_of_another_tenant(roles: Table, other_te
     await add(roles, "clerk")
     with acting_for(other_tenant.tenant_id):
         assert await roles.get("clerk") is None
+        assert await roles.get_all(["clerk"]) == {}
         assert await roles.all() == []
         assert await roles.page("", 10) == []
         assert await roles.update("clerk", description="stolen") is None

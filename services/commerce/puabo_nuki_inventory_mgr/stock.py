@@ -7,9 +7,11 @@ checked at once and collected, to be written in one go.
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from nexus.commerce.puabo_nuki_inventory_mgr.v1.faults import RestockExceeded, StockInsufficient
+
+Key = TypeVar("Key", str, "Place")
 
 
 class Place(NamedTuple):
@@ -39,11 +41,22 @@ class Level:
 
 @dataclass(frozen=True)
 class Movement:
-    place: Place
+    item_id: str
+    location_id: str
     kind: str
     quantity: int
     on_hand_after: int
-    reason: str = ""
+    reason: str
+
+
+@dataclass(frozen=True)
+class Occasion:
+    """Who moves goods, and what for; it goes on record with each movement."""
+
+    actor: str
+    reference: str = ""
+    note: str = ""
+    reservation_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +98,7 @@ class Stock:
             raise StockInsufficient(item_id=place.item_id, requested=-quantity, available=level.free)
         self.levels[place] = replace(level, on_hand=level.on_hand + quantity)
         if quantity:
-            self.movements.append(Movement(place, kind, quantity, level.on_hand + quantity, reason))
+            self.movements.append(Movement(*place, kind, quantity, level.on_hand + quantity, reason))
 
     def count(self, place: Place, counted: int, reason: str) -> None:
         """Say how many there are."""
@@ -131,11 +144,11 @@ class Stock:
         return sum(level.on_hand for place, level in self.levels.items() if place.item_id == item_id)
 
 
-def total(lines: Iterable[tuple[Place, int]]) -> dict[Place, int]:
-    """How much is asked for of each, an item named twice counted once, in the order of locking."""
-    sums: dict[Place, int] = defaultdict(int)
-    for place, quantity in lines:
-        sums[place] += quantity
+def total(lines: Iterable[tuple[Key, int]]) -> dict[Key, int]:
+    """How much is asked for of each item or place, those that are named twice counted once, in the order of locking."""
+    sums: dict[Key, int] = defaultdict(int)
+    for key, quantity in lines:
+        sums[key] += quantity
     return dict(sorted(sums.items()))
 
 

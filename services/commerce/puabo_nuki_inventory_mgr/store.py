@@ -1,24 +1,18 @@
 """The SQL of inventory-mgr."""
 
 from collections.abc import Collection, Iterable, Mapping
-from datetime import datetime, timedelta
-from typing import Any
+from dataclasses import asdict
+from datetime import timedelta
 
-import asyncpg
-
+from nexus.commerce.puabo_nuki_inventory_mgr.v1.faults import LocationNotFound, ReservationNotFound
 from nexus.type.v1.faults import Conflict
 from services.chassis.database import Database
 from services.chassis.ids import new_id
-from services.commerce.puabo_nuki_inventory_mgr.stock import Level, Movement, Place, Stock
+from services.chassis.table import Row, Table
+from services.commerce.puabo_nuki_inventory_mgr.stock import Level, Occasion, Place, Stock
 
-_LOCATION = "location_id, name, country, priority, closed, version"
-_MOVEMENT = (
-    "movement_id::text, item_id, location_id, kind, quantity, on_hand_after, reason, reference, note, "
-    "reservation_id::text, actor, create_time"
-)
-_STATE = "CASE WHEN state = 'active' AND expire_time <= clock_timestamp() THEN 'expired' ELSE state END"
+STATE = "CASE WHEN state = 'active' AND expire_time <= clock_timestamp() THEN 'expired' ELSE state END"
 """What a reservation is to those who ask, whether or not the sweep has come by."""
-_RESERVATION = f"reservation_id::text, {_STATE} AS state, reference, expire_time, create_time, settle_time"
 
 
 class StockStore:
@@ -26,39 +20,16 @@ class StockStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-
-    async def locations(self) -> list[asyncpg.Record]:
-        return await self._database.fetch(
-            f"SELECT {_LOCATION} FROM locations WHERE tenant_id = nexus.tenant_id() "
-            "ORDER BY priority, location_id LIMIT 500"
+        self.locations = Table(
+            database,
+            "locations",
+            key="location_id",
+            order="priority, location_id",
+            missing=LocationNotFound,
+            on_update="version = locations.version + 1",
         )
-
-    async def known_locations(self, location_ids: Collection[str]) -> set[str]:
-        rows = await self._database.fetch(
-            "SELECT location_id FROM locations WHERE tenant_id = nexus.tenant_id() AND location_id = ANY($1)",
-            list(location_ids),
-        )
-        return {row["location_id"] for row in rows}
-
-    async def put_location(
-        self, location_id: str, name: str, country: str, priority: int, closed: bool, version: int | None
-    ) -> asyncpg.Record | None:
-        """None if there is one of another version than is given."""
-        return await self._database.fetchrow(
-            f"""
-            INSERT INTO locations AS l (location_id, name, country, priority, closed) VALUES ($1, $2, $3, $4, $5)
-            ON CONFLICT (tenant_id, location_id) DO UPDATE
-            SET name = $2, country = $3, priority = $4, closed = $5, version = l.version + 1
-            WHERE $6::bigint IS NULL OR l.version = $6
-            RETURNING {_LOCATION}
-            """,
-            location_id,
-            name,
-            country,
-            priority,
-            closed,
-            version,
-        )
+        self.levels = Table(database, "stock_levels", key="item_id", order="item_id, location_id")
+        self.movements = Table(database, "movements", key="movement_id")
 
     async def lock(self, item_ids: Collection[str], places: Iterable[Place] = ()) -> Stock:
         """The levels of these items at all locations, until the transaction ends; those at `places` are made if there
@@ -81,18 +52,9 @@ class StockStore:
             """,
             sorted(set(item_ids)),
         )
-        return Stock(
-            {
-                Place(row["item_id"], row["location_id"]): Level(
-                    row["on_hand"], row["reserved"], row["priority"], row["closed"]
-                )
-                for row in rows
-            }
-        )
+        return Stock({Place(item_id, location_id): Level(*level) for item_id, location_id, *level in rows})
 
-    async def apply(
-        self, stock: Stock, *, actor: str, reference: str = "", note: str = "", reservation_id: str | None = None
-    ) -> None:
+    async def apply(self, stock: Stock, occasion: Occasion) -> None:
         """Write what was done to locked levels. Only if it fits what there is: Conflict otherwise."""
         differences = stock.differences()
         if not differences:
@@ -117,53 +79,11 @@ class StockStore:
         )
         if changed != len(differences):
             raise Conflict(retry_after=0.05)
-        await self._database.executemany(
-            """
-            INSERT INTO movements
-                (movement_id, item_id, location_id, kind, quantity, on_hand_after, reason, reference, note,
-                 reservation_id, actor)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
-            """,
-            [self._row(movement, reference, note, reservation_id, actor) for movement in stock.movements],
+        await self.movements.insert_all(
+            {"movement_id": new_id(), **asdict(movement), **asdict(occasion)} for movement in stock.movements
         )
 
-    @staticmethod
-    def _row(movement: Movement, reference: str, note: str, reservation_id: str | None, actor: str) -> tuple[Any, ...]:
-        place = movement.place
-        return (
-            new_id(),
-            place.item_id,
-            place.location_id,
-            movement.kind,
-            movement.quantity,
-            movement.on_hand_after,
-            movement.reason,
-            reference,
-            note,
-            reservation_id,
-            actor,
-        )
-
-    async def levels(
-        self, *, item_id: str, location_id: str, available_at_most: int | None, after: Place, size: int
-    ) -> list[asyncpg.Record]:
-        conditions = ["tenant_id = nexus.tenant_id()", "(item_id, location_id) > ($2, $3)"]
-        values: list[Any] = [size, after.item_id, after.location_id]
-        for condition, value in (
-            ("item_id = {}", item_id or None),
-            ("location_id = {}", location_id or None),
-            ("on_hand - reserved <= {}", available_at_most),
-        ):
-            if value is not None:
-                values.append(value)
-                conditions.append(condition.format(f"${len(values)}"))
-        return await self._database.fetch(
-            "SELECT item_id, location_id, on_hand, reserved, update_time FROM stock_levels "
-            f"WHERE {' AND '.join(conditions)} ORDER BY item_id, location_id LIMIT $1",
-            *values,
-        )
-
-    async def available(self, item_ids: list[str]) -> list[asyncpg.Record]:
+    async def available(self, item_ids: list[str]) -> list[Row]:
         """One row for each item asked for, in that order. What expired a moment ago is available again."""
         return await self._database.fetch(
             """
@@ -183,39 +103,19 @@ class StockStore:
             item_ids,
         )
 
-    async def movements(
-        self,
-        *,
-        item_id: str,
-        location_id: str,
-        since: datetime | None,
-        until: datetime | None,
-        before: str,
-        size: int,
-    ) -> list[asyncpg.Record]:
-        """The newest first."""
-        conditions, values = ["tenant_id = nexus.tenant_id()"], list[Any]([size])
-        for condition, value in (
-            ("item_id = {}", item_id or None),
-            ("location_id = {}", location_id or None),
-            ("create_time >= {}", since),
-            ("create_time < {}", until),
-            ("movement_id < {}", before or None),
-        ):
-            if value is not None:
-                values.append(value)
-                conditions.append(condition.format(f"${len(values)}"))
-        return await self._database.fetch(
-            f"SELECT {_MOVEMENT} FROM movements WHERE {' AND '.join(conditions)} ORDER BY movement_id DESC LIMIT $1",
-            *values,
-        )
-
 
 class ReservationStore:
     """Reservations, of the call's tenant."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self.reservations = Table(
+            database,
+            "reservations",
+            key="reservation_id",
+            missing=ReservationNotFound,
+            columns=f"reservation_id, {STATE} AS state, reference, expire_time, create_time, settle_time",
+        )
 
     async def insert(self, reservation_id: str, reference: str, lifetime: timedelta, held: Mapping[Place, int]) -> None:
         await self._database.execute(
@@ -234,57 +134,33 @@ class ReservationStore:
             list(held.values()),
         )
 
-    async def lock(self, reservation_id: str) -> bool:
-        """Let nobody else change it until the transaction ends; False if there is none.
+    async def lock(self, reservation_id: str) -> Row:
+        """The reservation, which nobody else changes until the transaction ends. Raises ReservationNotFound.
 
         Its state is read afterwards: what is read with the lock may be of before the wait for it.
         """
-        found = await self._database.fetchval(
-            "SELECT true FROM reservations WHERE reservation_id = $1 FOR UPDATE", reservation_id
-        )
-        return bool(found)
-
-    async def get(self, reservation_id: str) -> asyncpg.Record | None:
-        return await self._database.fetchrow(
-            f"SELECT {_RESERVATION} FROM reservations WHERE reservation_id = $1", reservation_id
-        )
-
-    async def page(self, *, reference: str, state: str, before: str, size: int) -> list[asyncpg.Record]:
-        conditions, values = ["tenant_id = nexus.tenant_id()"], list[Any]([size])
-        for condition, value in (
-            ("reference = {}", reference),
-            (_STATE + " = {}", state),
-            ("reservation_id < {}", before),
-        ):
-            if value:
-                values.append(value)
-                conditions.append(condition.format(f"${len(values)}"))
-        return await self._database.fetch(
-            f"SELECT {_RESERVATION} FROM reservations WHERE {' AND '.join(conditions)} "
-            "ORDER BY reservation_id DESC LIMIT $1",
-            *values,
-        )
+        await self.reservations.require(reservation_id, lock=True)
+        return await self.reservations.require(reservation_id)
 
     async def allocations(self, reservation_ids: Collection[str]) -> dict[str, dict[Place, tuple[int, int]]]:
         """For each reservation and place: how many were set aside, and how many of those came back."""
         rows = await self._database.fetch(
             """
-            SELECT reservation_id::text, item_id, location_id, quantity, restocked FROM allocations
+            SELECT reservation_id, item_id, location_id, quantity, restocked FROM allocations
             WHERE reservation_id = ANY($1::uuid[]) ORDER BY item_id, location_id
             """,
             list(reservation_ids),
         )
         found: dict[str, dict[Place, tuple[int, int]]] = {reservation_id: {} for reservation_id in reservation_ids}
-        for row in rows:
-            place = Place(row["item_id"], row["location_id"])
-            found[row["reservation_id"]][place] = (row["quantity"], row["restocked"])
+        for reservation_id, item_id, location_id, quantity, restocked in rows:
+            found[reservation_id][Place(item_id, location_id)] = (quantity, restocked)
         return found
 
-    async def lock_expired(self, item_ids: Collection[str]) -> list[asyncpg.Record]:
+    async def lock_expired(self, item_ids: Collection[str]) -> list[Row]:
         """Reservations that hold some of these items and should not any more; not those that somebody works on."""
         return await self._database.fetch(
             """
-            SELECT reservation_id::text, reference FROM reservations AS due
+            SELECT reservation_id, reference FROM reservations AS due
             WHERE tenant_id = nexus.tenant_id() AND state = 'active' AND expire_time <= (SELECT clock_timestamp())
               AND EXISTS (SELECT FROM allocations
                           WHERE reservation_id = due.reservation_id AND item_id = ANY($1))
@@ -299,27 +175,25 @@ class ReservationStore:
         What is to be committed must not have expired at this very moment, what expires must have.
         """
         in_time = {"committed": "expire_time > clock_timestamp()", "expired": "expire_time <= clock_timestamp()"}
-        return bool(
-            await self._database.execute(
-                "UPDATE reservations SET state = $2, settle_time = clock_timestamp() "
-                f"WHERE reservation_id = $1 AND state = 'active' AND {in_time.get(state, 'true')}",
-                reservation_id,
-                state,
-            )
+        settled = await self._database.execute(
+            "UPDATE reservations SET state = $2, settle_time = clock_timestamp() "
+            f"WHERE reservation_id = $1 AND state = 'active' AND {in_time.get(state, 'true')}",
+            reservation_id,
+            state,
         )
+        return settled == 1
 
     async def extend(self, reservation_id: str, lifetime: timedelta) -> bool:
         """False if it does not hold anything any more."""
-        return bool(
-            await self._database.execute(
-                """
-                UPDATE reservations SET expire_time = greatest(expire_time, clock_timestamp() + $2::interval)
-                WHERE reservation_id = $1 AND state = 'active' AND expire_time > clock_timestamp()
-                """,
-                reservation_id,
-                lifetime,
-            )
+        extended = await self._database.execute(
+            """
+            UPDATE reservations SET expire_time = greatest(expire_time, clock_timestamp() + $2::interval)
+            WHERE reservation_id = $1 AND state = 'active' AND expire_time > clock_timestamp()
+            """,
+            reservation_id,
+            lifetime,
         )
+        return extended == 1
 
     async def restock(self, reservation_id: str, back: Mapping[Place, int]) -> None:
         await self._database.executemany(
@@ -328,12 +202,12 @@ class ReservationStore:
             [(reservation_id, *place, quantity) for place, quantity in back.items()],
         )
 
-    async def due(self, limit: int) -> list[asyncpg.Record]:
+    async def due(self, limit: int) -> list[Row]:
         """Reservations of all tenants whose time is over, the oldest first."""
         async with self._database.transaction(platform_wide=True):
             return await self._database.fetch(
                 """
-                SELECT tenant_id, reservation_id::text FROM reservations
+                SELECT tenant_id, reservation_id FROM reservations
                 WHERE state = 'active' AND expire_time <= (SELECT clock_timestamp()) ORDER BY expire_time LIMIT $1
                 """,
                 limit,

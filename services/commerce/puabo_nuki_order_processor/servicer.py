@@ -153,7 +153,7 @@ class OrderDeskService:
     async def ListAllOrders(self, request: pb.ListAllOrdersRequest, call: RequestContext) -> pb.ListAllOrdersResponse:
         fetch = partial(
             self._store.orders.page,
-            only="attention <> ''" if request.needs_attention else "",
+            filters={"attention <> ''": () if request.needs_attention else None},
             customer_id=request.customer_id or None,
             state=text_of(pb.OrderState, request.state) or None,
         )

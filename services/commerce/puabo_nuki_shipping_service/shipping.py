@@ -28,7 +28,7 @@ from nexus.commerce.puabo_nuki_shipping_service.v1.faults import (
 from services.chassis.clock import now
 from services.chassis.context import acting_for, current_tenant
 from services.chassis.ids import new_id
-from services.chassis.messages import MessageOf
+from services.chassis.messages import MessageOf, values_of
 from services.chassis.service import Service
 from services.chassis.table import Row
 from services.commerce.puabo_nuki_shipping_service import tracking
@@ -148,11 +148,8 @@ class Shipping:
                 raise LabelNotBought(shipment_id=shipment_id)
             added = await self.store.scans.insert_new(
                 shipment_id=shipment_id,
-                scan_id=scan.scan_id,
                 status=tracking.status_of(scan),
-                scan_time=scan.scan_time,
-                place=scan.place,
-                message=scan.message,
+                **values_of(scan, "scan_id", "scan_time", "place", "message"),
             )
             if added is not None:
                 return await self._move(row, scan)

@@ -43,8 +43,7 @@ class DefinitionStore:
 
     async def set(self, kind: str, definition_id: str, body: Message) -> int:
         """With the lock. Returns how many there are of the kind."""
-        if await self.definitions.update(definition_id, where={"kind": kind}, body=body) is None:
-            await self.definitions.insert(kind=kind, definition_id=definition_id, body=body)
+        await self.definitions.put(kind=kind, definition_id=definition_id, body=body)
         count: int = await self._database.fetchval(
             "SELECT count(*) FROM definitions WHERE tenant_id = nexus.tenant_id() AND kind = $1", kind
         )

@@ -5,12 +5,18 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-import asyncpg
-
 from nexus.finance.ledger_mgr.v1 import books_pb2 as pb
+from nexus.finance.ledger_mgr.v1.bookkeeping_pb2 import (
+    ListAccountEntriesRequest,
+    ListAccountsRequest,
+    ListHoldsRequest,
+)
 from nexus.finance.ledger_mgr.v1.events_pb2 import Change
+from nexus.finance.ledger_mgr.v1.ledger_pb2 import ListEntriesRequest
 from services.chassis.clock import moment, now, timestamp
 from services.chassis.database import Database
+from services.chassis.messages import MessageOf, moment_in
+from services.chassis.table import Row
 from services.finance.ledger_mgr import chain
 from services.finance.ledger_mgr.books import HOLD, TRANSACTION, Balance, Books, Needs
 
@@ -34,8 +40,8 @@ SELECT {_ACCOUNT}, {_BALANCE} FROM unnest($1::text[]) AS wanted (wanted_name), L
 LEFT JOIN LATERAL (
     SELECT {_BALANCE} FROM balances WHERE tenant_id = nexus.tenant_id() AND account = name OFFSET 0) AS b ON true
 """
-_HOLD = "h.hold_id::text, h.state, h.captured, h.resolve_time, l.change"
-_TRANSACTION = "t.transaction_id::text, t.position, t.reverted_by::text, l.change"
+_HOLD = "h.hold_id, h.state, h.captured, h.resolve_time, l.change"
+_TRANSACTION = "t.transaction_id, t.position, t.reverted_by, l.change"
 _WRITE = """
 WITH logged AS (
     INSERT INTO log (create_time, position, actor, idempotency_key, request_hash, change, hash)
@@ -72,6 +78,7 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
 ON CONFLICT (tenant_id, hold_id) DO UPDATE SET state = excluded.state, captured = excluded.captured,
     resolve_time = excluded.resolve_time
 """
+account_of = MessageOf(pb.Account, etag="changed_at")
 _UNDER = "({column} = {name} OR ({column} > {name} || ':' AND {column} < {name} || ';'))"
 """The names below one: ';' comes right after ':'."""
 
@@ -85,11 +92,11 @@ class LedgerStore:
         self._default_basis_points = default_basis_points
         self._basis_points = basis_points
 
-    async def head(self) -> asyncpg.Record | None:
+    async def head(self) -> Row | None:
         """None for a tenant that has never posted."""
         return await self._database.fetchrow(_HEAD)
 
-    async def lock_head(self, mode: str = "UPDATE") -> asyncpg.Record:
+    async def lock_head(self, mode: str = "UPDATE") -> Row:
         """The head of the log. Nobody else posts until the transaction ends."""
         head = await self._database.fetchrow(f"{_HEAD} FOR {mode} OF ledgers")
         if head is None:
@@ -98,13 +105,13 @@ class LedgerStore:
         assert head is not None
         return head
 
-    def basis_points(self, head: asyncpg.Record | None, plan_id: str) -> int:
+    def basis_points(self, head: Row | None, plan_id: str) -> int:
         """What the platform is due of a settlement: as agreed with the tenant, else by its plan."""
         if head is not None and head["agreed_basis_points"] is not None:
             return int(head["agreed_basis_points"])
         return self._basis_points.get(plan_id, self._default_basis_points)
 
-    async def books(self, tenant_id: str, head: asyncpg.Record, needs: Needs) -> Books:
+    async def books(self, tenant_id: str, head: Row, needs: Needs) -> Books:
         """What the books say of all that is needed. The head is locked, so it stays true."""
         books = Books(
             tenant_id,
@@ -142,14 +149,14 @@ class LedgerStore:
             wanted = [reference for owner, reference in needs.references if owner == kind]
             if wanted:
                 rows = await self._database.fetch(
-                    f"SELECT reference, {kind}_id::text AS id FROM {table} "
+                    f"SELECT reference, {kind}_id AS id FROM {table} "
                     "WHERE tenant_id = nexus.tenant_id() AND reference <> '' AND reference = ANY ($1)",
                     wanted,
                 )
                 books.references.update({(kind, row["reference"]): row["id"] for row in rows})
 
-    async def write(self, books: Books, before: "Before", previous: bytes) -> None:
-        """Store what was recorded since `before`; `previous` is the hash of the log's last entry."""
+    async def write(self, books: Books, previous: bytes) -> None:
+        """Store what was recorded; `previous` is the hash of the log's last entry."""
         micros = books.now.ToMicroseconds()
         changes = [entry.change.SerializeToString(deterministic=True) for entry in books.entries]
         hashes = []
@@ -159,7 +166,7 @@ class LedgerStore:
                 previous, books.tenant_id, entry.position, micros, cause.actor, cause.key, cause.request_hash, change
             )
             hashes.append(previous)
-        balances = [(*place, *has) for place, has in books.balances.items() if before.balances.get(place) is not has]
+        balances = [(*place, *has) for place, has in books.changed(books.balances).items()]
         posted = [
             books.transactions[entry.change.transaction_posted.transaction.transaction_id]
             for entry in books.entries
@@ -181,28 +188,18 @@ class LedgerStore:
             previous,
             books.agreed_basis_points,
         )
-        await self._write_rare(books, before)
+        await self._write_rare(books)
 
-    async def _write_rare(self, books: Books, before: "Before") -> None:
-        accounts = [account for name, account in books.accounts.items() if before.accounts.get(name) is not account]
-        if accounts:
+    async def _write_rare(self, books: Books) -> None:
+        if accounts := books.changed(books.accounts).values():
             await self._database.executemany(_WRITE_ACCOUNTS, [_account_row(account) for account in accounts])
-        placed = {
-            entry.change.hold_placed.hold.hold_id: entry.position
-            for entry in books.entries
-            if entry.change.HasField("hold_placed")
-        }
-        holds = [hold for name, hold in books.holds.items() if before.holds.get(name) is not hold]
-        if holds:
+        if holds := books.changed(books.holds).values():
+            placed = {entry.change.hold_placed.hold.hold_id: entry.position for entry in books.entries}
             await self._database.executemany(
                 _WRITE_HOLDS, [_hold_row(hold, placed.get(hold.hold_id, 0)) for hold in holds]
             )
-        reverted = [
-            (transaction.transaction_id, transaction.reverted_by)
-            for name, transaction in books.transactions.items()
-            if name in before.transactions and transaction is not before.transactions[name]
-        ]
-        if reverted:
+        transactions = books.changed(books.transactions).values()
+        if reverted := [(each.transaction_id, each.reverted_by) for each in transactions if each.reverted_by]:
             await self._database.executemany(
                 "UPDATE transactions SET reverted_by = $2 WHERE tenant_id = nexus.tenant_id() AND transaction_id = $1",
                 reverted,
@@ -241,12 +238,12 @@ class LedgerStore:
         )
         return [transaction_of(row) for row in rows]
 
-    async def expired(self, limit: int) -> list[asyncpg.Record]:
+    async def expired(self, limit: int) -> list[Row]:
         """Pending holds of all tenants whose time is over."""
         async with self._database.transaction(platform_wide=True):
             return await self._database.fetch(
                 """
-                SELECT h.tenant_id, h.hold_id::text FROM holds h JOIN nexus.tenants t USING (tenant_id)
+                SELECT h.tenant_id, h.hold_id FROM holds h JOIN nexus.tenants t USING (tenant_id)
                 WHERE h.state = 1 AND h.expire_time <= now() AND t.state IN ('active', 'suspended')
                 ORDER BY h.expire_time LIMIT $1
                 """,
@@ -257,15 +254,7 @@ class LedgerStore:
         rows = await self._database.fetch(f"SELECT {_ACCOUNT} FROM accounts WHERE name = ANY ($1)", names)
         return {row["name"]: account_of(row) for row in rows}
 
-    async def account_page(
-        self,
-        under: str,
-        kind: int,
-        state: int,
-        metadata: tuple[str, str],
-        after: str,
-        limit: int,
-    ) -> list[pb.Account]:
+    async def account_page(self, wanted: ListAccountsRequest, after: str, limit: int) -> list[pb.Account]:
         """By name, those after `after`."""
         rows = await self._database.fetch(
             f"""
@@ -277,15 +266,16 @@ class LedgerStore:
             ORDER BY name LIMIT $7
             """,
             after,
-            under,
-            kind,
-            state,
-            *metadata,
+            wanted.under,
+            wanted.type,
+            wanted.state,
+            wanted.metadata_key,
+            wanted.metadata_value,
             limit,
         )
         return [account_of(row) for row in rows]
 
-    async def balances(self, names: Sequence[str], currency: str) -> list[asyncpg.Record]:
+    async def balances(self, names: Sequence[str], currency: str) -> list[Row]:
         return await self._database.fetch(
             f"""
             SELECT {_BALANCE} FROM balances
@@ -298,7 +288,7 @@ class LedgerStore:
 
     async def balances_as_of(
         self, names: Sequence[str], currency: str, as_of: datetime, known: datetime | None
-    ) -> list[asyncpg.Record]:
+    ) -> list[Row]:
         """From the legs that took effect until then, of those that were posted until `known`."""
         return await self._database.fetch(
             """
@@ -315,9 +305,7 @@ class LedgerStore:
             known,
         )
 
-    async def transaction_page(
-        self, wanted: pb.TransactionFilter, before: int | None, limit: int
-    ) -> list[pb.Transaction]:
+    async def transaction_page(self, wanted: pb.TransactionFilter, before: str, limit: int) -> list[pb.Transaction]:
         """The latest posted first, those before position `before`."""
         rows = await self._database.fetch(
             f"""
@@ -331,27 +319,22 @@ class LedgerStore:
               AND ($7::timestamptz IS NULL OR t.effective_time < $7)
             ORDER BY t.position DESC LIMIT $8
             """,
-            before,
+            int(before) if before else None,
             wanted.account,
             wanted.reference,
             wanted.kind,
             to_json(wanted.metadata),
-            moment(wanted.from_time) if wanted.HasField("from_time") else None,
-            moment(wanted.to_time) if wanted.HasField("to_time") else None,
+            moment_in(wanted, "from_time"),
+            moment_in(wanted, "to_time"),
             limit,
         )
         return [transaction_of(row) for row in rows]
 
     async def entry_page(
-        self,
-        account: str,
-        currency: str,
-        since: datetime | None,
-        until: datetime | None,
-        before: tuple[int, int] | None,
-        limit: int,
-    ) -> list[asyncpg.Record]:
-        """The latest posted first, those before (position, leg)."""
+        self, wanted: ListEntriesRequest | ListAccountEntriesRequest, before: str, limit: int
+    ) -> list[Row]:
+        """The latest posted first, those before `before`: "position.leg"."""
+        position, _, leg = before.partition(".")
         return await self._database.fetch(
             """
             SELECT e.*, l.change FROM legs e JOIN log l USING (tenant_id, position)
@@ -361,15 +344,16 @@ class LedgerStore:
               AND ($5::bigint IS NULL OR (e.position, e.leg) < ($5, $6::smallint))
             ORDER BY e.position DESC, e.leg DESC LIMIT $7
             """,
-            account,
-            currency,
-            since,
-            until,
-            *(before or (None, None)),
+            wanted.account,
+            wanted.currency,
+            moment_in(wanted, "from_time"),
+            moment_in(wanted, "to_time"),
+            int(position) if before else None,
+            int(leg) if before else None,
             limit,
         )
 
-    async def hold_page(self, account: str, state: int, before: str | None, limit: int) -> list[pb.Hold]:
+    async def hold_page(self, wanted: ListHoldsRequest, before: str, limit: int) -> list[pb.Hold]:
         """The latest first, those before the hold `before`."""
         rows = await self._database.fetch(
             f"""
@@ -378,20 +362,20 @@ class LedgerStore:
               AND ($2 = '' OR h.debit_account = $2 OR h.credit_account = $2) AND ($3 = 0 OR h.state = $3)
             ORDER BY h.hold_id DESC LIMIT $4
             """,
-            before,
-            account,
-            state,
+            before or None,
+            wanted.account,
+            wanted.state,
             limit,
         )
         return [hold_of(row) for row in rows]
 
-    async def totals(self) -> list[asyncpg.Record]:
+    async def totals(self) -> list[Row]:
         return await self._database.fetch(
             "SELECT currency, sum(debits)::text AS debits, sum(credits)::text AS credits FROM balances "
             "WHERE tenant_id = nexus.tenant_id() GROUP BY currency ORDER BY currency"
         )
 
-    async def log(self, after: int, limit: int) -> list[asyncpg.Record]:
+    async def log(self, after: int, limit: int) -> list[Row]:
         """Entries in order, those after this position."""
         return await self._database.fetch(
             "SELECT position, create_time, actor, idempotency_key, request_hash, change, hash FROM log "
@@ -405,40 +389,17 @@ class LedgerStore:
         return {(row["account"], row["currency"]): balance_from(row) for row in rows}
 
 
-class Before:
-    """What the books said before a batch; values are never modified, so that `is` tells what is new."""
-
-    def __init__(self, books: Books) -> None:
-        self.accounts = dict(books.accounts)
-        self.balances = dict(books.balances)
-        self.holds = dict(books.holds)
-        self.transactions = dict(books.transactions)
-
-
-def account_of(row: asyncpg.Record) -> pb.Account:
-    return pb.Account(
-        name=row["name"],
-        type=row["type"],
-        state=row["state"],
-        allow_overdraft=row["allow_overdraft"],
-        overdraft_limit=row["overdraft_limit"],
-        metadata=json.loads(row["metadata"]),
-        create_time=timestamp(row["create_time"]),
-        etag=str(row["changed_at"]),
-    )
-
-
-def balance_from(row: asyncpg.Record) -> Balance:
+def balance_from(row: Row) -> Balance:
     return Balance(row["debits"], row["credits"], row["held_debits"], row["held_credits"])
 
 
-def transaction_of(row: asyncpg.Record) -> pb.Transaction:
+def transaction_of(row: Row) -> pb.Transaction:
     transaction = Change.FromString(row["change"]).transaction_posted.transaction
     transaction.reverted_by = row["reverted_by"] or ""
     return transaction
 
 
-def hold_of(row: asyncpg.Record) -> pb.Hold:
+def hold_of(row: Row) -> pb.Hold:
     hold = Change.FromString(row["change"]).hold_placed.hold
     hold.state = row["state"]
     hold.captured_minor_units = row["captured"]
@@ -484,8 +445,8 @@ def _hold_row(hold: pb.Hold, position: int) -> tuple[Any, ...]:
         hold.amount.minor_units,
         hold.captured_minor_units,
         hold.reference,
-        moment(hold.expire_time) if hold.HasField("expire_time") else None,
-        moment(hold.resolve_time) if hold.HasField("resolve_time") else None,
+        moment_in(hold, "expire_time"),
+        moment_in(hold, "resolve_time"),
     )
 
 

@@ -15,15 +15,16 @@ from nexus.logistics.puabo_nexus_route_optimizer.v1 import routing_pb2 as pb
 from nexus.logistics.puabo_nexus_route_optimizer.v1.faults import (
     InsertionImpossible,
     SolutionFinished,
-    SolutionNotFound,
     SolutionNotReady,
     SolverLimitReached,
 )
+from services.chassis.clock import now
 from services.chassis.database import acting_for
 from services.chassis.errors import Fault
 from services.chassis.service import Service
+from services.chassis.table import Row
 from services.logistics.puabo_nexus_route_optimizer import reoptimization
-from services.logistics.puabo_nexus_route_optimizer.convert import Reader, Writer, require_no_own_skills
+from services.logistics.puabo_nexus_route_optimizer.convert import Reader, Writer, point, require_no_own_skills
 from services.logistics.puabo_nexus_route_optimizer.problem import Plan, Point, Problem, Task, Violation
 from services.logistics.puabo_nexus_route_optimizer.reoptimization import Change, Progress
 from services.logistics.puabo_nexus_route_optimizer.roads import RoadNetwork, Rows, Way
@@ -36,7 +37,6 @@ INLINE_SECONDS = 17.0
 QUICK_SECONDS = 8.0
 DEFAULT_EFFORT = 1
 
-Row = Mapping[str, Any]
 Roads = dict[str, tuple[Rows, Rows]]
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Planner:
 
     def __init__(self, service: Service) -> None:
         self._config: Config = service.configuration(Config)
-        self._store = SolutionStore(service.database)
+        self.store = SolutionStore(service.database)
         self._workers = Workers(self._config.workers, self._config.worker_memory_mib)
         url = self._config.roads_url
         self.network = (
@@ -58,7 +58,7 @@ class Planner:
     async def solve(self, problem: pb.Problem, seed: int, effort: int | None, late: bool) -> Row:
         """The solution of a question, or a row that waits for it."""
         solution_id = _id_of(problem, seed, -1 if effort is None else effort, late)
-        known = await self._store.by_id(solution_id)
+        known = await self.store.solutions.get(solution_id)
         if known is not None and known["state"] not in ("FAILED", "CANCELLED"):
             return known
         read = Reader(problem.start_time).problem(problem)
@@ -66,11 +66,11 @@ class Planner:
         effort = DEFAULT_EFFORT if effort is None else effort
         question = problem.SerializeToString(deterministic=True)
         if late or read.stops > self._config.inline_stops:
-            return await self._store.put(solution_id, question, seed=seed, effort=effort)
+            return await self.store.put(solution_id, problem=question, seed=seed, effort=effort)
         plan, source = await self._solved(read, seed, effort)
-        return await self._store.put(
+        return await self.store.put(
             solution_id,
-            question,
+            problem=question,
             seed=seed,
             effort=effort,
             plan=Writer(problem.start_time, read.points).plan(plan).SerializeToString(),
@@ -83,7 +83,7 @@ class Planner:
         task: Task = reader.job(job) if job is not None else reader.shipment(_given(shipment))
         require_no_own_skills([task])
         solution_id = _id_of(parent["solution_id"], job or shipment)
-        known = await self._store.by_id(solution_id)
+        known = await self.store.solutions.get(solution_id)
         if known is None:
             if reoptimization.is_under_way(problem):
                 task = reoptimization.for_vehicles_under_way(task)
@@ -96,9 +96,9 @@ class Planner:
             for one in new.unassigned:
                 if one.task_id == task.task_id:
                     raise InsertionImpossible(task_id=task.task_id, why=one.reason.lower().replace("_", " "))
-            known = await self._store.put(
+            known = await self.store.put(
                 solution_id,
-                message.SerializeToString(deterministic=True),
+                problem=message.SerializeToString(deterministic=True),
                 seed=parent["seed"],
                 effort=parent["effort"],
                 plan=writer.plan(new).SerializeToString(),
@@ -115,7 +115,7 @@ class Planner:
         added: list[Task] = [*map(reader.job, request.added_jobs), *map(reader.shipment, request.added_shipments)]
         require_no_own_skills(added)
         solution_id = _id_of(request)
-        known = await self._store.by_id(solution_id)
+        known = await self.store.solutions.get(solution_id)
         if known is not None:
             return known
         change = Change(
@@ -135,9 +135,9 @@ class Planner:
         left = Reader(question.start_time).problem(message)
         new, source = await self._solved(left, request.seed, effort)
         done = {one.vehicle_id: one.steps_done for one in request.progress}
-        return await self._store.put(
+        return await self.store.put(
             solution_id,
-            message.SerializeToString(deterministic=True),
+            problem=message.SerializeToString(deterministic=True),
             seed=request.seed,
             effort=effort,
             plan=Writer(question.start_time, left.points).plan(new).SerializeToString(),
@@ -169,29 +169,20 @@ class Planner:
             return None
         return await self.network.way(profile, points)
 
-    async def get(self, solution_id: str) -> Row:
-        row = await self._store.by_id(solution_id)
-        if row is None:
-            raise SolutionNotFound(solution_id=solution_id)
-        return row
-
     async def finished(self, solution_id: str) -> Row:
         """A solution that has its plan. Raises SolutionNotFound, SolutionNotReady."""
-        row = await self.get(solution_id)
+        row = await self.store.solutions.require(solution_id)
         if row["state"] != "DONE":
             raise SolutionNotReady(solution_id=solution_id, state=row["state"].lower())
         return row
 
     async def cancel(self, solution_id: str) -> Row:
-        row = await self._store.cancel(solution_id)
+        row = await self.store.cancel(solution_id)
         if row is None:
-            row = await self.get(solution_id)
+            row = await self.store.solutions.require(solution_id)
             if row["state"] != "CANCELLED":
                 raise SolutionFinished(solution_id=solution_id, state=row["state"].lower())
         return row
-
-    async def page(self, before: str | None, limit: int) -> Sequence[Row]:
-        return await self._store.page(before, limit)
 
     async def _solved(self, problem: Problem, seed: int, effort: int) -> tuple[Plan, str]:
         roads, source = await self._roads(problem)
@@ -227,7 +218,8 @@ class Background:
                     failure = fault.message
                 except _LostError:
                     continue
-                await self._store.finish(row["solution_id"], row["attempts"], failure)
+                state = "FAILED" if failure else "DONE"
+                await self._store.note(row, state=state, failure=failure, finish_time=now())
 
     async def _solve(self, row: Row) -> None:
         """Raises SolverLimitReached if not even the first round was done, and _LostError if the claim was."""
@@ -248,9 +240,8 @@ class Background:
                 return
             if best is None or _worth(problem, plan) < _worth(problem, best):
                 best = plan
-            await self._store.progress(
-                row["solution_id"], row["attempts"], effort + 1, writer.plan(best).SerializeToString(), source
-            )
+            found = writer.plan(best).SerializeToString()
+            await self._store.note(row, rounds_done=effort + 1, plan=found, travel_source=source)
 
     @contextlib.asynccontextmanager
     async def _holding(self, row: Row) -> AsyncIterator[None]:
@@ -261,7 +252,7 @@ class Background:
 
         async def hold() -> None:
             nonlocal lost
-            while await self._store.renew(row["solution_id"], row["attempts"]):  # noqa: ASYNC110  asks the database
+            while await self._store.renew(row):  # noqa: ASYNC110  asks the database
                 await asyncio.sleep(min(1.0, LEASE.total_seconds() / 5))
             lost = True
             body.cancel()
@@ -336,7 +327,7 @@ def _progress(one: Any, history: Mapping[str, pb.Route], reader: Reader) -> Prog
     earlier = len(history[one.vehicle_id].steps) - 1 if one.vehicle_id in history else 0
     return Progress(
         done=max(one.steps_done - earlier, 1 if earlier else 0),
-        point=(one.point.latitude, one.point.longitude) if one.HasField("point") else None,
+        point=point(one.point) if one.HasField("point") else None,
         free=max(0, reader.second(one.free_time)) if one.HasField("free_time") else None,
     )
 

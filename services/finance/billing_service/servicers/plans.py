@@ -13,7 +13,7 @@ from services.chassis.paging import Pager
 from services.chassis.service import Service
 from services.chassis.table import Row
 from services.finance.billing_service import rating
-from services.finance.billing_service.stores.plans import PlanStore
+from services.finance.billing_service.store import Store
 
 _plan = MessageOf(pb.Plan)
 _price = MessageOf(pb.Price, interval="interval_unit")
@@ -22,7 +22,7 @@ _coupon_of = MessageOf(pb.Coupon, redeem_until_time="redeem_until")
 
 class BillingPlanService:
     def __init__(self, service: Service) -> None:
-        self._store = PlanStore(service.database)
+        self._store = Store(service.database)
         self._pager = Pager(service.sealer)
 
     async def CreatePlan(self, request: pb.CreatePlanRequest, call: RequestContext) -> pb.CreatePlanResponse:
