@@ -1,31 +1,30 @@
 """ScheduleService, JobService and WorkerService: proto to rules and back."""
 
 from datetime import datetime
+from functools import partial
 from itertools import islice, takewhile
 
 import asyncpg
 import protovalidate
-from google.protobuf import json_format
 
 from nexus.platform.scheduler.v1 import jobs_pb2, schedules_pb2, worker_pb2
 from nexus.platform.scheduler.v1.faults import (
     BackfillInvalid,
-    JobNotFound,
-    JobNotRetryable,
     ScheduleChanged,
     ScheduleNameTaken,
-    ScheduleNotFound,
     SchedulesTooMany,
 )
 from nexus.type.v1.faults import Conflict, InvalidRequest
 from services.chassis.clock import moment, timestamp
 from services.chassis.context import RequestContext
+from services.chassis.ids import new_id
+from services.chassis.messages import moment_in, text_of, values_of
 from services.chassis.paging import Pager
 from services.chassis.service import Service
+from services.chassis.table import Row
 from services.platform.scheduler import times
 from services.platform.scheduler.attempts import payload_json, requested
-from services.platform.scheduler.bell import LOOK_SECONDS, Bell
-from services.platform.scheduler.board import Board
+from services.platform.scheduler.board import board_of
 from services.platform.scheduler.messages import job_of, leased_of, queue_of, run_of, schedule_of, state_of
 from services.platform.scheduler.names import require_services, require_tenants
 from services.platform.scheduler.spec import Config
@@ -45,9 +44,9 @@ class ScheduleService:
         self._database = service.database
         self._store = ScheduleStore(service.database)
         self._pager = Pager(service.sealer)
-        bell = Bell(service.redis)
-        board = Board(service.database, service.events, bell, self._store.now)
-        self._ticker = Ticker(service.database, board, bell, self._store.now)
+        self._schedules = self._store.schedules
+        board = service.shared(board_of)
+        self._ticker = Ticker(service.database, board)
         service.every(config.tick_seconds, self._ticker.round)
         service.every(_MEASURE_SECONDS, board.measure)
         service.every(_FORGET_SECONDS, self._store.forget_old)
@@ -68,15 +67,15 @@ class ScheduleService:
     async def GetSchedule(
         self, request: schedules_pb2.GetScheduleRequest, call: RequestContext
     ) -> schedules_pb2.GetScheduleResponse:
-        return schedules_pb2.GetScheduleResponse(schedule=schedule_of(await self._require(request.schedule_id)))
+        return schedules_pb2.GetScheduleResponse(
+            schedule=schedule_of(await self._schedules.require(request.schedule_id))
+        )
 
     async def ListSchedules(
         self, request: schedules_pb2.ListSchedulesRequest, call: RequestContext
     ) -> schedules_pb2.ListSchedulesResponse:
-        size = self._pager.size(request)
-        rows = await self._store.page(self._pager.cursor(request, call) or None, size + 1)
-        more = self._pager.token(request, call, rows[size - 1]["schedule_id"]) if len(rows) > size else ""
-        return schedules_pb2.ListSchedulesResponse(schedules=map(schedule_of, rows[:size]), next_page_token=more)
+        rows, more = await self._pager.page(request, call, self._schedules.page, by="schedule_id")
+        return schedules_pb2.ListSchedulesResponse(schedules=map(schedule_of, rows), next_page_token=more)
 
     async def UpdateSchedule(
         self, request: schedules_pb2.UpdateScheduleRequest, call: RequestContext
@@ -99,7 +98,7 @@ class ScheduleService:
     ) -> schedules_pb2.DeleteScheduleResponse:
         async with self._database.transaction():
             await self._require_own(request.schedule_id)
-            await self._store.delete(request.schedule_id)
+            await self._schedules.delete(schedule_id=request.schedule_id)
         return schedules_pb2.DeleteScheduleResponse()
 
     async def PauseSchedule(
@@ -108,7 +107,7 @@ class ScheduleService:
         async with self._database.transaction():
             row = await self._require_own(request.schedule_id)
             if not row["paused"]:
-                row = await self._store.set_paused(request.schedule_id, None, paused=True)
+                row = await self._schedules.change(request.schedule_id, next_time=None, paused=True)
         return schedules_pb2.PauseScheduleResponse(schedule=schedule_of(row))
 
     async def ResumeSchedule(
@@ -118,7 +117,7 @@ class ScheduleService:
             row = await self._require_own(request.schedule_id)
             if row["paused"]:
                 next_time = times.next_time(spec_of(row).timing, await self._store.now())
-                row = await self._store.set_paused(request.schedule_id, next_time, paused=False)
+                row = await self._schedules.change(request.schedule_id, next_time=next_time, paused=False)
         return schedules_pb2.ResumeScheduleResponse(schedule=schedule_of(row))
 
     async def TriggerNow(
@@ -154,29 +153,26 @@ class ScheduleService:
             timing = request.timing
             times.require_readable(timing)
         else:
-            timing = spec_of(await self._require(request.schedule_id)).timing
-        after = moment(request.after_time) if request.HasField("after_time") else now
+            timing = spec_of(await self._schedules.require(request.schedule_id)).timing
+        after = moment_in(request, "after_time") or now
         found = islice(times.times(timing, after), request.count or _NEXT_TIMES)
         return schedules_pb2.NextTimesResponse(times=map(timestamp, found))
 
     async def ListRuns(
         self, request: schedules_pb2.ListRunsRequest, call: RequestContext
     ) -> schedules_pb2.ListRunsResponse:
-        await self._require(request.schedule_id)
-        size = self._pager.size(request)
-        cursor = self._pager.cursor(request, call)
-        before = (datetime.fromisoformat(cursor[:32]), cursor[32:]) if cursor else None
-        outcome = schedules_pb2.RunOutcome.Name(request.outcome).removeprefix("RUN_OUTCOME_")
-        rows = await self._store.runs(request.schedule_id, outcome if request.outcome else None, before, size + 1)
-        more = ""
-        if len(rows) > size:
-            last = rows[size - 1]
-            cursor = last["scheduled_for"].isoformat(timespec="microseconds") + last["run_id"]
-            more = self._pager.token(request, call, cursor)
-        return schedules_pb2.ListRunsResponse(runs=map(run_of, rows[:size]), next_page_token=more)
+        await self._schedules.require(request.schedule_id)
+        outcome = text_of(schedules_pb2.RunOutcome, request.outcome) or None
+
+        async def fetch(after: str, limit: int) -> list[Row]:
+            before = (datetime.fromisoformat(after[:32]), after[32:]) if after else None
+            return await self._store.runs(request.schedule_id, outcome, before, limit)
+
+        rows, more = await self._pager.page(request, call, fetch, by=_place)
+        return schedules_pb2.ListRunsResponse(runs=map(run_of, rows), next_page_token=more)
 
     async def _run(
-        self, schedule: asyncpg.Record, chosen: list[datetime], cause: str, overlap: int, now: datetime
+        self, schedule: Row, chosen: list[datetime], cause: str, overlap: int, now: datetime
     ) -> list[schedules_pb2.Run]:
         """Run a schedule for these times, but for those that have had a run."""
         tenant_id, schedule_id = schedule["tenant_id"], schedule["schedule_id"]
@@ -189,71 +185,44 @@ class ScheduleService:
         return [run_of(row) for row in await self._store.runs_at(schedule_id, [run.scheduled_for for run in new])]
 
     async def _name_taken(self, name: str) -> ScheduleNameTaken:
-        holder = await self._store.by_name(name)
+        holder = await self._schedules.find(name=name)
         return ScheduleNameTaken(name=name, schedule_id=holder["schedule_id"] if holder else "deleted meanwhile")
 
-    async def _require(self, schedule_id: str) -> asyncpg.Record:
-        row = await self._store.by_id(schedule_id)
-        if row is None:
-            raise ScheduleNotFound(schedule_id=schedule_id)
-        return row
-
-    async def _require_own(self, schedule_id: str) -> asyncpg.Record:
+    async def _require_own(self, schedule_id: str) -> Row:
         """Locked, and no service's."""
-        row = await self._store.by_id(schedule_id, lock=True)
-        if row is None:
-            raise ScheduleNotFound(schedule_id=schedule_id)
+        row = await self._schedules.require(schedule_id, lock=True)
         require_tenants(row["name"])
         return row
 
 
 class JobService:
     def __init__(self, service: Service) -> None:
-        self._database = service.database
         self._store = JobStore(service.database)
-        self._now = ScheduleStore(service.database).now
         self._pager = Pager(service.sealer)
-        bell = Bell(service.redis)
-        self._board = Board(service.database, service.events, bell, self._now)
-        service.every(LOOK_SECONDS, bell.listen)
+        self._board = service.shared(board_of)
 
     async def EnqueueJob(
         self, request: jobs_pb2.EnqueueJobRequest, call: RequestContext
     ) -> jobs_pb2.EnqueueJobResponse:
         require_tenants(request.job.queue)
-        now = await self._now()
+        now = await self._board.now()
         row, existed = await self._board.put_up(requested(request, now), now)
         return jobs_pb2.EnqueueJobResponse(job=job_of(row), existed=existed)
 
     async def GetJob(self, request: jobs_pb2.GetJobRequest, call: RequestContext) -> jobs_pb2.GetJobResponse:
-        row = await self._store.by_id(request.job_id)
-        if row is None:
-            raise JobNotFound(job_id=request.job_id)
-        return jobs_pb2.GetJobResponse(job=job_of(row))
+        return jobs_pb2.GetJobResponse(job=job_of(await self._store.jobs.require(request.job_id)))
 
     async def ListJobs(self, request: jobs_pb2.ListJobsRequest, call: RequestContext) -> jobs_pb2.ListJobsResponse:
-        size = self._pager.size(request)
-        state = jobs_pb2.JobState.Name(request.state).removeprefix("JOB_STATE_") if request.state else None
-        rows = await self._store.page(request.queue, state, self._pager.cursor(request, call) or None, size + 1)
-        more = self._pager.token(request, call, rows[size - 1]["job_id"]) if len(rows) > size else ""
-        return jobs_pb2.ListJobsResponse(jobs=map(job_of, rows[:size]), next_page_token=more)
+        state = text_of(jobs_pb2.JobState, request.state) or None
+        fetch = partial(self._store.jobs.page, queue=request.queue or None, state=state)
+        rows, more = await self._pager.page(request, call, fetch, by="job_id")
+        return jobs_pb2.ListJobsResponse(jobs=map(job_of, rows), next_page_token=more)
 
     async def CancelJob(self, request: jobs_pb2.CancelJobRequest, call: RequestContext) -> jobs_pb2.CancelJobResponse:
         return jobs_pb2.CancelJobResponse(job=job_of(await self._board.cancel(request.job_id)))
 
     async def RetryJob(self, request: jobs_pb2.RetryJobRequest, call: RequestContext) -> jobs_pb2.RetryJobResponse:
-        try:
-            async with self._database.transaction():
-                row = await self._store.by_id(request.job_id, lock=True)
-                if row is None:
-                    raise JobNotFound(job_id=request.job_id)
-                if row["state"] == "DONE":
-                    raise JobNotRetryable(job_id=request.job_id, why="it is done")
-                if row["state"] in ("DEAD", "CANCELLED"):
-                    row = await self._board.bring_back(request.job_id)
-        except asyncpg.UniqueViolationError:
-            raise JobNotRetryable(job_id=request.job_id, why="another has its unique key") from None
-        return jobs_pb2.RetryJobResponse(job=job_of(row))
+        return jobs_pb2.RetryJobResponse(job=job_of(await self._board.bring_back(request.job_id)))
 
     async def LeaseJobs(self, request: jobs_pb2.LeaseJobsRequest, call: RequestContext) -> jobs_pb2.LeaseJobsResponse:
         require_tenants(request.queue)
@@ -273,27 +242,23 @@ class JobService:
         return jobs_pb2.NackJobResponse(state=state_of(await self._board.fail(request)))
 
     async def SetQueue(self, request: jobs_pb2.SetQueueRequest, call: RequestContext) -> jobs_pb2.SetQueueResponse:
-        await self._store.set_queue(request.queue, request.max_leased, request.paused)
-        [row] = await self._store.queues("", 1, only=request.queue)
+        await self._store.queues.put(**values_of(request, "queue", "max_leased", "paused"))
+        [row] = await self._store.fillings("", 1, only=request.queue)
         return jobs_pb2.SetQueueResponse(queue=queue_of(row))
 
     async def ListQueues(
         self, request: jobs_pb2.ListQueuesRequest, call: RequestContext
     ) -> jobs_pb2.ListQueuesResponse:
-        size = self._pager.size(request)
-        rows = await self._store.queues(self._pager.cursor(request, call), size + 1)
-        more = self._pager.token(request, call, rows[size - 1]["queue"]) if len(rows) > size else ""
-        return jobs_pb2.ListQueuesResponse(queues=map(queue_of, rows[:size]), next_page_token=more)
+        rows, more = await self._pager.page(request, call, self._store.fillings, by="queue")
+        return jobs_pb2.ListQueuesResponse(queues=map(queue_of, rows), next_page_token=more)
 
 
 class WorkerService:
     def __init__(self, service: Service) -> None:
         self._database = service.database
-        self._schedules = ScheduleStore(service.database)
-        self._now = self._schedules.now
-        bell = Bell(service.redis)
-        self._board = Board(service.database, service.events, bell, self._now)
-        service.every(LOOK_SECONDS, bell.listen)
+        self._store = ScheduleStore(service.database)
+        self._schedules = self._store.schedules
+        self._board = service.shared(board_of)
 
     async def PutSchedule(
         self, request: worker_pb2.PutScheduleRequest, call: RequestContext
@@ -301,28 +266,25 @@ class WorkerService:
         spec = request.spec
         require_services(call.caller, spec.name, spec.job.queue)
         async with self._database.transaction():
-            row = await self._schedules.by_name(spec.name, lock=True)
+            row = await self._schedules.find(name=spec.name, lock=True)
             if row is None:
-                row = await _insert(self._schedules, spec)
+                row = await _insert(self._store, spec)
                 if row is None:  # by a twin, meanwhile
                     raise Conflict(retry_after=0.05)
             elif spec_of(row) != spec:
-                row = await _update(self._schedules, row, spec)
+                row = await _update(self._store, row, spec)
         return worker_pb2.PutScheduleResponse(schedule=schedule_of(row))
 
     async def RemoveSchedule(
         self, request: worker_pb2.RemoveScheduleRequest, call: RequestContext
     ) -> worker_pb2.RemoveScheduleResponse:
         require_services(call.caller, request.name)
-        async with self._database.transaction():
-            row = await self._schedules.by_name(request.name, lock=True)
-            if row is not None:
-                await self._schedules.delete(row["schedule_id"])
+        await self._schedules.delete(name=request.name)
         return worker_pb2.RemoveScheduleResponse()
 
     async def Enqueue(self, request: worker_pb2.EnqueueRequest, call: RequestContext) -> worker_pb2.EnqueueResponse:
         require_services(call.caller, request.job.queue)
-        now = await self._now()
+        now = await self._board.now()
         row, existed = await self._board.put_up(requested(request, now), now)
         return worker_pb2.EnqueueResponse(job=job_of(row), existed=existed)
 
@@ -344,18 +306,18 @@ class WorkerService:
         return worker_pb2.NackResponse(state=state_of(await self._board.fail(request)))
 
 
-async def _insert(
-    store: ScheduleStore, spec: schedules_pb2.ScheduleSpec, *, paused: bool = False
-) -> asyncpg.Record | None:
+async def _insert(store: ScheduleStore, spec: schedules_pb2.ScheduleSpec, *, paused: bool = False) -> Row | None:
     """None if the name is taken. Raises TimingInvalid and PayloadTooLarge."""
     now = await store.now()
     times.require_sound(spec.timing, now)
     payload_json(spec.job)
     next_time = None if paused else times.next_time(spec.timing, now)
-    return await store.insert(spec.name, json_format.MessageToJson(spec, indent=None), next_time, paused=paused)
+    return await store.schedules.insert_new(
+        schedule_id=new_id(), name=spec.name, spec=spec, next_time=next_time, paused=paused
+    )
 
 
-async def _update(store: ScheduleStore, row: asyncpg.Record, spec: schedules_pb2.ScheduleSpec) -> asyncpg.Record:
+async def _update(store: ScheduleStore, row: Row, spec: schedules_pb2.ScheduleSpec) -> Row:
     """Raises TimingInvalid, PayloadTooLarge and asyncpg.UniqueViolationError."""
     payload_json(spec.job)
     next_time = row["next_time"]
@@ -363,7 +325,12 @@ async def _update(store: ScheduleStore, row: asyncpg.Record, spec: schedules_pb2
         now = await store.now()
         times.require_sound(spec.timing, now)
         next_time = None if row["paused"] else times.next_time(spec.timing, now)
-    return await store.update(row["schedule_id"], spec.name, json_format.MessageToJson(spec, indent=None), next_time)
+    return await store.schedules.change(row["schedule_id"], name=spec.name, spec=spec, next_time=next_time)
+
+
+def _place(run: Row) -> str:
+    """Where a page of runs ends: an ISO 8601 time of 32 characters, and the id."""
+    return f"{run['scheduled_for'].isoformat(timespec='microseconds')}{run['run_id']}"
 
 
 def _merged(
