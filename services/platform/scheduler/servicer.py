@@ -7,7 +7,9 @@ from itertools import islice, takewhile
 import asyncpg
 import protovalidate
 
-from nexus.platform.scheduler.v1 import jobs_pb2, schedules_pb2, worker_pb2
+from nexus.platform.scheduler.v1 import jobs_pb2 as jobs
+from nexus.platform.scheduler.v1 import schedules_pb2 as pb
+from nexus.platform.scheduler.v1 import worker_pb2 as worker
 from nexus.platform.scheduler.v1.faults import (
     BackfillInvalid,
     ScheduleChanged,
@@ -52,8 +54,8 @@ class ScheduleService:
         service.every(_FORGET_SECONDS, self._store.forget_old)
 
     async def CreateSchedule(
-        self, request: schedules_pb2.CreateScheduleRequest, call: RequestContext
-    ) -> schedules_pb2.CreateScheduleResponse:
+        self, request: pb.CreateScheduleRequest, call: RequestContext
+    ) -> pb.CreateScheduleResponse:
         spec = request.spec
         require_tenants(spec.name, spec.job.queue)
         async with self._database.transaction():
@@ -62,24 +64,18 @@ class ScheduleService:
             row = await _insert(self._store, spec, paused=request.paused)
             if row is None:
                 raise await self._name_taken(spec.name)
-        return schedules_pb2.CreateScheduleResponse(schedule=schedule_of(row))
+        return pb.CreateScheduleResponse(schedule=schedule_of(row))
 
-    async def GetSchedule(
-        self, request: schedules_pb2.GetScheduleRequest, call: RequestContext
-    ) -> schedules_pb2.GetScheduleResponse:
-        return schedules_pb2.GetScheduleResponse(
-            schedule=schedule_of(await self._schedules.require(request.schedule_id))
-        )
+    async def GetSchedule(self, request: pb.GetScheduleRequest, call: RequestContext) -> pb.GetScheduleResponse:
+        return pb.GetScheduleResponse(schedule=schedule_of(await self._schedules.require(request.schedule_id)))
 
-    async def ListSchedules(
-        self, request: schedules_pb2.ListSchedulesRequest, call: RequestContext
-    ) -> schedules_pb2.ListSchedulesResponse:
+    async def ListSchedules(self, request: pb.ListSchedulesRequest, call: RequestContext) -> pb.ListSchedulesResponse:
         rows, more = await self._pager.page(request, call, self._schedules.page, by="schedule_id")
-        return schedules_pb2.ListSchedulesResponse(schedules=map(schedule_of, rows), next_page_token=more)
+        return pb.ListSchedulesResponse(schedules=map(schedule_of, rows), next_page_token=more)
 
     async def UpdateSchedule(
-        self, request: schedules_pb2.UpdateScheduleRequest, call: RequestContext
-    ) -> schedules_pb2.UpdateScheduleResponse:
+        self, request: pb.UpdateScheduleRequest, call: RequestContext
+    ) -> pb.UpdateScheduleResponse:
         spec = request.spec
         try:
             async with self._database.transaction():
@@ -91,47 +87,41 @@ class ScheduleService:
                 row = await _update(self._store, row, spec)
         except asyncpg.UniqueViolationError:
             raise await self._name_taken(spec.name) from None
-        return schedules_pb2.UpdateScheduleResponse(schedule=schedule_of(row))
+        return pb.UpdateScheduleResponse(schedule=schedule_of(row))
 
     async def DeleteSchedule(
-        self, request: schedules_pb2.DeleteScheduleRequest, call: RequestContext
-    ) -> schedules_pb2.DeleteScheduleResponse:
+        self, request: pb.DeleteScheduleRequest, call: RequestContext
+    ) -> pb.DeleteScheduleResponse:
         async with self._database.transaction():
             await self._require_own(request.schedule_id)
             await self._schedules.delete(schedule_id=request.schedule_id)
-        return schedules_pb2.DeleteScheduleResponse()
+        return pb.DeleteScheduleResponse()
 
-    async def PauseSchedule(
-        self, request: schedules_pb2.PauseScheduleRequest, call: RequestContext
-    ) -> schedules_pb2.PauseScheduleResponse:
+    async def PauseSchedule(self, request: pb.PauseScheduleRequest, call: RequestContext) -> pb.PauseScheduleResponse:
         async with self._database.transaction():
             row = await self._require_own(request.schedule_id)
             if not row["paused"]:
                 row = await self._schedules.change(request.schedule_id, next_time=None, paused=True)
-        return schedules_pb2.PauseScheduleResponse(schedule=schedule_of(row))
+        return pb.PauseScheduleResponse(schedule=schedule_of(row))
 
     async def ResumeSchedule(
-        self, request: schedules_pb2.ResumeScheduleRequest, call: RequestContext
-    ) -> schedules_pb2.ResumeScheduleResponse:
+        self, request: pb.ResumeScheduleRequest, call: RequestContext
+    ) -> pb.ResumeScheduleResponse:
         async with self._database.transaction():
             row = await self._require_own(request.schedule_id)
             if row["paused"]:
                 next_time = times.next_time(spec_of(row).timing, await self._store.now())
                 row = await self._schedules.change(request.schedule_id, next_time=next_time, paused=False)
-        return schedules_pb2.ResumeScheduleResponse(schedule=schedule_of(row))
+        return pb.ResumeScheduleResponse(schedule=schedule_of(row))
 
-    async def TriggerNow(
-        self, request: schedules_pb2.TriggerNowRequest, call: RequestContext
-    ) -> schedules_pb2.TriggerNowResponse:
+    async def TriggerNow(self, request: pb.TriggerNowRequest, call: RequestContext) -> pb.TriggerNowResponse:
         async with self._database.transaction():
             row = await self._require_own(request.schedule_id)
             now = await self._store.now()
-            [run] = await self._run(row, [now], "TRIGGER", schedules_pb2.OVERLAP_POLICY_ALLOW, now)
-        return schedules_pb2.TriggerNowResponse(run=run)
+            [run] = await self._run(row, [now], "TRIGGER", pb.OVERLAP_POLICY_ALLOW, now)
+        return pb.TriggerNowResponse(run=run)
 
-    async def Backfill(
-        self, request: schedules_pb2.BackfillRequest, call: RequestContext
-    ) -> schedules_pb2.BackfillResponse:
+    async def Backfill(self, request: pb.BackfillRequest, call: RequestContext) -> pb.BackfillResponse:
         since, until = moment(request.from_time), moment(request.until_time)
         async with self._database.transaction():
             row = await self._require_own(request.schedule_id)
@@ -142,12 +132,10 @@ class ScheduleService:
             chosen = list(islice(found, LARGEST_BACKFILL + 1))
             if len(chosen) > LARGEST_BACKFILL:
                 raise BackfillInvalid(why=f"there are more than {LARGEST_BACKFILL} times in it")
-            overlap = request.overlap or schedules_pb2.OVERLAP_POLICY_QUEUE
-            return schedules_pb2.BackfillResponse(runs=await self._run(row, chosen, "BACKFILL", overlap, now))
+            overlap = request.overlap or pb.OVERLAP_POLICY_QUEUE
+            return pb.BackfillResponse(runs=await self._run(row, chosen, "BACKFILL", overlap, now))
 
-    async def NextTimes(
-        self, request: schedules_pb2.NextTimesRequest, call: RequestContext
-    ) -> schedules_pb2.NextTimesResponse:
+    async def NextTimes(self, request: pb.NextTimesRequest, call: RequestContext) -> pb.NextTimesResponse:
         now = await self._store.now()
         if request.HasField("timing"):
             timing = request.timing
@@ -156,24 +144,22 @@ class ScheduleService:
             timing = spec_of(await self._schedules.require(request.schedule_id)).timing
         after = moment_in(request, "after_time") or now
         found = islice(times.times(timing, after), request.count or _NEXT_TIMES)
-        return schedules_pb2.NextTimesResponse(times=map(timestamp, found))
+        return pb.NextTimesResponse(times=map(timestamp, found))
 
-    async def ListRuns(
-        self, request: schedules_pb2.ListRunsRequest, call: RequestContext
-    ) -> schedules_pb2.ListRunsResponse:
+    async def ListRuns(self, request: pb.ListRunsRequest, call: RequestContext) -> pb.ListRunsResponse:
         await self._schedules.require(request.schedule_id)
-        outcome = text_of(schedules_pb2.RunOutcome, request.outcome) or None
+        outcome = text_of(pb.RunOutcome, request.outcome) or None
 
         async def fetch(after: str, limit: int) -> list[Row]:
             before = (datetime.fromisoformat(after[:32]), after[32:]) if after else None
             return await self._store.runs(request.schedule_id, outcome, before, limit)
 
         rows, more = await self._pager.page(request, call, fetch, by=_place)
-        return schedules_pb2.ListRunsResponse(runs=map(run_of, rows), next_page_token=more)
+        return pb.ListRunsResponse(runs=map(run_of, rows), next_page_token=more)
 
     async def _run(
         self, schedule: Row, chosen: list[datetime], cause: str, overlap: int, now: datetime
-    ) -> list[schedules_pb2.Run]:
+    ) -> list[pb.Run]:
         """Run a schedule for these times, but for those that have had a run."""
         tenant_id, schedule_id = schedule["tenant_id"], schedule["schedule_id"]
         spec = spec_of(schedule)
@@ -201,56 +187,50 @@ class JobService:
         self._pager = Pager(service.sealer)
         self._board = service.shared(board_of)
 
-    async def EnqueueJob(
-        self, request: jobs_pb2.EnqueueJobRequest, call: RequestContext
-    ) -> jobs_pb2.EnqueueJobResponse:
+    async def EnqueueJob(self, request: jobs.EnqueueJobRequest, call: RequestContext) -> jobs.EnqueueJobResponse:
         require_tenants(request.job.queue)
         now = await self._board.now()
         row, existed = await self._board.put_up(requested(request, now), now)
-        return jobs_pb2.EnqueueJobResponse(job=job_of(row), existed=existed)
+        return jobs.EnqueueJobResponse(job=job_of(row), existed=existed)
 
-    async def GetJob(self, request: jobs_pb2.GetJobRequest, call: RequestContext) -> jobs_pb2.GetJobResponse:
-        return jobs_pb2.GetJobResponse(job=job_of(await self._store.jobs.require(request.job_id)))
+    async def GetJob(self, request: jobs.GetJobRequest, call: RequestContext) -> jobs.GetJobResponse:
+        return jobs.GetJobResponse(job=job_of(await self._store.jobs.require(request.job_id)))
 
-    async def ListJobs(self, request: jobs_pb2.ListJobsRequest, call: RequestContext) -> jobs_pb2.ListJobsResponse:
-        state = text_of(jobs_pb2.JobState, request.state) or None
+    async def ListJobs(self, request: jobs.ListJobsRequest, call: RequestContext) -> jobs.ListJobsResponse:
+        state = text_of(jobs.JobState, request.state) or None
         fetch = partial(self._store.jobs.page, queue=request.queue or None, state=state)
         rows, more = await self._pager.page(request, call, fetch, by="job_id")
-        return jobs_pb2.ListJobsResponse(jobs=map(job_of, rows), next_page_token=more)
+        return jobs.ListJobsResponse(jobs=map(job_of, rows), next_page_token=more)
 
-    async def CancelJob(self, request: jobs_pb2.CancelJobRequest, call: RequestContext) -> jobs_pb2.CancelJobResponse:
-        return jobs_pb2.CancelJobResponse(job=job_of(await self._board.cancel(request.job_id)))
+    async def CancelJob(self, request: jobs.CancelJobRequest, call: RequestContext) -> jobs.CancelJobResponse:
+        return jobs.CancelJobResponse(job=job_of(await self._board.cancel(request.job_id)))
 
-    async def RetryJob(self, request: jobs_pb2.RetryJobRequest, call: RequestContext) -> jobs_pb2.RetryJobResponse:
-        return jobs_pb2.RetryJobResponse(job=job_of(await self._board.bring_back(request.job_id)))
+    async def RetryJob(self, request: jobs.RetryJobRequest, call: RequestContext) -> jobs.RetryJobResponse:
+        return jobs.RetryJobResponse(job=job_of(await self._board.bring_back(request.job_id)))
 
-    async def LeaseJobs(self, request: jobs_pb2.LeaseJobsRequest, call: RequestContext) -> jobs_pb2.LeaseJobsResponse:
+    async def LeaseJobs(self, request: jobs.LeaseJobsRequest, call: RequestContext) -> jobs.LeaseJobsResponse:
         require_tenants(request.queue)
-        jobs = await self._board.lease([request.queue], request)
-        return jobs_pb2.LeaseJobsResponse(jobs=map(leased_of, jobs))
+        leased = await self._board.lease([request.queue], request)
+        return jobs.LeaseJobsResponse(jobs=map(leased_of, leased))
 
-    async def HeartbeatJob(
-        self, request: jobs_pb2.HeartbeatJobRequest, call: RequestContext
-    ) -> jobs_pb2.HeartbeatJobResponse:
-        return jobs_pb2.HeartbeatJobResponse(expire_time=timestamp(await self._board.extend(request)))
+    async def HeartbeatJob(self, request: jobs.HeartbeatJobRequest, call: RequestContext) -> jobs.HeartbeatJobResponse:
+        return jobs.HeartbeatJobResponse(expire_time=timestamp(await self._board.extend(request)))
 
-    async def AckJob(self, request: jobs_pb2.AckJobRequest, call: RequestContext) -> jobs_pb2.AckJobResponse:
+    async def AckJob(self, request: jobs.AckJobRequest, call: RequestContext) -> jobs.AckJobResponse:
         await self._board.finish(request)
-        return jobs_pb2.AckJobResponse()
+        return jobs.AckJobResponse()
 
-    async def NackJob(self, request: jobs_pb2.NackJobRequest, call: RequestContext) -> jobs_pb2.NackJobResponse:
-        return jobs_pb2.NackJobResponse(state=state_of(await self._board.fail(request)))
+    async def NackJob(self, request: jobs.NackJobRequest, call: RequestContext) -> jobs.NackJobResponse:
+        return jobs.NackJobResponse(state=state_of(await self._board.fail(request)))
 
-    async def SetQueue(self, request: jobs_pb2.SetQueueRequest, call: RequestContext) -> jobs_pb2.SetQueueResponse:
+    async def SetQueue(self, request: jobs.SetQueueRequest, call: RequestContext) -> jobs.SetQueueResponse:
         await self._store.queues.put(**values_of(request, "queue", "max_leased", "paused"))
         [row] = await self._store.fillings("", 1, only=request.queue)
-        return jobs_pb2.SetQueueResponse(queue=queue_of(row))
+        return jobs.SetQueueResponse(queue=queue_of(row))
 
-    async def ListQueues(
-        self, request: jobs_pb2.ListQueuesRequest, call: RequestContext
-    ) -> jobs_pb2.ListQueuesResponse:
+    async def ListQueues(self, request: jobs.ListQueuesRequest, call: RequestContext) -> jobs.ListQueuesResponse:
         rows, more = await self._pager.page(request, call, self._store.fillings, by="queue")
-        return jobs_pb2.ListQueuesResponse(queues=map(queue_of, rows), next_page_token=more)
+        return jobs.ListQueuesResponse(queues=map(queue_of, rows), next_page_token=more)
 
 
 class WorkerService:
@@ -260,9 +240,7 @@ class WorkerService:
         self._schedules = self._store.schedules
         self._board = service.shared(board_of)
 
-    async def PutSchedule(
-        self, request: worker_pb2.PutScheduleRequest, call: RequestContext
-    ) -> worker_pb2.PutScheduleResponse:
+    async def PutSchedule(self, request: worker.PutScheduleRequest, call: RequestContext) -> worker.PutScheduleResponse:
         spec = request.spec
         require_services(call.caller, spec.name, spec.job.queue)
         async with self._database.transaction():
@@ -273,40 +251,38 @@ class WorkerService:
                     raise Conflict(retry_after=0.05)
             elif spec_of(row) != spec:
                 row = await _update(self._store, row, spec)
-        return worker_pb2.PutScheduleResponse(schedule=schedule_of(row))
+        return worker.PutScheduleResponse(schedule=schedule_of(row))
 
     async def RemoveSchedule(
-        self, request: worker_pb2.RemoveScheduleRequest, call: RequestContext
-    ) -> worker_pb2.RemoveScheduleResponse:
+        self, request: worker.RemoveScheduleRequest, call: RequestContext
+    ) -> worker.RemoveScheduleResponse:
         require_services(call.caller, request.name)
         await self._schedules.delete(name=request.name)
-        return worker_pb2.RemoveScheduleResponse()
+        return worker.RemoveScheduleResponse()
 
-    async def Enqueue(self, request: worker_pb2.EnqueueRequest, call: RequestContext) -> worker_pb2.EnqueueResponse:
+    async def Enqueue(self, request: worker.EnqueueRequest, call: RequestContext) -> worker.EnqueueResponse:
         require_services(call.caller, request.job.queue)
         now = await self._board.now()
         row, existed = await self._board.put_up(requested(request, now), now)
-        return worker_pb2.EnqueueResponse(job=job_of(row), existed=existed)
+        return worker.EnqueueResponse(job=job_of(row), existed=existed)
 
-    async def Lease(self, request: worker_pb2.LeaseRequest, call: RequestContext) -> worker_pb2.LeaseResponse:
+    async def Lease(self, request: worker.LeaseRequest, call: RequestContext) -> worker.LeaseResponse:
         require_services(call.caller, *request.queues)
-        jobs = await self._board.lease(request.queues, request, platform_wide=True)
-        return worker_pb2.LeaseResponse(jobs=map(leased_of, jobs))
+        leased = await self._board.lease(request.queues, request, platform_wide=True)
+        return worker.LeaseResponse(jobs=map(leased_of, leased))
 
-    async def Heartbeat(
-        self, request: worker_pb2.HeartbeatRequest, call: RequestContext
-    ) -> worker_pb2.HeartbeatResponse:
-        return worker_pb2.HeartbeatResponse(expire_time=timestamp(await self._board.extend(request)))
+    async def Heartbeat(self, request: worker.HeartbeatRequest, call: RequestContext) -> worker.HeartbeatResponse:
+        return worker.HeartbeatResponse(expire_time=timestamp(await self._board.extend(request)))
 
-    async def Ack(self, request: worker_pb2.AckRequest, call: RequestContext) -> worker_pb2.AckResponse:
+    async def Ack(self, request: worker.AckRequest, call: RequestContext) -> worker.AckResponse:
         await self._board.finish(request)
-        return worker_pb2.AckResponse()
+        return worker.AckResponse()
 
-    async def Nack(self, request: worker_pb2.NackRequest, call: RequestContext) -> worker_pb2.NackResponse:
-        return worker_pb2.NackResponse(state=state_of(await self._board.fail(request)))
+    async def Nack(self, request: worker.NackRequest, call: RequestContext) -> worker.NackResponse:
+        return worker.NackResponse(state=state_of(await self._board.fail(request)))
 
 
-async def _insert(store: ScheduleStore, spec: schedules_pb2.ScheduleSpec, *, paused: bool = False) -> Row | None:
+async def _insert(store: ScheduleStore, spec: pb.ScheduleSpec, *, paused: bool = False) -> Row | None:
     """None if the name is taken. Raises TimingInvalid and PayloadTooLarge."""
     now = await store.now()
     times.require_sound(spec.timing, now)
@@ -317,7 +293,7 @@ async def _insert(store: ScheduleStore, spec: schedules_pb2.ScheduleSpec, *, pau
     )
 
 
-async def _update(store: ScheduleStore, row: Row, spec: schedules_pb2.ScheduleSpec) -> Row:
+async def _update(store: ScheduleStore, row: Row, spec: pb.ScheduleSpec) -> Row:
     """Raises TimingInvalid, PayloadTooLarge and asyncpg.UniqueViolationError."""
     payload_json(spec.job)
     next_time = row["next_time"]
@@ -333,13 +309,11 @@ def _place(run: Row) -> str:
     return f"{run['scheduled_for'].isoformat(timespec='microseconds')}{run['run_id']}"
 
 
-def _merged(
-    spec: schedules_pb2.ScheduleSpec, request: schedules_pb2.UpdateScheduleRequest
-) -> schedules_pb2.ScheduleSpec:
+def _merged(spec: pb.ScheduleSpec, request: pb.UpdateScheduleRequest) -> pb.ScheduleSpec:
     """What the update makes of a spec. Raises InvalidRequest for an unknown path, or if it breaks the contract."""
     if not request.update_mask.paths:
         spec = request.spec
-    elif not request.update_mask.IsValidForDescriptor(schedules_pb2.ScheduleSpec.DESCRIPTOR):
+    elif not request.update_mask.IsValidForDescriptor(pb.ScheduleSpec.DESCRIPTOR):
         raise InvalidRequest(summary="update_mask: names a field that a spec does not have")
     else:
         request.update_mask.MergeMessage(request.spec, spec, True, True)
