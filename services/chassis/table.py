@@ -94,8 +94,8 @@ class Table:
         self, after: object, limit: int, /, *, filters: Mapping[str, object] | None = None, **equal: object
     ) -> list[Row]:
         """Rows in the order of the table, from the one after `after` on, "" for the first. What is None counts for
-        nothing. `filters` are conditions that no column's name says, with {} for the value, or as many as a tuple has:
-        {"create_time >= {}": since, "attention <> ''": ()}."""
+        nothing. `filters` are conditions that no column's name says, with {} for the value, several for a tuple, none
+        for an empty one: {"create_time >= {}": since, "attention <> ''": ()}."""
         wanted = {f"{column} = {{}}": value for column, value in equal.items()} | dict(filters or {})
         if after:
             wanted[f"{self._order or self._key} {'>' if self._order else '<'} {{}}"] = after

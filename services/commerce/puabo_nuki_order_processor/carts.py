@@ -29,6 +29,7 @@ from nexus.commerce.puabo_nuki_shipping_service.v1.shipping_pb2 import PackOrder
 from nexus.commerce.puabo_nuki_shipping_service.v1.shipping_pb2_grpc import FulfilmentServiceStub, ShippingServiceStub
 from nexus.finance.invoice_gen.v1.invoice_gen_pb2 import CalculateInvoiceRequest
 from nexus.finance.invoice_gen.v1.invoice_gen_pb2_grpc import IssuingServiceStub
+from nexus.type.v1.money_pb2 import Money
 from services.chassis.clock import moment, now
 from services.chassis.context import current_tenant
 from services.chassis.ids import new_id
@@ -57,6 +58,7 @@ _ANEW: dict[str, Any] = {"offers": "[]", "parcels": "[]", "delivery": None}
 """What was offered and chosen for other goods, or for another place, is forgotten."""
 _OFFERS, _PARCELS = TypeAdapter(list[Delivery]), TypeAdapter(list[Parcel])
 
+_line = MessageOf(pb.CartLine)
 parcel_message = MessageOf(shipping.Parcel)
 
 
@@ -197,22 +199,21 @@ class Carts:
         available = {item.item_id: item.available for item in in_stock.items}
         rates = await self._rates(addresses)
         for (variant_id, quantity), found in zip(wanted.items(), answer.variants, strict=True):
-            priced.lines.append(_cart_line(variant_id, quantity, found, available[variant_id]))
+            line = Line(
+                variant_id=variant_id,
+                sku=found.variant.sku,
+                title=found.product_title,
+                variant_title=found.variant_title,
+                quantity=quantity,
+                unit_price=found.price.minor_units,
+                tax_basis_points=rates.get(found.variant.tax_category or _STANDARD, 0),
+                digital=found.variant.digital,
+            )
+            priced.lines.append(_cart_line(line, found, available[variant_id]))
             if found.purchasable == catalog.PURCHASABLE_YES:
                 priced.resolved.append(found)
                 draft.tax_included = found.tax_included
-                draft.lines.append(
-                    Line(
-                        variant_id=variant_id,
-                        sku=found.variant.sku,
-                        title=found.product_title,
-                        variant_title=found.variant_title,
-                        quantity=quantity,
-                        unit_price=found.price.minor_units,
-                        tax_basis_points=rates.get(found.variant.tax_category or _STANDARD, 0),
-                        digital=found.variant.digital,
-                    )
-                )
+                draft.lines.append(line)
         draft.goods = draft.total = sum(line.unit_price * line.quantity for line in draft.lines)
         if row["delivery"]:
             draft.delivery = Delivery.model_validate_json(row["delivery"])
@@ -296,22 +297,15 @@ def lines_of(row: Row) -> dict[str, int]:
     return dict(json.loads(row["lines"]))
 
 
-def _cart_line(variant_id: str, quantity: int, found: catalog.ResolvedVariant, available: int) -> pb.CartLine:
-    line = pb.CartLine(
-        variant_id=variant_id,
-        sku=found.variant.sku,
-        title=found.product_title,
-        variant_title=found.variant_title,
-        quantity=quantity,
-    )
-    if found.HasField("regular_price"):
-        line.regular_price.CopyFrom(found.regular_price)
+def _cart_line(line: Line, found: catalog.ResolvedVariant, available: int) -> pb.CartLine:
+    regular_price = found.regular_price if found.HasField("regular_price") else None
     if found.purchasable != catalog.PURCHASABLE_YES:
-        line.problem = _PROBLEMS.get(found.purchasable, pb.LINE_PROBLEM_UNKNOWN)
-        return line
-    line.unit_price.CopyFrom(found.price)
-    line.line_price.CopyFrom(found.price)
-    line.line_price.minor_units *= quantity
-    if available < quantity:
-        line.problem = pb.LINE_PROBLEM_OUT_OF_STOCK
-    return line
+        problem = _PROBLEMS.get(found.purchasable, pb.LINE_PROBLEM_UNKNOWN)
+        return _line(dict(line), unit_price=None, line_price=None, regular_price=regular_price, problem=problem)
+    return _line(
+        dict(line),
+        unit_price=found.price,
+        line_price=Money(currency=found.price.currency, minor_units=line.unit_price * line.quantity),
+        regular_price=regular_price,
+        problem=pb.LINE_PROBLEM_OUT_OF_STOCK if available < line.quantity else None,
+    )

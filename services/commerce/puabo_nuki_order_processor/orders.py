@@ -27,7 +27,7 @@ from services.chassis.service import Service
 from services.commerce.puabo_nuki_order_processor import order as rules
 from services.commerce.puabo_nuki_order_processor.invoicing import Addresses
 from services.commerce.puabo_nuki_order_processor.messages import announcement
-from services.commerce.puabo_nuki_order_processor.order import REFUND_PARTS, Action, Draft, Order, apply, decide
+from services.commerce.puabo_nuki_order_processor.order import Action, Draft, Order, apply, decide
 from services.commerce.puabo_nuki_order_processor.spec import Config
 from services.commerce.puabo_nuki_order_processor.steps import RepaymentRefused, Steps, refused_for_good
 from services.commerce.puabo_nuki_order_processor.store import CartStore, OrderStore, order_of
@@ -255,8 +255,7 @@ class Orders:
                 case "repay":
                     return "DisputeRepaid", await self._steps.repay(order, action.what)
                 case "refund":
-                    refund = order.refund(action.refund_id)
-                    return REFUND_PARTS[action.what], await self._steps.refund(order, refund, action.what)
+                    return await self._steps.refund(order, order.refund(action.refund_id), action.what)
                 case _:
                     return action.what, {"cause": "EXPIRED"} if action.what == "CancellationBegun" else {}
         except RepaymentRefused as refused:

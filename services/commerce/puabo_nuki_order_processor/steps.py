@@ -13,12 +13,8 @@ from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 
+from nexus.commerce.puabo_nuki_inventory_mgr.v1 import faults as stock_faults
 from nexus.commerce.puabo_nuki_inventory_mgr.v1 import reservations_pb2 as stock
-from nexus.commerce.puabo_nuki_inventory_mgr.v1.faults import (
-    ReservationExpired,
-    ReservationNotFound,
-    ReservationSettled,
-)
 from nexus.commerce.puabo_nuki_inventory_mgr.v1.inventory_pb2 import ItemQuantity
 from nexus.commerce.puabo_nuki_inventory_mgr.v1.reservations_pb2_grpc import ReservationServiceStub
 from nexus.commerce.puabo_nuki_shipping_service.v1 import shipment_pb2 as shipment
@@ -49,6 +45,7 @@ from services.commerce.puabo_nuki_order_processor.carts import parcel_message
 from services.commerce.puabo_nuki_order_processor.invoicing import addresses_of, invoice_content
 from services.commerce.puabo_nuki_order_processor.order import (
     PROCESSING,
+    REFUND_PARTS,
     STEPS,
     Order,
     Refund,
@@ -78,6 +75,8 @@ class RepaymentRefused(Exception):  # noqa: N818  an answer of the provider
 
 
 class Steps:
+    """A step is done by `_do_<step>` and undone by `_undo_<step>`; a part of a refund is done by `_refund_<part>`."""
+
     def __init__(self, service: Service) -> None:
         self._config: Config = service.config
         self._orders = OrderStore(service.database).orders
@@ -86,62 +85,26 @@ class Steps:
         self._shipping = service.clients.stub(FulfilmentServiceStub)
         self._invoices = service.clients.stub(IssuingServiceStub)
         self._ledger = service.clients.stub(LedgerServiceStub)
-        self._do: dict[str, Callable[[Order], Awaitable[Event | None]]] = {
-            "reserve": self._reserve,
-            "authorise": self._authorise,
-            "label": self._label,
-            "capture": self._capture,
-            "commit": self._commit,
-            "invoice": self._invoice,
-            "book": self._book,
-        }
-        self._undo: dict[str, Callable[[Order], Awaitable[dict[str, Any]]]] = {
-            "reserve": self._release,
-            "authorise": self._void,
-            "label": self._void_labels,
-            "capture": self.repay,
-            "commit": self._put_back,
-            "invoice": self._credit,
-            "book": self._revert,
-        }
-        self._refund: dict[str, Callable[[Order, Refund], Awaitable[dict[str, Any]]]] = {
-            "credit": self._credit_refund,
-            "pay": self._pay_refund,
-            "restock": self._restock_refund,
-            "book": self._book_refund,
-        }
 
     async def do(self, order: Order, step: str) -> Event | None:
         """The event that tells of it; None when the customer is still waited for."""
-        return await self._do[step](order)
+        do: Callable[[Order], Awaitable[Event | None]] = getattr(self, f"_do_{step}")
+        return await do(order)
 
     async def undo(self, order: Order, step: str) -> Event:
         """The event that tells of it; CancellationRefused when the order is on its way, and stays."""
         if step == "label" and can_stay(order) and (under_way := await self._parcels_under_way(order)):
             return "CancellationRefused", {"under_way": under_way}
-        return STEPS[step][1], await self._undo[step](order)
+        undo: Callable[[Order], Awaitable[dict[str, Any]]] = getattr(self, f"_undo_{step}")
+        return STEPS[step][1], await undo(order)
 
-    async def repay(self, order: Order, key: str = "repay") -> dict[str, Any]:
-        """Whatever has been taken for an order that is cancelled, by us or by one of us that died, goes back; but for
-        what the customer's bank has taken back already."""
-        if not order.payment_id:
-            return _NOTHING
-        known = await self._payments.GetPayment(billing.GetPaymentRequest(payment_id=order.payment_id))
-        if any(operation.state == billing.OPERATION_STATE_PENDING for operation in known.operations):
-            raise Later("a movement of the payment is not settled yet")
-        payment = known.payment
-        taken, returned = payment.captured.minor_units, payment.refunded.minor_units
-        left = max(0, taken - returned - payment.disputed.minor_units)
-        if left:
-            await self._pay_back(order, left, key)
-        return {"captured": taken, "refunded": returned + left}
-
-    async def refund(self, order: Order, refund: Refund, part: str) -> dict[str, Any]:
-        return {"refund_id": refund.refund_id, **await self._refund[part](order, refund)}
+    async def refund(self, order: Order, refund: Refund, part: str) -> Event:
+        do: Callable[[Order, Refund], Awaitable[dict[str, Any]]] = getattr(self, f"_refund_{part}")
+        return REFUND_PARTS[part], {"refund_id": refund.refund_id, **await do(order, refund)}
 
     # Stock
 
-    async def _reserve(self, order: Order) -> Event:
+    async def _do_reserve(self, order: Order) -> Event:
         request = stock.ReserveRequest(
             lines=[stock.ReserveLine(item_id=line.variant_id, quantity=line.quantity) for line in order.lines],
             lifetime=_duration(self._config.open_lifetime),
@@ -152,32 +115,32 @@ class Steps:
         expire_time = moment(reservation.expire_time).isoformat()
         return "StockReserved", {"reservation_id": reservation.reservation_id, "expire_time": expire_time}
 
-    async def _release(self, order: Order) -> dict[str, Any]:
+    async def _undo_reserve(self, order: Order) -> dict[str, Any]:
         """Nothing was reserved that is not known: an order is only cancelled after it was."""
         if order.reservation_id:
             request = stock.ReleaseReservationRequest(reservation_id=order.reservation_id)
-            with contextlib.suppress(ReservationSettled):  # committed, and what it took is back by now
+            with contextlib.suppress(stock_faults.ReservationSettled):  # committed, and what it took is back by now
                 await self._stock.ReleaseReservation(request, timeout=CALL_SECONDS)
         return {}
 
-    async def _commit(self, order: Order) -> Event:
+    async def _do_commit(self, order: Order) -> Event:
         request = stock.CommitReservationRequest(reservation_id=order.reservation_id)
         await self._stock.CommitReservation(request, timeout=CALL_SECONDS)
         return "StockCommitted", {}
 
-    async def _put_back(self, order: Order) -> dict[str, Any]:
+    async def _undo_commit(self, order: Order) -> dict[str, Any]:
         request = stock.RestockReservationRequest(
             reservation_id=order.reservation_id, note="order cancelled", request_id=f"{order.reference}/restock"
         )
         try:
             await self._stock.RestockReservation(request, timeout=CALL_SECONDS)
-        except (ReservationSettled, ReservationNotFound):  # it was not committed
+        except (stock_faults.ReservationSettled, stock_faults.ReservationNotFound):  # it was not committed
             return _NOTHING
         return {}
 
     # Payment
 
-    async def _authorise(self, order: Order) -> Event | None:
+    async def _do_authorise(self, order: Order) -> Event | None:
         until = (now() + self._config.payment_lifetime).isoformat()
         try:
             if order.state == PROCESSING:
@@ -214,7 +177,7 @@ class Steps:
         )
         return (await self._payments.Authorize(request, timeout=CALL_SECONDS)).payment
 
-    async def _void(self, order: Order) -> dict[str, Any]:
+    async def _undo_authorise(self, order: Order) -> dict[str, Any]:
         if not order.payment_attempts:
             return _NOTHING
         try:
@@ -228,13 +191,12 @@ class Steps:
             answer = await self._payments.Void(request, timeout=CALL_SECONDS)
         except PaymentStateConflict:
             raise Later("the payment's outcome is not known yet") from None
-        if answer.operation.state == billing.OPERATION_STATE_FAILED:
-            raise RepaymentRefused(billing.FailureCode.Name(answer.operation.failure.code))
+        _require_done(answer.operation)
         if answer.payment.state in (billing.PAYMENT_STATE_AUTHORIZED, billing.PAYMENT_STATE_REQUIRES_ACTION):
             raise Later("the payment has not been released yet")
         return {"payment_id": payment_id}
 
-    async def _capture(self, order: Order) -> Event:
+    async def _do_capture(self, order: Order) -> Event:
         request = billing.CaptureRequest(
             payment_id=order.payment_id, request_id=f"{order.reference}/capture/{order.payment_attempts}"
         )
@@ -244,6 +206,24 @@ class Steps:
         if answer.operation.state == billing.OPERATION_STATE_FAILED:
             return "CancellationBegun", {"cause": _cause(answer.operation.failure)}
         return "PaymentCaptured", {"captured": answer.payment.captured.minor_units}
+
+    async def _undo_capture(self, order: Order) -> dict[str, Any]:
+        return await self.repay(order, "repay")
+
+    async def repay(self, order: Order, key: str) -> dict[str, Any]:
+        """Whatever has been taken for an order that is cancelled, by us or by one of us that died, goes back; but for
+        what the customer's bank has taken back already."""
+        if not order.payment_id:
+            return _NOTHING
+        known = await self._payments.GetPayment(billing.GetPaymentRequest(payment_id=order.payment_id))
+        if any(operation.state == billing.OPERATION_STATE_PENDING for operation in known.operations):
+            raise Later("a movement of the payment is not settled yet")
+        payment = known.payment
+        taken, returned = payment.captured.minor_units, payment.refunded.minor_units
+        left = max(0, taken - returned - payment.disputed.minor_units)
+        if left:
+            await self._pay_back(order, left, key)
+        return {"captured": taken, "refunded": returned + left}
 
     async def _pay_back(self, order: Order, amount: int, key: str) -> None:
         """Raises RepaymentRefused; the next attempt has another key."""
@@ -256,12 +236,11 @@ class Steps:
         answer = await self._payments.Refund(request, timeout=CALL_SECONDS)
         if answer.operation.state == billing.OPERATION_STATE_PENDING:
             raise Later("whether the money went back is not known yet")
-        if answer.operation.state == billing.OPERATION_STATE_FAILED:
-            raise RepaymentRefused(billing.FailureCode.Name(answer.operation.failure.code))
+        _require_done(answer.operation)
 
     # Labels
 
-    async def _label(self, order: Order) -> Event:
+    async def _do_label(self, order: Order) -> Event:
         addresses = addresses_of(await self._orders.require(order.order_id))
         parcels = []
         for number, parcel in enumerate(order.parcels):
@@ -296,7 +275,7 @@ class Steps:
                     found.append(number)
         return found
 
-    async def _void_labels(self, order: Order) -> dict[str, Any]:
+    async def _undo_label(self, order: Order) -> dict[str, Any]:
         """A parcel that the carrier has got since it was asked, or before the order was confirmed, cannot be called
         back; it comes back by itself, and its label is paid for."""
         kept = 0
@@ -310,14 +289,14 @@ class Steps:
 
     # Invoice
 
-    async def _invoice(self, order: Order) -> Event:
+    async def _do_invoice(self, order: Order) -> Event:
         content = invoice_content(order, addresses_of(await self._orders.require(order.order_id)))
         content.prepaid, content.order_reference = order.captured, order.order_id
         request = invoicing.IssueInvoiceRequest(reference=order.reference, content=content)
         issued = (await self._invoices.IssueInvoice(request, timeout=CALL_SECONDS)).invoice
         return "InvoiceIssued", {"invoice_id": issued.invoice_id, "invoice_number": issued.number}
 
-    async def _credit(self, order: Order) -> dict[str, Any]:
+    async def _undo_invoice(self, order: Order) -> dict[str, Any]:
         request = invoicing.CreditIssuedInvoiceRequest(
             invoice_reference=order.reference,
             reference=f"{order.reference}/cancelled",
@@ -331,7 +310,7 @@ class Steps:
 
     # Books
 
-    async def _book(self, order: Order) -> Event:
+    async def _do_book(self, order: Order) -> Event:
         sale, settlement = _bookings(order)
         await self._post(sale, postings.sale(order, sale))
         share = 0
@@ -347,7 +326,7 @@ class Steps:
             share = (await self._ledger.Settle(settle, timeout=CALL_SECONDS)).platform_minor_units
         return "SaleBooked", {"platform_share": share}
 
-    async def _revert(self, order: Order) -> dict[str, Any]:
+    async def _undo_book(self, order: Order) -> dict[str, Any]:
         for reference in reversed(_bookings(order)):
             try:
                 known = await self._ledger.GetTransaction(ledger.GetTransactionRequest(reference=reference))
@@ -365,7 +344,7 @@ class Steps:
 
     # Refunds of an order that stays
 
-    async def _credit_refund(self, order: Order, refund: Refund) -> dict[str, Any]:
+    async def _refund_credit(self, order: Order, refund: Refund) -> dict[str, Any]:
         units = {**refund.lines, **({len(order.lines): 1} if refund.shipping else {})}  # the delivery is the last line
         request = invoicing.CreditIssuedInvoiceRequest(
             invoice_reference=order.reference,
@@ -376,12 +355,12 @@ class Steps:
         note = (await self._invoices.CreditIssuedInvoice(request, timeout=CALL_SECONDS)).credit_note
         return {"amount": note.totals.total, "tax": note.totals.tax, "credit_note_id": note.invoice_id}
 
-    async def _pay_refund(self, order: Order, refund: Refund) -> dict[str, Any]:
+    async def _refund_pay(self, order: Order, refund: Refund) -> dict[str, Any]:
         if refund.amount:
             await self._pay_back(order, refund.amount, f"refund/{refund.refund_id}")
         return {"amount": f"{refund.amount} {order.currency}"}
 
-    async def _restock_refund(self, order: Order, refund: Refund) -> dict[str, Any]:
+    async def _refund_restock(self, order: Order, refund: Refund) -> dict[str, Any]:
         units = Counter[str]()
         for line, quantity in refund.lines.items():
             units[order.lines[line].variant_id] += quantity
@@ -394,7 +373,7 @@ class Steps:
             await self._stock.RestockReservation(request, timeout=CALL_SECONDS)
         return {}
 
-    async def _book_refund(self, order: Order, refund: Refund) -> dict[str, Any]:
+    async def _refund_book(self, order: Order, refund: Refund) -> dict[str, Any]:
         if refund.amount:
             reference = f"{order.reference}/refund/{refund.refund_id}"
             await self._post(reference, postings.refund(order, refund, platform_part(order, refund), reference))
@@ -403,9 +382,15 @@ class Steps:
 
 def refused_for_good(step: str, error: Exception) -> str:
     """Why an order is cancelled after this fault of a step; "" when it is tried again."""
-    if isinstance(error, ReservationExpired | ReservationSettled) or step == "reserve":
+    if isinstance(error, stock_faults.ReservationExpired | stock_faults.ReservationSettled) or step == "reserve":
         return "OUT_OF_STOCK"
     return "" if step == "book" else "FAILED"
+
+
+def _require_done(operation: billing.PaymentOperation) -> None:
+    """Raises RepaymentRefused."""
+    if operation.state == billing.OPERATION_STATE_FAILED:
+        raise RepaymentRefused(billing.FailureCode.Name(operation.failure.code))
 
 
 def _cause(failure: billing.PaymentFailure) -> str:

@@ -10,31 +10,21 @@ import hmac
 import json
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal, InvalidOperation
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import httpx
 from iso4217 import Currency
 
+from nexus.commerce.puabo_nuki_shipping_service.v1 import shipment_pb2 as pb
 from nexus.commerce.puabo_nuki_shipping_service.v1.faults import (
     CarrierRefused,
     CarrierUnavailable,
     SignatureInvalid,
     WebhookUnreadable,
 )
-from nexus.commerce.puabo_nuki_shipping_service.v1.shipment_pb2 import (
-    SCAN_STATUS_DELIVERED,
-    SCAN_STATUS_EXCEPTION,
-    SCAN_STATUS_IN_TRANSIT,
-    SCAN_STATUS_OUT_FOR_DELIVERY,
-    SCAN_STATUS_RETURNED,
-    SCAN_STATUS_UNSPECIFIED,
-    Address,
-    Scan,
-    Shipment,
-)
+from nexus.commerce.puabo_nuki_shipping_service.v1.shipment_pb2 import Address, Scan, Shipment
 from nexus.type.v1.money_pb2 import Money
 from services.commerce.puabo_nuki_shipping_service.store import SandboxBooks
 
@@ -43,16 +33,14 @@ _SCHEME = "hmac-sha256-hex="
 _GRAMS_PER_OUNCE, _MM_PER_INCH = Decimal("28.349523125"), Decimal("25.4")
 
 
-@dataclass(frozen=True)
-class Bought:
+class Bought(NamedTuple):
     """What a carrier sold."""
 
     tracking_number: str
     cost: Money
 
 
-@dataclass(frozen=True)
-class Report:
+class Report(NamedTuple):
     """What a carrier reports of one parcel."""
 
     tracking_number: str
@@ -214,14 +202,14 @@ def read_report(body: bytes) -> Report | None:
 
 
 _EASYPOST_STATUS = {
-    "in_transit": SCAN_STATUS_IN_TRANSIT,
-    "out_for_delivery": SCAN_STATUS_OUT_FOR_DELIVERY,
-    "available_for_pickup": SCAN_STATUS_OUT_FOR_DELIVERY,
-    "delivered": SCAN_STATUS_DELIVERED,
-    "return_to_sender": SCAN_STATUS_RETURNED,
-    "failure": SCAN_STATUS_EXCEPTION,
-    "error": SCAN_STATUS_EXCEPTION,
-    "cancelled": SCAN_STATUS_EXCEPTION,
+    "in_transit": pb.SCAN_STATUS_IN_TRANSIT,
+    "out_for_delivery": pb.SCAN_STATUS_OUT_FOR_DELIVERY,
+    "available_for_pickup": pb.SCAN_STATUS_OUT_FOR_DELIVERY,
+    "delivered": pb.SCAN_STATUS_DELIVERED,
+    "return_to_sender": pb.SCAN_STATUS_RETURNED,
+    "failure": pb.SCAN_STATUS_EXCEPTION,
+    "error": pb.SCAN_STATUS_EXCEPTION,
+    "cancelled": pb.SCAN_STATUS_EXCEPTION,
 }
 
 
@@ -231,7 +219,7 @@ def _scan(detail: Mapping[str, Any]) -> Scan:
     said = json.dumps([detail["status"], detail["datetime"], detail.get("message"), place], sort_keys=True)
     scan = Scan(
         scan_id=hashlib.sha256(said.encode()).hexdigest(),
-        status=_EASYPOST_STATUS.get(detail["status"], SCAN_STATUS_UNSPECIFIED),
+        status=_EASYPOST_STATUS.get(detail["status"], pb.SCAN_STATUS_UNSPECIFIED),
         place=", ".join(part for part in (place.get("city"), place.get("country")) if part)[:100],
         message=str(detail.get("message") or "")[:300],
     )

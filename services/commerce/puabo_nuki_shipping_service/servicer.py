@@ -31,10 +31,11 @@ from nexus.commerce.puabo_nuki_shipping_service.v1.faults import (
 from nexus.logistics.puabo_nexus_route_optimizer.v1.route_optimizer_pb2 import PlanRoutesRequest
 from nexus.logistics.puabo_nexus_route_optimizer.v1.route_optimizer_pb2_grpc import RoutePlanningServiceStub
 from nexus.type.v1.faults import DependencyUnavailable, InvalidRequest
+from nexus.type.v1.money_pb2 import Money
 from services.chassis.clock import moment, now, timestamp
 from services.chassis.context import RequestContext
 from services.chassis.ids import new_id
-from services.chassis.messages import MessageOf, text_of
+from services.chassis.messages import MessageOf, text_of, values_of
 from services.chassis.paging import Pager
 from services.chassis.service import Service
 from services.chassis.table import Row
@@ -56,6 +57,8 @@ M = TypeVar("M", bound=Message)
 ZONE, RATE_TABLE, BOX = "zone", "rate table", "box"
 MOST_DEFINITIONS = 1000
 
+_QUOTED = ("carrier", "service", "min_days", "max_days", "zone_id", "rate_table_id")
+
 _tracked = MessageOf(pb.TrackParcelResponse)
 _closed = MessageOf(events_pb2.ManifestClosed)
 _manifest = MessageOf(model.Manifest, without=["lines"])
@@ -72,7 +75,7 @@ class ShippingService:
         self._tenants = TenantDirectory(service.database, service.signals)
         self._routes = service.clients.stub(RoutePlanningServiceStub)
         self._shipping = service.shared(Shipping)
-        self._store, self._definitions = self._shipping.store, self._shipping.definitions
+        self._store = self._shipping.store
         self._shipments = self._store.shipments
 
     # what a tenant defines
@@ -85,7 +88,7 @@ class ShippingService:
             ZoneInfo(request.settings.time_zone or "UTC")
         except (ZoneInfoNotFoundError, ValueError, OSError):
             raise _invalid("settings.time_zone", f"there is no time zone {request.settings.time_zone}") from None
-        await self._definitions.settings.put(settings=request.settings)
+        await self._store.settings.put(settings=request.settings)
         return pb.SetSettingsResponse(settings=request.settings)
 
     async def SetZone(self, request: pb.SetZoneRequest, call: RequestContext) -> pb.SetZoneResponse:
@@ -94,8 +97,8 @@ class ShippingService:
 
     async def DeleteZone(self, request: pb.DeleteZoneRequest, call: RequestContext) -> pb.DeleteZoneResponse:
         async with self._database.transaction():
-            await self._definitions.lock()
-            used_by = await self._definitions.zone_used_by(request.zone_id)
+            await self._store.lock_definitions()
+            used_by = await self._store.zone_used_by(request.zone_id)
             if used_by is not None:
                 raise ZoneInUse(zone_id=request.zone_id, rate_table_id=used_by)
             if not await self._delete(ZONE, request.zone_id):
@@ -112,8 +115,8 @@ class ShippingService:
         if table.carrier not in CARRIERS:
             raise CarrierUnknown(carrier=table.carrier)
         async with self._database.transaction():
-            await self._definitions.lock()
-            if await self._definitions.definitions.find(kind=ZONE, definition_id=table.zone_id) is None:
+            await self._store.lock_definitions()
+            if await self._store.definitions.find(kind=ZONE, definition_id=table.zone_id) is None:
                 raise ZoneNotFound(zone_id=table.zone_id)
             await self._set(RATE_TABLE, table.rate_table_id, table)
         return pb.SetRateTableResponse(rate_table=table)
@@ -155,36 +158,31 @@ class ShippingService:
     # rates and boxes
 
     async def QuoteRates(self, request: pb.QuoteRatesRequest, call: RequestContext) -> pb.QuoteRatesResponse:
-        zone = rating.zone_of(request.to, await self._definitions.all(ZONE, model.Zone))
+        zone = rating.zone_of(request.to, await self._store.defined(ZONE, model.Zone))
         if zone is None:
             return pb.QuoteRatesResponse()
         expires = timestamp(now() + self._config.quote_lifetime)
         quotes = []
-        for table in await self._definitions.all(RATE_TABLE, model.RateTable):
+        for table in await self._store.defined(RATE_TABLE, model.RateTable):
             if (table.zone_id, table.currency) != (zone.zone_id, request.currency):
                 continue
             price = rating.price(table, request.parcels, request.goods_value)
             if price is not None:
-                quote = model.Quote(
-                    quote_id=new_id(),
-                    carrier=table.carrier,
-                    service=table.service,
-                    min_days=table.min_days,
-                    max_days=table.max_days,
-                    expire_time=expires,
-                    zone_id=zone.zone_id,
-                    rate_table_id=table.rate_table_id,
+                quotes.append(
+                    model.Quote(
+                        quote_id=new_id(),
+                        price=Money(currency=table.currency, minor_units=price),
+                        expire_time=expires,
+                        **values_of(table, *_QUOTED),
+                    )
                 )
-                quote.price.currency, quote.price.minor_units = table.currency, price
-                quotes.append(quote)
         quotes.sort(key=lambda quote: (quote.price.minor_units, quote.max_days, quote.rate_table_id))
         given_for = {
-            "country": request.to.country,
-            "postcode": request.to.postcode,
+            **values_of(request.to, "country", "postcode"),
             "most_grams": max(parcel.weight_grams for parcel in request.parcels),
             "expire_time": expires,
         }
-        await self._definitions.quotes.insert_all(
+        await self._store.quotes.insert_all(
             {"quote_id": quote.quote_id, "quote": quote, **given_for} for quote in quotes
         )
         return pb.QuoteRatesResponse(quotes=quotes)
@@ -309,10 +307,9 @@ class ShippingService:
             for one in waiting:
                 if one.shipment_id not in asked:
                     run.unplanned.add(shipment_id=one.shipment_id, reason="nobody knows where it is")
-            planned = [stop.shipment_id for route in run.routes for stop in route.stops]
-            row = await self._store.keep_run(run, planned)
-            told = events_pb2.DeliveryRunPlanned(delivery_run_id=run.delivery_run_id, date=run.date, stops=run.stops)
-            await self._events.publish(told, aggregate=run.delivery_run_id)
+            row = await self._store.keep_run(run)
+            planned = events_pb2.DeliveryRunPlanned(**values_of(run, "delivery_run_id", "date", "stops"))
+            await self._events.publish(planned, aggregate=run.delivery_run_id)
         return pb.PlanDeliveryRunResponse(delivery_run=_run(row))
 
     async def GetDeliveryRun(
@@ -333,15 +330,15 @@ class ShippingService:
 
     async def _set(self, kind: str, definition_id: str, body: Message) -> None:
         async with self._database.transaction():
-            await self._definitions.lock()
-            if await self._definitions.set(kind, definition_id, body) > MOST_DEFINITIONS:
+            await self._store.lock_definitions()
+            if await self._store.define(kind, definition_id, body) > MOST_DEFINITIONS:
                 raise TooMany(count=MOST_DEFINITIONS, things=f"{kind}s")
 
     async def _delete(self, kind: str, definition_id: str) -> int:
-        return await self._definitions.definitions.delete(kind=kind, definition_id=definition_id)
+        return await self._store.definitions.delete(kind=kind, definition_id=definition_id)
 
     async def _page(self, request: Any, call: RequestContext, kind: str, empty: type[M]) -> tuple[list[M], str]:
-        fetch = partial(self._definitions.definitions.page, kind=kind)
+        fetch = partial(self._store.definitions.page, kind=kind)
         rows, more = await self._pager.page(request, call, fetch, by="definition_id")
         return [json_format.Parse(row["body"], empty()) for row in rows], more
 
@@ -377,7 +374,7 @@ async def _packed(shipping: Shipping, items: Any, box_ids: Any) -> list[model.Pa
     """Packed, and checked by somebody else."""
     if sum(item.quantity for item in items) > packing.MOST_UNITS:
         raise _invalid("items", f"at most {packing.MOST_UNITS} things are packed at once")
-    boxes = await shipping.definitions.all(BOX, model.Box)
+    boxes = await shipping.store.defined(BOX, model.Box)
     if box_ids:
         missing = set(box_ids) - {box.box_id for box in boxes}
         if missing:

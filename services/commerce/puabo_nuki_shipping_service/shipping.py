@@ -28,14 +28,14 @@ from nexus.commerce.puabo_nuki_shipping_service.v1.faults import (
 from services.chassis.clock import now
 from services.chassis.context import acting_for, current_tenant
 from services.chassis.ids import new_id
-from services.chassis.messages import MessageOf
+from services.chassis.messages import MessageOf, values_of
 from services.chassis.service import Service
 from services.chassis.table import Row
 from services.commerce.puabo_nuki_shipping_service import tracking
 from services.commerce.puabo_nuki_shipping_service.carriers import Carrier, EasyPost, OwnVehicles, Sandbox
 from services.commerce.puabo_nuki_shipping_service.rating import compact
 from services.commerce.puabo_nuki_shipping_service.spec import ACCOUNTS, Config
-from services.commerce.puabo_nuki_shipping_service.store import DefinitionStore, SandboxBooks, ShipmentStore
+from services.commerce.puabo_nuki_shipping_service.store import SandboxBooks, Store
 
 SANDBOX, EASYPOST, LOCAL = "sandbox", "easypost", "local"
 CARRIERS = (SANDBOX, EASYPOST, LOCAL)
@@ -64,15 +64,14 @@ class Shipping:
         self._events = service.events
         self._sealer = service.sealer
         self._books = SandboxBooks(service.database)
-        self.store = ShipmentStore(service.database)
+        self.store = Store(service.database)
         self.shipments = self.store.shipments
-        self.definitions = DefinitionStore(service.database)
         service.every(_RESUME_SECONDS, self.resume)
-        service.every(_FORGET_SECONDS, self.definitions.forget_quotes)
+        service.every(_FORGET_SECONDS, self.store.forget_quotes)
 
     async def settings(self) -> pb.Settings:
         """Raises OriginUnknown."""
-        row = await self.definitions.settings.find()
+        row = await self.store.settings.find()
         if row is None:
             raise OriginUnknown()
         return json_format.Parse(row["settings"], pb.Settings())
@@ -82,11 +81,11 @@ class Shipping:
         if carrier not in CARRIERS or carrier == LOCAL:
             raise CarrierUnknown(carrier=carrier)
         sealed = self._sealer.seal(json.dumps(account).encode(), ACCOUNTS.purpose_of(current_tenant(), carrier))
-        await self.definitions.accounts.put(carrier=carrier, sealed=sealed)
+        await self.store.accounts.put(carrier=carrier, sealed=sealed)
 
     async def account(self, carrier: str) -> dict[str, str]:
         """Raises CarrierUnknown."""
-        row = await self.definitions.accounts.require(carrier)
+        row = await self.store.accounts.require(carrier)
         opened = self._sealer.open(row["sealed"], ACCOUNTS.purpose_of(current_tenant(), carrier))
         account: dict[str, str] = json.loads(opened)
         return account
@@ -148,11 +147,8 @@ class Shipping:
                 raise LabelNotBought(shipment_id=shipment_id)
             added = await self.store.scans.insert_new(
                 shipment_id=shipment_id,
-                scan_id=scan.scan_id,
                 status=tracking.status_of(scan),
-                scan_time=scan.scan_time,
-                place=scan.place,
-                message=scan.message,
+                **values_of(scan, "scan_id", "scan_time", "place", "message"),
             )
             if added is not None:
                 return await self._move(row, scan)
@@ -179,7 +175,7 @@ class Shipping:
         origin = (await self.settings()).origin
         quote = pb.Quote(carrier=order.service.carrier, service=order.service.service)
         if order.HasField("quote_id"):
-            kept = await self.definitions.quotes.get(order.quote_id)
+            kept = await self.store.quotes.get(order.quote_id)
             if kept is None or kept["expire_time"] <= now():
                 raise QuoteExpired()
             if (kept["country"], compact(kept["postcode"])) != (order.to.country, compact(order.to.postcode)):

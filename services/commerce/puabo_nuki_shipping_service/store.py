@@ -1,6 +1,5 @@
 """The SQL of shipping."""
 
-from collections.abc import Sequence
 from datetime import timedelta
 from typing import TypeVar
 
@@ -22,8 +21,9 @@ M = TypeVar("M", bound=Message)
 _SOLD = "('LABEL_BOUGHT', 'IN_TRANSIT', 'OUT_FOR_DELIVERY', 'DELIVERED', 'RETURNED')"
 
 
-class DefinitionStore:
-    """Where the tenant ships from, and its zones, rate tables, boxes and carrier accounts."""
+class Store:
+    """What a tenant ships: from where, in which zones, at which rates, in which boxes; shipments with their labels and
+    scans, manifests and delivery runs."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -31,20 +31,30 @@ class DefinitionStore:
         self.definitions = Table(database, "definitions", key="definition_id", order="definition_id")
         self.accounts = Table(database, "carrier_accounts", key="carrier", missing=CarrierUnknown)
         self.quotes = Table(database, "quotes", key="quote_id")
+        self.shipments = Table(
+            database,
+            "shipments",
+            key="shipment_id",
+            missing=lambda shipment_id: ShipmentNotFound(shipment=shipment_id),
+            on_update="update_time = now()",
+        )
+        self.cancelled_keys = Table(database, "cancelled_keys", key="key")
+        self.labels = Table(database, "labels", key="shipment_id")
+        self.scans = Table(database, "scans", key="scan_id")
+        self.runs = Table(database, "delivery_runs", key="delivery_run_id", missing=DeliveryRunNotFound)
 
-    async def lock(self) -> None:
+    async def lock_definitions(self) -> None:
         """Let nobody else change the definitions until the transaction ends: they refer to each other."""
         await self._database.execute(
             "SELECT pg_advisory_xact_lock(hashtextextended('definitions ' || nexus.tenant_id(), 0))"
         )
 
-    async def all(self, kind: str, empty: type[M]) -> list[M]:
+    async def defined(self, kind: str, empty: type[M]) -> list[M]:
         return [json_format.Parse(row["body"], empty()) for row in await self.definitions.all(kind=kind)]
 
-    async def set(self, kind: str, definition_id: str, body: Message) -> int:
-        """With the lock. Returns how many there are of the kind."""
-        if await self.definitions.update(definition_id, where={"kind": kind}, body=body) is None:
-            await self.definitions.insert(kind=kind, definition_id=definition_id, body=body)
+    async def define(self, kind: str, definition_id: str, body: Message) -> int:
+        """Returns how many there are of the kind."""
+        await self.definitions.put(kind=kind, definition_id=definition_id, body=body)
         count: int = await self._database.fetchval(
             "SELECT count(*) FROM definitions WHERE tenant_id = nexus.tenant_id() AND kind = $1", kind
         )
@@ -64,24 +74,6 @@ class DefinitionStore:
     async def forget_quotes(self) -> None:
         async with self._database.transaction(platform_wide=True):
             await self._database.execute("DELETE FROM quotes WHERE expire_time < now() - interval '1 day'")
-
-
-class ShipmentStore:
-    """Shipments with their labels and scans, manifests and delivery runs."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-        self.shipments = Table(
-            database,
-            "shipments",
-            key="shipment_id",
-            missing=lambda shipment_id: ShipmentNotFound(shipment=shipment_id),
-            on_update="update_time = now()",
-        )
-        self.cancelled_keys = Table(database, "cancelled_keys", key="key")
-        self.labels = Table(database, "labels", key="shipment_id")
-        self.scans = Table(database, "scans", key="scan_id")
-        self.runs = Table(database, "delivery_runs", key="delivery_run_id", missing=DeliveryRunNotFound)
 
     async def lock_key(self, key: str) -> None:
         """Let nobody else buy or cancel for the key until the transaction ends."""
@@ -180,12 +172,13 @@ class ShipmentStore:
             limit,
         )
 
-    async def keep_run(self, run: DeliveryRun, shipment_ids: Sequence[str]) -> Row:
+    async def keep_run(self, run: DeliveryRun) -> Row:
+        planned = [stop.shipment_id for route in run.routes for stop in route.stops]
         row = await self.runs.insert(delivery_run_id=run.delivery_run_id, run=run)
         await self._database.execute(
             "UPDATE shipments SET delivery_run_id = $1 WHERE shipment_id = ANY($2::uuid[])",
             run.delivery_run_id,
-            shipment_ids,
+            planned,
         )
         return row
 
