@@ -15,8 +15,8 @@ from nexus.finance.ledger_mgr.v1.events_pb2 import Change
 from nexus.finance.ledger_mgr.v1.ledger_pb2 import ListEntriesRequest
 from services.chassis.clock import moment, now, timestamp
 from services.chassis.database import Database
-from services.chassis.messages import MessageOf, moment_in
-from services.chassis.table import Row
+from services.chassis.messages import MessageOf, moment_in, values_of
+from services.chassis.table import Row, Table
 from services.finance.ledger_mgr import chain
 from services.finance.ledger_mgr.books import HOLD, TRANSACTION, Balance, Books, Needs
 
@@ -65,12 +65,6 @@ WITH logged AS (
 UPDATE ledgers SET position = $29, hash = $30, update_time = $1::timestamptz, agreed_basis_points = $31
 WHERE tenant_id = nexus.tenant_id()
 """
-_WRITE_ACCOUNTS = """
-INSERT INTO accounts (name, type, state, allow_overdraft, overdraft_limit, metadata, create_time, changed_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
-ON CONFLICT (tenant_id, name) DO UPDATE SET state = excluded.state, allow_overdraft = excluded.allow_overdraft,
-    overdraft_limit = excluded.overdraft_limit, metadata = excluded.metadata, changed_at = excluded.changed_at
-"""
 _WRITE_HOLDS = """
 INSERT INTO holds (hold_id, position, state, debit_account, credit_account, currency, amount, captured, reference,
                    expire_time, resolve_time)
@@ -79,7 +73,7 @@ ON CONFLICT (tenant_id, hold_id) DO UPDATE SET state = excluded.state, captured 
     resolve_time = excluded.resolve_time
 """
 account_of = MessageOf(pb.Account, etag="changed_at")
-_UNDER = "({column} = {name} OR ({column} > {name} || ':' AND {column} < {name} || ';'))"
+_UNDER = "({column} = {{}} OR ({column} > {{}} || ':' AND {column} < {{}} || ';'))"
 """The names below one: ';' comes right after ':'."""
 
 
@@ -91,6 +85,13 @@ class LedgerStore:
         self._database = database
         self._default_basis_points = default_basis_points
         self._basis_points = basis_points
+        self._accounts = Table(database, "accounts", key="name", order="name", columns=_ACCOUNT)
+        logged = "JOIN log l USING (tenant_id, position)"
+        self._holds = Table(database, f"holds h {logged}", key="hold_id", columns=_HOLD)
+        self._transactions = Table(database, f"transactions t {logged}", key="position", columns=_TRANSACTION)
+        self._legs = Table(
+            database, f"legs e {logged}", key="leg", order="position DESC, leg DESC", columns="e.*, l.change"
+        )
 
     async def head(self) -> Row | None:
         """None for a tenant that has never posted."""
@@ -192,7 +193,10 @@ class LedgerStore:
 
     async def _write_rare(self, books: Books) -> None:
         if accounts := books.changed(books.accounts).values():
-            await self._database.executemany(_WRITE_ACCOUNTS, [_account_row(account) for account in accounts])
+            same = ("name", "type", "state", "allow_overdraft", "overdraft_limit", "metadata", "create_time")
+            await self._accounts.put_all(
+                {**values_of(account, *same), "changed_at": int(account.etag)} for account in accounts
+            )
         if holds := books.changed(books.holds).values():
             placed = {entry.change.hold_placed.hold.hold_id: entry.position for entry in books.entries}
             await self._database.executemany(
@@ -251,29 +255,19 @@ class LedgerStore:
             )
 
     async def accounts(self, names: Sequence[str]) -> dict[str, pb.Account]:
-        rows = await self._database.fetch(f"SELECT {_ACCOUNT} FROM accounts WHERE name = ANY ($1)", names)
-        return {row["name"]: account_of(row) for row in rows}
+        return {name: account_of(row) for name, row in (await self._accounts.get_all(names)).items()}
 
     async def account_page(self, wanted: ListAccountsRequest, after: str, limit: int) -> list[pb.Account]:
         """By name, those after `after`."""
-        rows = await self._database.fetch(
-            f"""
-            SELECT {_ACCOUNT} FROM accounts
-            WHERE tenant_id = nexus.tenant_id() AND name > $1
-              AND ($2 = '' OR {_UNDER.format(column="name", name="$2")})
-              AND ($3 = 0 OR type = $3) AND ($4 = 0 OR state = $4)
-              AND ($5 = '' OR CASE $6 WHEN '' THEN metadata ? $5 ELSE metadata ->> $5 = $6 END)
-            ORDER BY name LIMIT $7
-            """,
-            after,
-            wanted.under,
-            wanted.type,
-            wanted.state,
-            wanted.metadata_key,
-            wanted.metadata_value,
-            limit,
-        )
-        return [account_of(row) for row in rows]
+        key, value = wanted.metadata_key, wanted.metadata_value
+        filters = {
+            _UNDER.format(column="name"): (wanted.under,) * 3 if wanted.under else None,
+            "type = {}": wanted.type or None,
+            "state = {}": wanted.state or None,
+            "metadata ? {}": key if key and not value else None,
+            "metadata ->> {} = {}": (key, value) if key and value else None,
+        }
+        return [account_of(row) for row in await self._accounts.page(after, limit, filters=filters)]
 
     async def balances(self, names: Sequence[str], currency: str) -> list[Row]:
         return await self._database.fetch(
@@ -307,67 +301,39 @@ class LedgerStore:
 
     async def transaction_page(self, wanted: pb.TransactionFilter, before: str, limit: int) -> list[pb.Transaction]:
         """The latest posted first, those before position `before`."""
-        rows = await self._database.fetch(
-            f"""
-            SELECT {_TRANSACTION} FROM transactions t JOIN log l USING (tenant_id, position)
-            WHERE tenant_id = nexus.tenant_id() AND ($1::bigint IS NULL OR t.position < $1)
-              AND ($2 = '' OR EXISTS (SELECT FROM legs WHERE tenant_id = nexus.tenant_id() AND position = t.position
-                                      AND {_UNDER.format(column="account", name="$2")}))
-              AND ($3 = '' OR t.reference = $3) AND ($4 = 0 OR t.kind = $4)
-              AND ($5::jsonb = '{{}}' OR t.metadata @> $5)
-              AND ($6::timestamptz IS NULL OR t.effective_time >= $6)
-              AND ($7::timestamptz IS NULL OR t.effective_time < $7)
-            ORDER BY t.position DESC LIMIT $8
-            """,
-            int(before) if before else None,
-            wanted.account,
-            wanted.reference,
-            wanted.kind,
-            to_json(wanted.metadata),
-            moment_in(wanted, "from_time"),
-            moment_in(wanted, "to_time"),
-            limit,
-        )
-        return [transaction_of(row) for row in rows]
+        touches = f"""EXISTS (SELECT FROM legs WHERE tenant_id = nexus.tenant_id() AND position = t.position
+                                AND {_UNDER.format(column="account")})"""
+        filters = {
+            "position < {}": int(before) if before else None,
+            touches: (wanted.account,) * 3 if wanted.account else None,
+            "reference = {}": wanted.reference or None,
+            "kind = {}": wanted.kind or None,
+            "metadata @> {}": dict(wanted.metadata) or None,
+            "effective_time >= {}": moment_in(wanted, "from_time"),
+            "effective_time < {}": moment_in(wanted, "to_time"),
+        }
+        return [transaction_of(row) for row in await self._transactions.page("", limit, filters=filters)]
 
     async def entry_page(
         self, wanted: ListEntriesRequest | ListAccountEntriesRequest, before: str, limit: int
     ) -> list[Row]:
         """The latest posted first, those before `before`: "position.leg"."""
-        position, _, leg = before.partition(".")
-        return await self._database.fetch(
-            """
-            SELECT e.*, l.change FROM legs e JOIN log l USING (tenant_id, position)
-            WHERE tenant_id = nexus.tenant_id() AND e.account = $1 AND ($2 = '' OR e.currency = $2)
-              AND ($3::timestamptz IS NULL OR e.effective_time >= $3)
-              AND ($4::timestamptz IS NULL OR e.effective_time < $4)
-              AND ($5::bigint IS NULL OR (e.position, e.leg) < ($5, $6::smallint))
-            ORDER BY e.position DESC, e.leg DESC LIMIT $7
-            """,
-            wanted.account,
-            wanted.currency,
-            moment_in(wanted, "from_time"),
-            moment_in(wanted, "to_time"),
-            int(position) if before else None,
-            int(leg) if before else None,
-            limit,
-        )
+        filters = {
+            "account = {}": wanted.account,
+            "currency = {}": wanted.currency or None,
+            "effective_time >= {}": moment_in(wanted, "from_time"),
+            "effective_time < {}": moment_in(wanted, "to_time"),
+            "(position, leg) < ({}, {})": tuple(map(int, before.split("."))) if before else None,
+        }
+        return await self._legs.page("", limit, filters=filters)
 
     async def hold_page(self, wanted: ListHoldsRequest, before: str, limit: int) -> list[pb.Hold]:
         """The latest first, those before the hold `before`."""
-        rows = await self._database.fetch(
-            f"""
-            SELECT {_HOLD} FROM holds h JOIN log l USING (tenant_id, position)
-            WHERE tenant_id = nexus.tenant_id() AND ($1::uuid IS NULL OR h.hold_id < $1)
-              AND ($2 = '' OR h.debit_account = $2 OR h.credit_account = $2) AND ($3 = 0 OR h.state = $3)
-            ORDER BY h.hold_id DESC LIMIT $4
-            """,
-            before or None,
-            wanted.account,
-            wanted.state,
-            limit,
-        )
-        return [hold_of(row) for row in rows]
+        filters = {
+            "(debit_account = {} OR credit_account = {})": (wanted.account,) * 2 if wanted.account else None,
+            "state = {}": wanted.state or None,
+        }
+        return [hold_of(row) for row in await self._holds.page(before, limit, filters=filters)]
 
     async def totals(self) -> list[Row]:
         return await self._database.fetch(
@@ -417,19 +383,6 @@ def _transaction_row(transaction: pb.Transaction) -> tuple[Any, ...]:
         to_json(transaction.metadata),
         moment(transaction.effective_time),
         transaction.reverted_by or None,
-    )
-
-
-def _account_row(account: pb.Account) -> tuple[Any, ...]:
-    return (
-        account.name,
-        account.type,
-        account.state,
-        account.allow_overdraft,
-        account.overdraft_limit,
-        to_json(account.metadata),
-        moment(account.create_time),
-        int(account.etag),
     )
 
 
