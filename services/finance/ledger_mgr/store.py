@@ -1,7 +1,7 @@
 """The SQL of ledger-mgr."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -40,8 +40,6 @@ SELECT {_ACCOUNT}, {_BALANCE} FROM unnest($1::text[]) AS wanted (wanted_name), L
 LEFT JOIN LATERAL (
     SELECT {_BALANCE} FROM balances WHERE tenant_id = nexus.tenant_id() AND account = name OFFSET 0) AS b ON true
 """
-_HOLD = "h.hold_id, h.state, h.captured, h.resolve_time, l.change"
-_TRANSACTION = "t.transaction_id, t.position, t.reverted_by, l.change"
 _WRITE = """
 WITH logged AS (
     INSERT INTO log (create_time, position, actor, idempotency_key, request_hash, change, hash)
@@ -73,6 +71,7 @@ ON CONFLICT (tenant_id, hold_id) DO UPDATE SET state = excluded.state, captured 
     resolve_time = excluded.resolve_time
 """
 account_of = MessageOf(pb.Account, etag="changed_at")
+_LOGGED, _WITH_CHANGE = "{} AS x JOIN log l USING (tenant_id, position)", "x.*, l.change"
 _UNDER = "({column} = {{}} OR ({column} > {{}} || ':' AND {column} < {{}} || ';'))"
 """The names below one: ';' comes right after ':'."""
 
@@ -86,12 +85,11 @@ class LedgerStore:
         self._default_basis_points = default_basis_points
         self._basis_points = basis_points
         self._accounts = Table(database, "accounts", key="name", order="name", columns=_ACCOUNT)
-        logged = "JOIN log l USING (tenant_id, position)"
-        self._holds = Table(database, f"holds h {logged}", key="hold_id", columns=_HOLD)
-        self._transactions = Table(database, f"transactions t {logged}", key="position", columns=_TRANSACTION)
-        self._legs = Table(
-            database, f"legs e {logged}", key="leg", order="position DESC, leg DESC", columns="e.*, l.change"
-        )
+        self._log = Table(database, "log", key="position", order="position")
+        self._holds = Table(database, _LOGGED.format("holds"), key="hold_id", columns=_WITH_CHANGE)
+        self._transactions = Table(database, _LOGGED.format("transactions"), key="position", columns=_WITH_CHANGE)
+        legs_order = "position DESC, leg DESC"
+        self._legs = Table(database, _LOGGED.format("legs"), key="leg", order=legs_order, columns=_WITH_CHANGE)
 
     async def head(self) -> Row | None:
         """None for a tenant that has never posted."""
@@ -216,31 +214,22 @@ class LedgerStore:
         )
         return plan_id
 
-    async def holds(self, ids: "Sequence[str] | set[str]" = (), references: Sequence[str] = ()) -> list[pb.Hold]:
-        rows = await self._database.fetch(
-            f"""
-            SELECT {_HOLD} FROM holds h JOIN log l USING (tenant_id, position)
-            WHERE tenant_id = nexus.tenant_id()
-              AND (h.hold_id = ANY ($1) OR h.reference <> '' AND h.reference = ANY ($2))
-            """,
-            list(ids),
-            references,
-        )
-        return [hold_of(row) for row in rows]
+    async def holds(self, ids: Iterable[str] = (), references: Sequence[str] = ()) -> list[pb.Hold]:
+        return [hold_of(row) for row in await self._named(HOLD, ids, references)]
 
-    async def transactions(
-        self, ids: "Sequence[str] | set[str]" = (), references: Sequence[str] = ()
-    ) -> list[pb.Transaction]:
-        rows = await self._database.fetch(
+    async def transactions(self, ids: Iterable[str] = (), references: Sequence[str] = ()) -> list[pb.Transaction]:
+        return [transaction_of(row) for row in await self._named(TRANSACTION, ids, references)]
+
+    async def _named(self, kind: str, ids: Iterable[str], references: Sequence[str]) -> list[Row]:
+        return await self._database.fetch(
             f"""
-            SELECT {_TRANSACTION} FROM transactions t JOIN log l USING (tenant_id, position)
+            SELECT {_WITH_CHANGE} FROM {_LOGGED.format(f"{kind}s")}
             WHERE tenant_id = nexus.tenant_id()
-              AND (t.transaction_id = ANY ($1) OR t.reference <> '' AND t.reference = ANY ($2))
+              AND (x.{kind}_id = ANY ($1) OR x.reference <> '' AND x.reference = ANY ($2))
             """,
             list(ids),
             references,
         )
-        return [transaction_of(row) for row in rows]
 
     async def expired(self, limit: int) -> list[Row]:
         """Pending holds of all tenants whose time is over."""
@@ -301,7 +290,7 @@ class LedgerStore:
 
     async def transaction_page(self, wanted: pb.TransactionFilter, before: str, limit: int) -> list[pb.Transaction]:
         """The latest posted first, those before position `before`."""
-        touches = f"""EXISTS (SELECT FROM legs WHERE tenant_id = nexus.tenant_id() AND position = t.position
+        touches = f"""EXISTS (SELECT FROM legs WHERE tenant_id = nexus.tenant_id() AND position = x.position
                                 AND {_UNDER.format(column="account")})"""
         filters = {
             "position < {}": int(before) if before else None,
@@ -343,12 +332,7 @@ class LedgerStore:
 
     async def log(self, after: int, limit: int) -> list[Row]:
         """Entries in order, those after this position."""
-        return await self._database.fetch(
-            "SELECT position, create_time, actor, idempotency_key, request_hash, change, hash FROM log "
-            "WHERE tenant_id = nexus.tenant_id() AND position > $1 ORDER BY position LIMIT $2",
-            after,
-            limit,
-        )
+        return await self._log.page("", limit, filters={"position > {}": after})
 
     async def all_balances(self) -> dict[tuple[str, str], Balance]:
         rows = await self._database.fetch(f"SELECT {_BALANCE} FROM balances WHERE tenant_id = nexus.tenant_id()")
