@@ -91,11 +91,11 @@ class Table:
         return await self._database.fetch(query, *map(stored, equal.values()))
 
     async def page(
-        self, after: str, limit: int, /, *, filters: Mapping[str, object] | None = None, **equal: object
+        self, after: object, limit: int, /, *, filters: Mapping[str, object] | None = None, **equal: object
     ) -> list[Row]:
         """Rows in the order of the table, from the one after `after` on, "" for the first. What is None counts for
-        nothing. `filters` are conditions that no column's name says, with {} for the value, or several for a tuple:
-        {"create_time >= {}": since}."""
+        nothing. `filters` are conditions that no column's name says, with {} for the value, or as many as a tuple has:
+        {"create_time >= {}": since, "attention <> ''": ()}."""
         wanted = {f"{column} = {{}}": value for column, value in equal.items()} | dict(filters or {})
         if after:
             wanted[f"{self._order or self._key} {'>' if self._order else '<'} {{}}"] = after

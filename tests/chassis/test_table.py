@@ -131,6 +131,8 @@ async def test_a_page_may_be_of_rows_that_fulfil_conditions(roles: Table) -> Non
     assert [row["name"] for row in await roles.page("b", 10, filters=between, version=1)] == ["c"]
     pair = {"(version, name) > ({}, {})": (1, "b")}
     assert [row["name"] for row in await roles.page("", 10, filters=pair, description="")] == ["c", "d"]
+    await roles.update("c", description="said")
+    assert [row["name"] for row in await roles.page("", 10, filters={"description <> ''": ()})] == ["c"]
 
 
 async def test_without_an_order_the_latest_come_first(database: Database, roles: Table) -> None:

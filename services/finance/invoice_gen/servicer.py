@@ -9,7 +9,6 @@ from nexus.finance.invoice_gen.v1 import invoice_gen_pb2 as pb
 from nexus.finance.invoice_gen.v1.faults import (
     InvoiceNotFinalized,
     InvoiceNotFound,
-    RecipientMissing,
     ReferenceTaken,
     SellerUnknown,
     SeriesInUse,
@@ -17,19 +16,17 @@ from nexus.finance.invoice_gen.v1.faults import (
     SeriesPatternTaken,
     TooManySeries,
 )
-from nexus.finance.invoice_gen.v1.invoice_pb2 import Invoice, InvoiceKind, InvoiceState, Series
+from nexus.finance.invoice_gen.v1.invoice_pb2 import InvoiceKind, InvoiceState, Series
 from services.chassis.clock import timestamp
 from services.chassis.context import RequestContext
-from services.chassis.ids import new_id
-from services.chassis.mail import Attachment
 from services.chassis.messages import MessageOf, text_of
 from services.chassis.paging import Pager
 from services.chassis.service import Service
 from services.chassis.table import Row
 from services.finance.invoice_gen import content as rules
 from services.finance.invoice_gen.calculation import calculate
+from services.finance.invoice_gen.documents import Documents
 from services.finance.invoice_gen.invoicing import CREDIT_NOTE, FROM_THE_START, Invoicing, message_of
-from services.finance.invoice_gen.wording import Wording
 
 MOST_SERIES = 50
 _series = MessageOf(Series)
@@ -39,10 +36,10 @@ _verified = MessageOf(pb.VerifySeriesResponse)
 class InvoiceService:
     def __init__(self, service: Service) -> None:
         self._database = service.database
-        self._mailer = service.mailer
         self._pager = Pager(service.sealer)
         self._invoicing = Invoicing(service)
         self._store = self._invoicing.store
+        self._documents = Documents(service)
 
     async def GetSeller(self, request: pb.GetSellerRequest, call: RequestContext) -> pb.GetSellerResponse:
         seller = await self._invoicing.seller()
@@ -84,19 +81,19 @@ class InvoiceService:
 
     async def DraftInvoice(self, request: pb.DraftInvoiceRequest, call: RequestContext) -> pb.DraftInvoiceResponse:
         row = await self._invoicing.draft(request.content)
-        return pb.DraftInvoiceResponse(invoice=await self._message(row))
+        return pb.DraftInvoiceResponse(invoice=await self._documents.message(row))
 
     async def UpdateDraft(self, request: pb.UpdateDraftRequest, call: RequestContext) -> pb.UpdateDraftResponse:
         async with self._database.transaction():
             row = await self._invoicing.update(request.invoice_id, request.content, request.etag)
-        return pb.UpdateDraftResponse(invoice=await self._message(row))
+        return pb.UpdateDraftResponse(invoice=await self._documents.message(row))
 
     async def FinalizeInvoice(
         self, request: pb.FinalizeInvoiceRequest, call: RequestContext
     ) -> pb.FinalizeInvoiceResponse:
         async with self._database.transaction():
             row = await self._invoicing.finalize(request.invoice_id, request.etag)
-        return pb.FinalizeInvoiceResponse(invoice=await self._message(row))
+        return pb.FinalizeInvoiceResponse(invoice=await self._documents.message(row))
 
     async def CreateCreditNote(
         self, request: pb.CreateCreditNoteRequest, call: RequestContext
@@ -106,7 +103,7 @@ class InvoiceService:
             note = await self._invoicing.credit(row, request.lines, request.reason)
             if note is None:
                 raise InvoiceNotFinalized(invoice=row["number"])
-        return pb.CreateCreditNoteResponse(credit_note=await self._message(note))
+        return pb.CreateCreditNoteResponse(credit_note=await self._documents.message(note))
 
     async def VoidInvoice(self, request: pb.VoidInvoiceRequest, call: RequestContext) -> pb.VoidInvoiceResponse:
         async with self._database.transaction():
@@ -116,19 +113,18 @@ class InvoiceService:
             elif row["state"] == "FINALIZED":
                 note = await self._invoicing.credit(row, (), request.reason)
             row = await self._store.documents.require(request.invoice_id)
-        return pb.VoidInvoiceResponse(
-            invoice=await self._message(row), credit_note=await self._message(note) if note else None
-        )
+        credit_note = await self._documents.message(note) if note else None
+        return pb.VoidInvoiceResponse(invoice=await self._documents.message(row), credit_note=credit_note)
 
     async def RecordPayment(self, request: pb.RecordPaymentRequest, call: RequestContext) -> pb.RecordPaymentResponse:
         async with self._database.transaction():
             row = await self._store.lock(request.invoice_id)
             row = await self._invoicing.settle(row, request.payment_reference, request.amount)
-        return pb.RecordPaymentResponse(invoice=await self._message(row))
+        return pb.RecordPaymentResponse(invoice=await self._documents.message(row))
 
     async def GetInvoice(self, request: pb.GetInvoiceRequest, call: RequestContext) -> pb.GetInvoiceResponse:
         row = await self._store.documents.require(request.invoice_id)
-        return pb.GetInvoiceResponse(invoice=await self._message(row))
+        return pb.GetInvoiceResponse(invoice=await self._documents.message(row))
 
     async def ListInvoices(self, request: pb.ListInvoicesRequest, call: RequestContext) -> pb.ListInvoicesResponse:
         fetch = partial(
@@ -151,23 +147,15 @@ class InvoiceService:
 
     async def RenderPdf(self, request: pb.RenderPdfRequest, call: RequestContext) -> HttpBody:
         row = await self._store.documents.require(request.invoice_id)
-        return HttpBody(content_type="application/pdf", data=await self._pdf(row, request.locale))
+        return HttpBody(content_type="application/pdf", data=await self._documents.pdf(row, request.locale))
 
     async def RenderXml(self, request: pb.RenderXmlRequest, call: RequestContext) -> HttpBody:
-        invoice = await self._message(await self._require_final(request.invoice_id))
-        return HttpBody(content_type="application/xml", data=await asyncio.to_thread(_xml_of, invoice))
+        row = await self._require_final(request.invoice_id)
+        return HttpBody(content_type="application/xml", data=await self._documents.xml(row))
 
     async def SendInvoice(self, request: pb.SendInvoiceRequest, call: RequestContext) -> pb.SendInvoiceResponse:
         row = await self._require_final(request.invoice_id)
-        invoice = await self._message(row)
-        customer = invoice.content.customer
-        if not (request.email or customer.email):
-            raise RecipientMissing()
-        subject, body = Wording.of(invoice).mail(invoice)
-        pdf = Attachment(f"{invoice.number.replace('/', '-')}.pdf", "application/pdf", await self._pdf(row, ""))
-        async with self._database.transaction():
-            sending = await self._store.sendings.insert(sending_id=new_id(), invoice_id=request.invoice_id)
-            await self._mailer.send(request.email or customer.email, subject, request.message or body, [pdf])
+        sending = await self._documents.send(row, request.email, request.message)
         return pb.SendInvoiceResponse(send_time=timestamp(sending["send_time"]))
 
     async def ListMyInvoices(
@@ -181,7 +169,7 @@ class InvoiceService:
         row = await self._store.documents.require(request.invoice_id)
         if row["customer_id"] != call.user.user_id or row["state"] != "FINALIZED":
             raise InvoiceNotFound(invoice=request.invoice_id)
-        return HttpBody(content_type="application/pdf", data=await self._pdf(row, request.locale))
+        return HttpBody(content_type="application/pdf", data=await self._documents.pdf(row, request.locale))
 
     async def _require_final(self, invoice_id: str) -> Row:
         row = await self._store.documents.require(invoice_id)
@@ -193,28 +181,6 @@ class InvoiceService:
         """By name, those included that a tenant has from the start."""
         rows = [*FROM_THE_START.values(), *await self._store.series.all()]
         return dict(sorted((row["series"], _series(row)) for row in rows))
-
-    async def _message(self, row: Row) -> Invoice:
-        """With its seller, or else the present one, and the logo that belongs on it."""
-        invoice, seller = message_of(row), await self._invoicing.seller(row)
-        if seller is not None:
-            invoice.seller.CopyFrom(seller)
-        return invoice
-
-    async def _pdf(self, row: Row, locale: str) -> bytes:
-        """Kept once it has been made of a finalized document. Raises SellerUnknown."""
-        name, is_final = {"invoice_id": row["invoice_id"], "locale": locale}, row["state"] == "FINALIZED"
-        kept = await self._store.pdfs.find(**name) if is_final else None
-        if kept is None:
-            invoice = await self._message(row)
-            if not invoice.HasField("seller"):
-                raise SellerUnknown()
-            pdf = await asyncio.to_thread(_render, invoice, locale)
-            if not is_final:
-                return pdf
-            kept = await self._store.pdfs.insert_new(**name, pdf=pdf) or await self._store.pdfs.find(**name)
-            assert kept is not None, "somebody has just kept it"
-        return bytes(kept["pdf"])
 
 
 class IssuingService:
@@ -266,18 +232,3 @@ class IssuingService:
 def _source(call: RequestContext) -> str:
     assert call.caller is not None, "only services call this"
     return call.caller
-
-
-# What writes documents takes a second to load and 60 MB, so it is loaded when the first is asked for, off the loop.
-
-
-def _render(invoice: Invoice, locale: str) -> bytes:
-    from services.finance.invoice_gen.layout import render
-
-    return render(invoice, locale)
-
-
-def _xml_of(invoice: Invoice) -> bytes:
-    from services.finance.invoice_gen.einvoice import xml_of
-
-    return xml_of(invoice, Wording.of(invoice))
