@@ -185,6 +185,7 @@ class Letter(FPDF):
         self.ln(2)
 
     def _table(self) -> None:
+        self._room(20)
         self._table_head()
         self.in_table = True
         for at, line in enumerate(self.content.lines):
@@ -251,6 +252,7 @@ class Letter(FPDF):
         if content.prepaid:
             self._sum(wording["total"], wording.money(totals.total), bold=True)
             self._sum(wording["prepaid"], wording.money(-content.prepaid))
+        self._room(12)
         self.ln(1)
         self._rule(self.y, self.colour, 0.5, SUMS)
         self.ln(1.9)

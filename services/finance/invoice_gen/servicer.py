@@ -2,7 +2,6 @@
 
 import asyncio
 from functools import partial
-from typing import Any
 
 from google.api.httpbody_pb2 import HttpBody
 
@@ -17,7 +16,7 @@ from nexus.finance.invoice_gen.v1.faults import (
     SeriesPatternTaken,
     TooManySeries,
 )
-from nexus.finance.invoice_gen.v1.invoice_pb2 import Invoice, InvoiceKind, InvoiceState, Series
+from nexus.finance.invoice_gen.v1.invoice_pb2 import InvoiceKind, InvoiceState, Series
 from services.chassis.clock import timestamp
 from services.chassis.context import RequestContext
 from services.chassis.messages import MessageOf, text_of
@@ -128,20 +127,23 @@ class InvoiceService:
         return pb.GetInvoiceResponse(invoice=await self._documents.message(row))
 
     async def ListInvoices(self, request: pb.ListInvoicesRequest, call: RequestContext) -> pb.ListInvoicesResponse:
-        filters = {
-            "CASE WHEN void THEN 'VOID' ELSE state END = {}": text_of(InvoiceState, request.state) or None,
-            "kind = {}": text_of(InvoiceKind, request.kind) or None,
-            "customer_id = {}": request.customer_id or None,
-            "series = {}": request.series or None,
-            "starts_with(number, {})": request.number_prefix or None,
-            "reference = {}": request.reference or None,
-            "issue_date >= {}": rules.as_date(request.issued_from),
-            "issue_date <= {}": rules.as_date(request.issued_to),
-            "b.total - b.credited - b.paid > 0 AND b.due_date <= {}": rules.as_date(request.due_by),
-            "credited_invoice_id = {}": request.credited_invoice_id or None,
-        }
-        invoices, token = await self._page(request, call, filters)
-        return pb.ListInvoicesResponse(invoices=invoices, next_page_token=token)
+        fetch = partial(
+            self._store.documents.page,
+            kind=text_of(InvoiceKind, request.kind) or None,
+            customer_id=request.customer_id or None,
+            series=request.series or None,
+            reference=request.reference or None,
+            credited_invoice_id=request.credited_invoice_id or None,
+            filters={
+                "CASE WHEN void THEN 'VOID' ELSE state END = {}": text_of(InvoiceState, request.state) or None,
+                "starts_with(number, {})": request.number_prefix or None,
+                "issue_date >= {}": rules.as_date(request.issued_from),
+                "issue_date <= {}": rules.as_date(request.issued_to),
+                "b.total - b.credited - b.paid > 0 AND b.due_date <= {}": rules.as_date(request.due_by),
+            },
+        )
+        rows, token = await self._pager.page(request, call, fetch, by="invoice_id")
+        return pb.ListInvoicesResponse(invoices=map(message_of, rows), next_page_token=token)
 
     async def RenderPdf(self, request: pb.RenderPdfRequest, call: RequestContext) -> HttpBody:
         row = await self._store.documents.require(request.invoice_id)
@@ -159,9 +161,9 @@ class InvoiceService:
     async def ListMyInvoices(
         self, request: pb.ListMyInvoicesRequest, call: RequestContext
     ) -> pb.ListMyInvoicesResponse:
-        filters = {"customer_id = {}": call.user.user_id, "state = {}": "FINALIZED"}
-        invoices, token = await self._page(request, call, filters)
-        return pb.ListMyInvoicesResponse(invoices=invoices, next_page_token=token)
+        mine = partial(self._store.documents.page, customer_id=call.user.user_id, state="FINALIZED")
+        rows, token = await self._pager.page(request, call, mine, by="invoice_id")
+        return pb.ListMyInvoicesResponse(invoices=map(message_of, rows), next_page_token=token)
 
     async def RenderMyPdf(self, request: pb.RenderMyPdfRequest, call: RequestContext) -> HttpBody:
         row = await self._store.documents.require(request.invoice_id)
@@ -179,11 +181,6 @@ class InvoiceService:
         """By name, those included that a tenant has from the start."""
         rows = [*FROM_THE_START.values(), *await self._store.series.all()]
         return dict(sorted((row["series"], _series(row)) for row in rows))
-
-    async def _page(self, request: Any, call: RequestContext, filters: dict[str, Any]) -> tuple[list[Invoice], str]:
-        fetch = partial(self._store.documents.page, filters=filters)
-        rows, token = await self._pager.page(request, call, fetch, by="invoice_id")
-        return [message_of(row) for row in rows], token
 
 
 class IssuingService:

@@ -31,7 +31,7 @@ from nexus.finance.ledger_mgr.v1.faults import (
 from nexus.type.v1.faults import IdempotencyKeyReused, InvalidRequest
 from nexus.type.v1.money_pb2 import Money
 from services.chassis.ids import new_id
-from services.chassis.messages import text_of
+from services.chassis.messages import text_of, values_of
 from services.finance.ledger_mgr.books import (
     HOLD,
     TRANSACTION,
@@ -123,15 +123,8 @@ class OpenAccounts(Operation):
             if there.type != wanted.type:
                 raise AccountDiffers(account=wanted.name, field="type")
             return there  # what the tenant has set since, its overdraft too, is the tenant's
-        account = pb.Account(
-            name=wanted.name,
-            type=wanted.type,
-            state=pb.ACCOUNT_STATE_OPEN,
-            allow_overdraft=wanted.allow_overdraft,
-            overdraft_limit=wanted.overdraft_limit,
-            metadata=wanted.metadata,
-            create_time=books.now,
-        )
+        said = values_of(wanted, "name", "type", "allow_overdraft", "overdraft_limit", "metadata")
+        account = pb.Account(**said, state=pb.ACCOUNT_STATE_OPEN, create_time=books.now)
         return _record_account(books, account, self.cause)
 
 
@@ -199,11 +192,8 @@ class Post(Operation):
             self._allow(leg.account)
             books.open_account(leg.account)
         transaction = pb.Transaction(
+            **values_of(wanted, "legs", "reference", "description", "metadata"),
             kind=pb.TRANSACTION_KIND_POSTING,
-            legs=wanted.legs,
-            reference=wanted.reference,
-            description=wanted.description,
-            metadata=wanted.metadata,
             effective_time=_effective(wanted, books.now),
         )
         return self._record_transaction(books, transaction)
@@ -226,14 +216,9 @@ class PlaceHold(Operation):
             raise EffectiveTimeInvalid()
         books.require_free(HOLD, request.reference)
         hold = pb.Hold(
+            **values_of(request, "debit_account", "credit_account", "amount", "reference", "description", "metadata"),
             hold_id=new_id(),
             state=pb.HOLD_STATE_PENDING,
-            debit_account=request.debit_account,
-            credit_account=request.credit_account,
-            amount=request.amount,
-            reference=request.reference,
-            description=request.description,
-            metadata=request.metadata,
             create_time=books.now,
             expire_time=request.expire_time if request.HasField("expire_time") else None,
         )
@@ -263,9 +248,7 @@ class CaptureHold(Operation):
                 _leg(hold.debit_account, pb.SIDE_DEBIT, amount, currency),
                 _leg(hold.credit_account, pb.SIDE_CREDIT, amount, currency),
             ],
-            reference=request.reference,
-            description=request.description,
-            metadata=request.metadata,
+            **values_of(request, "reference", "description", "metadata"),
             effective_time=_effective(request, books.now),
             hold_id=hold.hold_id,
         )
@@ -319,8 +302,7 @@ class Revert(Operation):
         transaction = pb.Transaction(
             kind=pb.TRANSACTION_KIND_REVERSAL,
             legs=[pb.Leg(account=leg.account, side=opposite[leg.side], amount=leg.amount) for leg in original.legs],
-            reference=request.reference,
-            description=request.description,
+            **values_of(request, "reference", "description"),
             metadata=original.metadata,
             effective_time=original.effective_time if request.at_effective_time else books.now,
             reverts=request.transaction_id,
@@ -363,8 +345,7 @@ class Settle(Operation):
         transaction = pb.Transaction(
             kind=pb.TRANSACTION_KIND_SETTLEMENT,
             legs=legs,
-            reference=request.reference,
-            description=request.description,
+            **values_of(request, "reference", "description"),
             effective_time=books.now,
             platform_basis_points=due,
         )

@@ -1,7 +1,7 @@
 """The SQL of ledger-mgr."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -15,8 +15,8 @@ from nexus.finance.ledger_mgr.v1.events_pb2 import Change
 from nexus.finance.ledger_mgr.v1.ledger_pb2 import ListEntriesRequest
 from services.chassis.clock import moment, now, timestamp
 from services.chassis.database import Database
-from services.chassis.messages import MessageOf, moment_in
-from services.chassis.table import Row
+from services.chassis.messages import MessageOf, moment_in, values_of
+from services.chassis.table import Row, Table
 from services.finance.ledger_mgr import chain
 from services.finance.ledger_mgr.books import HOLD, TRANSACTION, Balance, Books, Needs
 
@@ -40,8 +40,6 @@ SELECT {_ACCOUNT}, {_BALANCE} FROM unnest($1::text[]) AS wanted (wanted_name), L
 LEFT JOIN LATERAL (
     SELECT {_BALANCE} FROM balances WHERE tenant_id = nexus.tenant_id() AND account = name OFFSET 0) AS b ON true
 """
-_HOLD = "h.hold_id, h.state, h.captured, h.resolve_time, l.change"
-_TRANSACTION = "t.transaction_id, t.position, t.reverted_by, l.change"
 _WRITE = """
 WITH logged AS (
     INSERT INTO log (create_time, position, actor, idempotency_key, request_hash, change, hash)
@@ -65,12 +63,6 @@ WITH logged AS (
 UPDATE ledgers SET position = $29, hash = $30, update_time = $1::timestamptz, agreed_basis_points = $31
 WHERE tenant_id = nexus.tenant_id()
 """
-_WRITE_ACCOUNTS = """
-INSERT INTO accounts (name, type, state, allow_overdraft, overdraft_limit, metadata, create_time, changed_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
-ON CONFLICT (tenant_id, name) DO UPDATE SET state = excluded.state, allow_overdraft = excluded.allow_overdraft,
-    overdraft_limit = excluded.overdraft_limit, metadata = excluded.metadata, changed_at = excluded.changed_at
-"""
 _WRITE_HOLDS = """
 INSERT INTO holds (hold_id, position, state, debit_account, credit_account, currency, amount, captured, reference,
                    expire_time, resolve_time)
@@ -79,7 +71,8 @@ ON CONFLICT (tenant_id, hold_id) DO UPDATE SET state = excluded.state, captured 
     resolve_time = excluded.resolve_time
 """
 account_of = MessageOf(pb.Account, etag="changed_at")
-_UNDER = "({column} = {name} OR ({column} > {name} || ':' AND {column} < {name} || ';'))"
+_LOGGED, _WITH_CHANGE = "{} AS x JOIN log l USING (tenant_id, position)", "x.*, l.change"
+_UNDER = "({column} = {{}} OR ({column} > {{}} || ':' AND {column} < {{}} || ';'))"
 """The names below one: ';' comes right after ':'."""
 
 
@@ -91,6 +84,12 @@ class LedgerStore:
         self._database = database
         self._default_basis_points = default_basis_points
         self._basis_points = basis_points
+        self._accounts = Table(database, "accounts", key="name", order="name", columns=_ACCOUNT)
+        self._log = Table(database, "log", key="position", order="position")
+        self._holds = Table(database, _LOGGED.format("holds"), key="hold_id", columns=_WITH_CHANGE)
+        self._transactions = Table(database, _LOGGED.format("transactions"), key="position", columns=_WITH_CHANGE)
+        legs_order = "position DESC, leg DESC"
+        self._legs = Table(database, _LOGGED.format("legs"), key="leg", order=legs_order, columns=_WITH_CHANGE)
 
     async def head(self) -> Row | None:
         """None for a tenant that has never posted."""
@@ -192,7 +191,10 @@ class LedgerStore:
 
     async def _write_rare(self, books: Books) -> None:
         if accounts := books.changed(books.accounts).values():
-            await self._database.executemany(_WRITE_ACCOUNTS, [_account_row(account) for account in accounts])
+            same = ("name", "type", "state", "allow_overdraft", "overdraft_limit", "metadata", "create_time")
+            await self._accounts.put_all(
+                {**values_of(account, *same), "changed_at": int(account.etag)} for account in accounts
+            )
         if holds := books.changed(books.holds).values():
             placed = {entry.change.hold_placed.hold.hold_id: entry.position for entry in books.entries}
             await self._database.executemany(
@@ -212,31 +214,22 @@ class LedgerStore:
         )
         return plan_id
 
-    async def holds(self, ids: "Sequence[str] | set[str]" = (), references: Sequence[str] = ()) -> list[pb.Hold]:
-        rows = await self._database.fetch(
-            f"""
-            SELECT {_HOLD} FROM holds h JOIN log l USING (tenant_id, position)
-            WHERE tenant_id = nexus.tenant_id()
-              AND (h.hold_id = ANY ($1) OR h.reference <> '' AND h.reference = ANY ($2))
-            """,
-            list(ids),
-            references,
-        )
-        return [hold_of(row) for row in rows]
+    async def holds(self, ids: Iterable[str] = (), references: Sequence[str] = ()) -> list[pb.Hold]:
+        return [hold_of(row) for row in await self._named(HOLD, ids, references)]
 
-    async def transactions(
-        self, ids: "Sequence[str] | set[str]" = (), references: Sequence[str] = ()
-    ) -> list[pb.Transaction]:
-        rows = await self._database.fetch(
+    async def transactions(self, ids: Iterable[str] = (), references: Sequence[str] = ()) -> list[pb.Transaction]:
+        return [transaction_of(row) for row in await self._named(TRANSACTION, ids, references)]
+
+    async def _named(self, kind: str, ids: Iterable[str], references: Sequence[str]) -> list[Row]:
+        return await self._database.fetch(
             f"""
-            SELECT {_TRANSACTION} FROM transactions t JOIN log l USING (tenant_id, position)
+            SELECT {_WITH_CHANGE} FROM {_LOGGED.format(f"{kind}s")}
             WHERE tenant_id = nexus.tenant_id()
-              AND (t.transaction_id = ANY ($1) OR t.reference <> '' AND t.reference = ANY ($2))
+              AND (x.{kind}_id = ANY ($1) OR x.reference <> '' AND x.reference = ANY ($2))
             """,
             list(ids),
             references,
         )
-        return [transaction_of(row) for row in rows]
 
     async def expired(self, limit: int) -> list[Row]:
         """Pending holds of all tenants whose time is over."""
@@ -251,29 +244,19 @@ class LedgerStore:
             )
 
     async def accounts(self, names: Sequence[str]) -> dict[str, pb.Account]:
-        rows = await self._database.fetch(f"SELECT {_ACCOUNT} FROM accounts WHERE name = ANY ($1)", names)
-        return {row["name"]: account_of(row) for row in rows}
+        return {name: account_of(row) for name, row in (await self._accounts.get_all(names)).items()}
 
     async def account_page(self, wanted: ListAccountsRequest, after: str, limit: int) -> list[pb.Account]:
         """By name, those after `after`."""
-        rows = await self._database.fetch(
-            f"""
-            SELECT {_ACCOUNT} FROM accounts
-            WHERE tenant_id = nexus.tenant_id() AND name > $1
-              AND ($2 = '' OR {_UNDER.format(column="name", name="$2")})
-              AND ($3 = 0 OR type = $3) AND ($4 = 0 OR state = $4)
-              AND ($5 = '' OR CASE $6 WHEN '' THEN metadata ? $5 ELSE metadata ->> $5 = $6 END)
-            ORDER BY name LIMIT $7
-            """,
-            after,
-            wanted.under,
-            wanted.type,
-            wanted.state,
-            wanted.metadata_key,
-            wanted.metadata_value,
-            limit,
-        )
-        return [account_of(row) for row in rows]
+        key, value = wanted.metadata_key, wanted.metadata_value
+        filters = {
+            _UNDER.format(column="name"): (wanted.under,) * 3 if wanted.under else None,
+            "type = {}": wanted.type or None,
+            "state = {}": wanted.state or None,
+            "metadata ? {}": key if key and not value else None,
+            "metadata ->> {} = {}": (key, value) if key and value else None,
+        }
+        return [account_of(row) for row in await self._accounts.page(after, limit, filters=filters)]
 
     async def balances(self, names: Sequence[str], currency: str) -> list[Row]:
         return await self._database.fetch(
@@ -307,67 +290,39 @@ class LedgerStore:
 
     async def transaction_page(self, wanted: pb.TransactionFilter, before: str, limit: int) -> list[pb.Transaction]:
         """The latest posted first, those before position `before`."""
-        rows = await self._database.fetch(
-            f"""
-            SELECT {_TRANSACTION} FROM transactions t JOIN log l USING (tenant_id, position)
-            WHERE tenant_id = nexus.tenant_id() AND ($1::bigint IS NULL OR t.position < $1)
-              AND ($2 = '' OR EXISTS (SELECT FROM legs WHERE tenant_id = nexus.tenant_id() AND position = t.position
-                                      AND {_UNDER.format(column="account", name="$2")}))
-              AND ($3 = '' OR t.reference = $3) AND ($4 = 0 OR t.kind = $4)
-              AND ($5::jsonb = '{{}}' OR t.metadata @> $5)
-              AND ($6::timestamptz IS NULL OR t.effective_time >= $6)
-              AND ($7::timestamptz IS NULL OR t.effective_time < $7)
-            ORDER BY t.position DESC LIMIT $8
-            """,
-            int(before) if before else None,
-            wanted.account,
-            wanted.reference,
-            wanted.kind,
-            to_json(wanted.metadata),
-            moment_in(wanted, "from_time"),
-            moment_in(wanted, "to_time"),
-            limit,
-        )
-        return [transaction_of(row) for row in rows]
+        touches = f"""EXISTS (SELECT FROM legs WHERE tenant_id = nexus.tenant_id() AND position = x.position
+                                AND {_UNDER.format(column="account")})"""
+        filters = {
+            "position < {}": int(before) if before else None,
+            touches: (wanted.account,) * 3 if wanted.account else None,
+            "reference = {}": wanted.reference or None,
+            "kind = {}": wanted.kind or None,
+            "metadata @> {}": dict(wanted.metadata) or None,
+            "effective_time >= {}": moment_in(wanted, "from_time"),
+            "effective_time < {}": moment_in(wanted, "to_time"),
+        }
+        return [transaction_of(row) for row in await self._transactions.page("", limit, filters=filters)]
 
     async def entry_page(
         self, wanted: ListEntriesRequest | ListAccountEntriesRequest, before: str, limit: int
     ) -> list[Row]:
         """The latest posted first, those before `before`: "position.leg"."""
-        position, _, leg = before.partition(".")
-        return await self._database.fetch(
-            """
-            SELECT e.*, l.change FROM legs e JOIN log l USING (tenant_id, position)
-            WHERE tenant_id = nexus.tenant_id() AND e.account = $1 AND ($2 = '' OR e.currency = $2)
-              AND ($3::timestamptz IS NULL OR e.effective_time >= $3)
-              AND ($4::timestamptz IS NULL OR e.effective_time < $4)
-              AND ($5::bigint IS NULL OR (e.position, e.leg) < ($5, $6::smallint))
-            ORDER BY e.position DESC, e.leg DESC LIMIT $7
-            """,
-            wanted.account,
-            wanted.currency,
-            moment_in(wanted, "from_time"),
-            moment_in(wanted, "to_time"),
-            int(position) if before else None,
-            int(leg) if before else None,
-            limit,
-        )
+        filters = {
+            "account = {}": wanted.account,
+            "currency = {}": wanted.currency or None,
+            "effective_time >= {}": moment_in(wanted, "from_time"),
+            "effective_time < {}": moment_in(wanted, "to_time"),
+            "(position, leg) < ({}, {})": tuple(map(int, before.split("."))) if before else None,
+        }
+        return await self._legs.page("", limit, filters=filters)
 
     async def hold_page(self, wanted: ListHoldsRequest, before: str, limit: int) -> list[pb.Hold]:
         """The latest first, those before the hold `before`."""
-        rows = await self._database.fetch(
-            f"""
-            SELECT {_HOLD} FROM holds h JOIN log l USING (tenant_id, position)
-            WHERE tenant_id = nexus.tenant_id() AND ($1::uuid IS NULL OR h.hold_id < $1)
-              AND ($2 = '' OR h.debit_account = $2 OR h.credit_account = $2) AND ($3 = 0 OR h.state = $3)
-            ORDER BY h.hold_id DESC LIMIT $4
-            """,
-            before or None,
-            wanted.account,
-            wanted.state,
-            limit,
-        )
-        return [hold_of(row) for row in rows]
+        filters = {
+            "(debit_account = {} OR credit_account = {})": (wanted.account,) * 2 if wanted.account else None,
+            "state = {}": wanted.state or None,
+        }
+        return [hold_of(row) for row in await self._holds.page(before, limit, filters=filters)]
 
     async def totals(self) -> list[Row]:
         return await self._database.fetch(
@@ -377,12 +332,7 @@ class LedgerStore:
 
     async def log(self, after: int, limit: int) -> list[Row]:
         """Entries in order, those after this position."""
-        return await self._database.fetch(
-            "SELECT position, create_time, actor, idempotency_key, request_hash, change, hash FROM log "
-            "WHERE tenant_id = nexus.tenant_id() AND position > $1 ORDER BY position LIMIT $2",
-            after,
-            limit,
-        )
+        return await self._log.page("", limit, filters={"position > {}": after})
 
     async def all_balances(self) -> dict[tuple[str, str], Balance]:
         rows = await self._database.fetch(f"SELECT {_BALANCE} FROM balances WHERE tenant_id = nexus.tenant_id()")
@@ -417,19 +367,6 @@ def _transaction_row(transaction: pb.Transaction) -> tuple[Any, ...]:
         to_json(transaction.metadata),
         moment(transaction.effective_time),
         transaction.reverted_by or None,
-    )
-
-
-def _account_row(account: pb.Account) -> tuple[Any, ...]:
-    return (
-        account.name,
-        account.type,
-        account.state,
-        account.allow_overdraft,
-        account.overdraft_limit,
-        to_json(account.metadata),
-        moment(account.create_time),
-        int(account.etag),
     )
 
 

@@ -64,16 +64,15 @@ class Planner:
         read = Reader(problem.start_time).problem(problem)
         require_no_own_skills(read.tasks, read.vehicles)
         effort = DEFAULT_EFFORT if effort is None else effort
-        question = problem.SerializeToString(deterministic=True)
         if late or read.stops > self._config.inline_stops:
-            return await self.store.put(solution_id, problem=question, seed=seed, effort=effort)
+            return await self.store.put(solution_id, problem, seed=seed, effort=effort)
         plan, source = await self._solved(read, seed, effort)
         return await self.store.put(
             solution_id,
-            problem=question,
+            problem,
             seed=seed,
             effort=effort,
-            plan=Writer(problem.start_time, read.points).plan(plan).SerializeToString(),
+            plan=Writer(problem.start_time, read.points).plan(plan),
             travel_source=source,
         )
 
@@ -98,10 +97,10 @@ class Planner:
                     raise InsertionImpossible(task_id=task.task_id, why=one.reason.lower().replace("_", " "))
             known = await self.store.put(
                 solution_id,
-                problem=message.SerializeToString(deterministic=True),
+                message,
                 seed=parent["seed"],
                 effort=parent["effort"],
-                plan=writer.plan(new).SerializeToString(),
+                plan=writer.plan(new),
                 history=parent["history"],
                 travel_source=source,
                 parent_id=parent["solution_id"],
@@ -118,17 +117,17 @@ class Planner:
         known = await self.store.solutions.get(solution_id)
         if known is not None:
             return known
+        # Of those that left in an earlier round, nobody need say where they have come since.
+        progress = dict.fromkeys(history, Progress(1))
+        progress |= {one.vehicle_id: _progress(one, history, reader) for one in request.progress}
         change = Change(
             now=max(0, reader.second(request.now)),
-            progress={one.vehicle_id: _progress(one, history, reader) for one in request.progress},
+            progress=progress,
             added=tuple(added),
             removed_tasks=frozenset(request.removed_task_ids),
             removed_vehicles=frozenset(request.removed_vehicle_ids),
         )
         problem = replace(problem, points=tuple(reader.points))
-        for vehicle_id in history.keys() - change.progress.keys():
-            # It left in an earlier round; where it has come since, nobody has said.
-            change = replace(change, progress={**change.progress, vehicle_id: Progress(1)})
         left = reoptimization.remaining(problem, plan, change)
         effort = request.effort if request.HasField("effort") else DEFAULT_EFFORT
         message = Writer(question.start_time, left.points).problem(left)
@@ -137,10 +136,10 @@ class Planner:
         done = {one.vehicle_id: one.steps_done for one in request.progress}
         return await self.store.put(
             solution_id,
-            problem=message.SerializeToString(deterministic=True),
+            message,
             seed=request.seed,
             effort=effort,
-            plan=Writer(question.start_time, left.points).plan(new).SerializeToString(),
+            plan=Writer(question.start_time, left.points).plan(new),
             history=_history(parent, done).SerializeToString(),
             travel_source=source,
             parent_id=parent["solution_id"],

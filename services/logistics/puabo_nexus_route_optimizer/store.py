@@ -3,6 +3,8 @@
 from datetime import timedelta
 from typing import Any
 
+from google.protobuf.message import Message
+
 from nexus.logistics.puabo_nexus_route_optimizer.v1.faults import SolutionNotFound
 from services.chassis.clock import now
 from services.chassis.database import Database
@@ -28,18 +30,23 @@ class SolutionStore:
         """Without problems and plans; the latest first."""
         self._running = Table(database, "solutions", key="solution_id", columns="solution_id")
 
-    async def put(self, solution_id: str, *, effort: int, plan: bytes | None = None, **values: Any) -> Row:
+    async def put(
+        self, solution_id: str, problem: Message, *, effort: int, plan: Message | None = None, **values: Any
+    ) -> Row:
         """A solution with its plan, or one that waits for it. Of two that come at once, and of one that is there, the
         first stays, unless it has failed or was cancelled."""
         begun: dict[str, Any] = {
             "position": new_id(),
             "state": "DONE" if plan is not None else "QUEUED",
-            "plan": plan,
+            "plan": plan.SerializeToString(deterministic=True) if plan is not None else None,
             "rounds_done": 1 if plan is not None else 0,
             "finish_time": now() if plan is not None else None,
         }
         rounds = 1 if plan is not None else effort + 1
-        row = await self.solutions.insert_new(solution_id=solution_id, effort=effort, rounds=rounds, **begun, **values)
+        question = problem.SerializeToString(deterministic=True)
+        row = await self.solutions.insert_new(
+            solution_id=solution_id, problem=question, effort=effort, rounds=rounds, **begun, **values
+        )
         if row is None:
             row = await self.solutions.require(solution_id)
             if row["state"] in ("FAILED", "CANCELLED"):
