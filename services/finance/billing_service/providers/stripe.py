@@ -163,7 +163,7 @@ class StripeProvider:
         """The customer's browser has confirmed the intent with `client_token`; only the outcome is left to see."""
         seen = await self.look_at(payment)
         if seen.state == "FAILED":  # the browser could try another card otherwise, after we have said that it failed
-            await self._change(payment, self._api.payment_intents.cancel_async(payment, {}, _once(key)))
+            await self.void(payment, key)
         return seen
 
     async def look_at(self, payment: str) -> Snapshot:
@@ -204,9 +204,7 @@ class StripeProvider:
     async def _given_up(self, decline: "_Declined", key: str) -> Snapshot:
         """A declined intent is cancelled, so that nobody confirms it with another card later."""
         if decline.intent:
-            await self._change(
-                decline.intent, self._api.payment_intents.cancel_async(decline.intent, {}, _once(f"{key}/x"))
-            )
+            await self.void(decline.intent, f"{key}/x")
         return Snapshot(
             decline.intent, "FAILED", failure=_FAILURES.get(decline.why, "CARD_DECLINED"), failure_reason=decline.why
         )

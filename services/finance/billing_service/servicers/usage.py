@@ -14,12 +14,6 @@ from services.finance.billing_service.servicers.common import customer_of
 from services.finance.billing_service.store import Store
 
 _MOST_SUMS = 10_000
-_WINDOWS = {
-    pb.USAGE_WINDOW_UNSPECIFIED: "",
-    pb.USAGE_WINDOW_HOUR: "hour",
-    pb.USAGE_WINDOW_DAY: "day",
-    pb.USAGE_WINDOW_MONTH: "month",
-}
 _meter = MessageOf(pb.Meter)
 _sum = MessageOf(pb.UsageSum, start_time="start", end_time="end", group="group_value")
 
@@ -58,7 +52,13 @@ class UsageService:
         usage.require_period(start, end)
         meter = await self._store.meters.require(request.meter_key)
         rows = await self._store.sums(
-            meter, customer_id, start, end, _WINDOWS[request.window], request.group_by, _MOST_SUMS
+            meter,
+            customer_id,
+            start,
+            end,
+            text_of(pb.UsageWindow, request.window).lower(),
+            request.group_by,
+            _MOST_SUMS,
         )
         return pb.QueryUsageResponse(sums=map(_sum, rows))
 
