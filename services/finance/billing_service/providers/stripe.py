@@ -53,13 +53,12 @@ _STATES: dict[str, State] = {
 _DISPUTES: dict[str, DisputeState] = {
     "warning_needs_response": "NEEDS_ANSWER",
     "needs_response": "NEEDS_ANSWER",
-    "warning_under_review": "UNDER_REVIEW",
-    "under_review": "UNDER_REVIEW",
     "won": "WON",
     "warning_closed": "WON",
     "prevented": "WON",
     "lost": "LOST",
 }
+"""Those of all other statuses are under review."""
 # Nothing is known of a request that failed so: it may have been carried out, now or the time before.
 _UNKNOWN = (
     stripe.APIConnectionError,

@@ -51,15 +51,8 @@ class UsageService:
         start, end = moment(request.start_time), moment(request.end_time)
         usage.require_period(start, end)
         meter = await self._store.meters.require(request.meter_key)
-        rows = await self._store.sums(
-            meter,
-            customer_id,
-            start,
-            end,
-            text_of(pb.UsageWindow, request.window).lower(),
-            request.group_by,
-            _MOST_SUMS,
-        )
+        window = text_of(pb.UsageWindow, request.window).lower()
+        rows = await self._store.sums(meter, customer_id, start, end, window, request.group_by, _MOST_SUMS)
         return pb.QueryUsageResponse(sums=map(_sum, rows))
 
     async def _ingest(self, events: Sequence[pb.UsageEvent]) -> int:
