@@ -1,11 +1,10 @@
 """The tenant's accounts at payment providers, and the providers themselves."""
 
-import hashlib
-from collections import OrderedDict
+from functools import lru_cache
 
 from google.protobuf.message import Message
 
-from nexus.finance.billing_service.v1.customers_pb2 import PaypalAccount, SandboxAccount, StripeAccount
+from nexus.finance.billing_service.v1.customers_pb2 import PaypalAccount, StripeAccount
 from nexus.finance.billing_service.v1.faults import ProviderNotConfigured, ProviderRefusedAccount
 from services.chassis.context import current_tenant
 from services.chassis.service import Service
@@ -28,21 +27,14 @@ class Accounts:
         self._sealer = service.sealer
         self._store = store
         self._sandbox = SandboxProvider(service.database, self._config.sandbox_hang_seconds)
-        self._made: OrderedDict[tuple[str, bytes], Provider] = OrderedDict()
+        self._made = lru_cache(maxsize=_REMEMBER)(self._make)
 
     async def provider(self, name: str) -> Provider:
         """To go on with what has begun. Raises ProviderNotConfigured. The sandbox needs no account."""
         if name == "SANDBOX":
             return self._sandbox
         row = await self._store.accounts.require(name)
-        account = self._sealer.open(row["account_sealed"], ACCOUNTS.purpose_of(current_tenant(), name))
-        known = (f"{current_tenant()} {name}", hashlib.sha256(account).digest())
-        if known not in self._made:
-            self._made[known] = self._make(name, account)
-            while len(self._made) > _REMEMBER:
-                self._made.popitem(last=False)
-        self._made.move_to_end(known)
-        return self._made[known]
+        return self._made(name, self._sealer.open(row["account_sealed"], ACCOUNTS.purpose_of(current_tenant(), name)))
 
     async def require_chargeable(self, name: str) -> None:
         """Before anything new is begun. Raises ProviderNotConfigured where customers may not pay through a provider."""
@@ -74,11 +66,11 @@ class Accounts:
         return is_default
 
     def _make(self, name: str, account: bytes) -> Provider:
+        """One that keeps its connections, and for PayPal a token: whoever has the account may use them."""
         config = self._config
         match name:
             case "STRIPE":
                 return StripeProvider(StripeAccount.FromString(account), config.stripe_url, config.provider_timeout)
             case "PAYPAL":
                 return PaypalProvider(PaypalAccount.FromString(account), config.paypal_url, config.provider_timeout)
-        SandboxAccount.FromString(account)
         return self._sandbox

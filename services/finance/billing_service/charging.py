@@ -71,6 +71,9 @@ class Charging:
     None of them may run inside a transaction: rows must be committed before a provider is asked.
     """
 
+    on_settled: Callable[[Row], Awaitable[None]]
+    """Told of every payment whose state changes, in the same transaction. Set by `Subscribing`."""
+
     def __init__(self, service: Service, store: Store, accounts: Accounts) -> None:
         config: Config = service.config
         self._config = config
@@ -78,8 +81,6 @@ class Charging:
         self._events = service.events
         self._store = store
         self._accounts = accounts
-        self.on_settled: Callable[[Row], Awaitable[None]] = _nothing
-        """Told of every payment whose state changes, in the same transaction."""
 
     async def authorize(self, request: AuthorizeRequest, key: RequestKey, *, bill_id: str | None = None) -> Row:
         operation = await key.earlier(self._store.operations)
@@ -455,10 +456,6 @@ def _may_have(snapshot: Snapshot, operation: Row) -> bool:
     movements = snapshot.captures if operation["kind"] == "CAPTURE" else snapshot.refunds
     ours = ("", operation["operation_id"])
     return any(movement.state == "PENDING" and movement.operation_id in ours for movement in movements)
-
-
-async def _nothing(payment: Row) -> None:
-    """Nobody wants to know."""
 
 
 def _of(payment: Row, part: Row) -> dict[str, Any]:

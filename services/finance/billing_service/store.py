@@ -170,14 +170,9 @@ class Store:
 
     async def used(self, meter: Row, customer_id: str, start: datetime, end: datetime) -> Decimal:
         """What the meter reads of what is billed by a time."""
-        aggregate = _AGGREGATES[meter["aggregation"]]
+        query = f"SELECT {_AGGREGATES[meter['aggregation']]} {_BILLED}"
         value: Decimal = await self._database.fetchval(
-            f"SELECT {aggregate} {_BILLED}",
-            customer_id,
-            meter["event_name"],
-            start,
-            end,
-            meter["value_property"],
+            query, customer_id, meter["event_name"], start, end, meter["value_property"]
         )
         return value
 

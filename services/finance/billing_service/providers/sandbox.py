@@ -128,11 +128,11 @@ class SandboxProvider:
         """3-D Secure by hand: "approve", or anything else to deny."""
         async with self._database.transaction():
             charge = await self._charges.require(payment, lock=True)
-            if charge["state"] == "requires_action" and answer:
-                if answer == "approve":
-                    await self._charges.change(payment, state="captured" if charge["capture"] else "authorized")
-                else:
-                    await self._charges.change(payment, state="declined", failure="AUTHENTICATION_REQUIRED")
+            waits = charge["state"] == "requires_action"
+            if waits and answer == "approve":
+                await self._charges.change(payment, state="captured" if charge["capture"] else "authorized")
+            elif waits and answer:
+                await self._charges.change(payment, state="declined", failure="AUTHENTICATION_REQUIRED")
         return await self.look_at(payment)
 
     async def look_at(self, payment: str) -> Snapshot:

@@ -53,13 +53,12 @@ _STATES: dict[str, State] = {
 _DISPUTES: dict[str, DisputeState] = {
     "warning_needs_response": "NEEDS_ANSWER",
     "needs_response": "NEEDS_ANSWER",
-    "warning_under_review": "UNDER_REVIEW",
-    "under_review": "UNDER_REVIEW",
     "won": "WON",
     "warning_closed": "WON",
     "prevented": "WON",
     "lost": "LOST",
 }
+"""Those of all other statuses are under review."""
 # Nothing is known of a request that failed so: it may have been carried out, now or the time before.
 _UNKNOWN = (
     stripe.APIConnectionError,
@@ -163,7 +162,7 @@ class StripeProvider:
         """The customer's browser has confirmed the intent with `client_token`; only the outcome is left to see."""
         seen = await self.look_at(payment)
         if seen.state == "FAILED":  # the browser could try another card otherwise, after we have said that it failed
-            await self._change(payment, self._api.payment_intents.cancel_async(payment, {}, _once(key)))
+            await self.void(payment, key)
         return seen
 
     async def look_at(self, payment: str) -> Snapshot:
@@ -204,9 +203,7 @@ class StripeProvider:
     async def _given_up(self, decline: "_Declined", key: str) -> Snapshot:
         """A declined intent is cancelled, so that nobody confirms it with another card later."""
         if decline.intent:
-            await self._change(
-                decline.intent, self._api.payment_intents.cancel_async(decline.intent, {}, _once(f"{key}/x"))
-            )
+            await self.void(decline.intent, f"{key}/x")
         return Snapshot(
             decline.intent, "FAILED", failure=_FAILURES.get(decline.why, "CARD_DECLINED"), failure_reason=decline.why
         )

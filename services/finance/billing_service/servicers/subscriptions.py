@@ -36,13 +36,12 @@ class SubscriptionService:
         await self._store.customers.insert_new(customer_id=customer_id)
         key = RequestKey.of(request, call, self._sealer)
         subscription = await self._subscribing.create(customer_id, request, key)
-        response = pb.CreateSubscriptionResponse(subscription=_subscription(subscription))
-        if subscription["bill_id"] is not None:
-            bill = await self._store.bills.require(subscription["bill_id"])
-            response.MergeFrom(
-                pb.CreateSubscriptionResponse(bill=await self._with_lines(bill), payment=await self._payment(bill))
-            )
-        return response
+        bill = await self._store.bills.get(subscription["bill_id"])
+        return pb.CreateSubscriptionResponse(
+            subscription=_subscription(subscription),
+            bill=await self._with_lines(bill) if bill is not None else None,
+            payment=await self._payment(bill) if bill is not None else None,
+        )
 
     async def GetSubscription(
         self, request: pb.GetSubscriptionRequest, call: RequestContext

@@ -14,12 +14,6 @@ from services.finance.billing_service.servicers.common import customer_of
 from services.finance.billing_service.store import Store
 
 _MOST_SUMS = 10_000
-_WINDOWS = {
-    pb.USAGE_WINDOW_UNSPECIFIED: "",
-    pb.USAGE_WINDOW_HOUR: "hour",
-    pb.USAGE_WINDOW_DAY: "day",
-    pb.USAGE_WINDOW_MONTH: "month",
-}
 _meter = MessageOf(pb.Meter)
 _sum = MessageOf(pb.UsageSum, start_time="start", end_time="end", group="group_value")
 
@@ -57,9 +51,8 @@ class UsageService:
         start, end = moment(request.start_time), moment(request.end_time)
         usage.require_period(start, end)
         meter = await self._store.meters.require(request.meter_key)
-        rows = await self._store.sums(
-            meter, customer_id, start, end, _WINDOWS[request.window], request.group_by, _MOST_SUMS
-        )
+        window = text_of(pb.UsageWindow, request.window).lower()
+        rows = await self._store.sums(meter, customer_id, start, end, window, request.group_by, _MOST_SUMS)
         return pb.QueryUsageResponse(sums=map(_sum, rows))
 
     async def _ingest(self, events: Sequence[pb.UsageEvent]) -> int:
