@@ -130,7 +130,7 @@ class Letter(FPDF):
         for (x, width), texts in columns.items():
             for row, text in enumerate(filter(None, texts)):
                 self._write(x, 270.5 + 3.5 * row, text, 6.8, "", GREY, most=width)
-        self._write(172, 284.5, wording.say("page", page=str(self.page), pages=_PAGES), 7.5, "", GREY)
+        self._write(153, 284.5, wording.say("page", page=str(self.page), pages=_PAGES), 7.5, "", GREY)
 
     def normalize_text(self, text: str) -> str:
         """The font has no narrow no-break space, which French writes in numbers."""
