@@ -33,7 +33,7 @@ from nexus.type.v1.money_pb2 import Money
 from services.chassis.clock import moment, now
 from services.chassis.context import current_tenant
 from services.chassis.ids import new_id
-from services.chassis.messages import MessageOf
+from services.chassis.messages import MessageOf, values_of
 from services.chassis.service import Service
 from services.chassis.table import Row
 from services.commerce.puabo_nuki_order_processor.invoicing import Addresses, addresses_of, invoice_content
@@ -154,13 +154,9 @@ class Carts:
         quotes = (await self._shipping.QuoteRates(request, timeout=_CALL_SECONDS)).quotes
         offers = [
             Delivery(
-                quote_id=quote.quote_id,
-                carrier=quote.carrier,
-                service=quote.service,
                 price=quote.price.minor_units,
-                min_days=quote.min_days,
-                max_days=quote.max_days,
                 expire_time=moment(quote.expire_time),
+                **values_of(quote, "quote_id", "carrier", "service", "min_days", "max_days"),
             )
             for quote in quotes
         ]

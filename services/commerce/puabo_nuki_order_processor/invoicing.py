@@ -14,6 +14,7 @@ from nexus.finance.invoice_gen.v1.invoice_pb2 import (
     PostalAddress,
     Tax,
 )
+from services.chassis.messages import values_of
 from services.chassis.table import Row
 from services.commerce.puabo_nuki_order_processor.order import Draft
 
@@ -82,10 +83,4 @@ def _tax(basis_points: int) -> Tax:
 
 
 def _postal(address: Address) -> PostalAddress:
-    return PostalAddress(
-        lines=address.lines,
-        postcode=address.postcode,
-        city=address.city,
-        region=address.region,
-        country=address.country,
-    )
+    return PostalAddress(**values_of(address, "lines", "postcode", "city", "region", "country"))

@@ -22,6 +22,7 @@ from nexus.type.v1.faults import Conflict, IdempotencyKeyReused
 from services.chassis.clock import now
 from services.chassis.errors import Fault
 from services.chassis.ids import new_id
+from services.chassis.messages import values_of
 from services.chassis.saga import PERMANENT, Changed, Saga
 from services.chassis.service import Service
 from services.commerce.puabo_nuki_order_processor import order as rules
@@ -109,7 +110,7 @@ class Orders:
     ) -> Order:
         """`kind` is OrderPlaced, or PaymentRetried. Again with the same request, it says how far it has come."""
         if request.request_id not in order.payment_requests:
-            data = {"payment_method_id": request.payment_method_id, "request_id": request.request_id}
+            data = values_of(request, "payment_method_id", "request_id")
             order = await self.record(order, kind, data, order.customer_id, verb=verb)
         return await self._carried_on(order.order_id) if order.state == rules.PROCESSING else order
 
@@ -177,13 +178,7 @@ class Orders:
             lines = rules.check_units(order, lines, "refunded")
         if not lines and not shipping:
             raise OrderStateConflict(state="refunded in full", verb="refunded")
-        refund = {
-            "refund_id": new_id(),
-            "lines": lines,
-            "shipping": shipping,
-            "restock": request.restock,
-            "reason": request.reason,
-        }
+        refund = {"refund_id": new_id(), "lines": lines, **values_of(request, "shipping", "restock", "reason")}
         return await self.record(order, "RefundBegun", refund, actor)
 
     # All

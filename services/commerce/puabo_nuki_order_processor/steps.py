@@ -38,6 +38,7 @@ from nexus.finance.ledger_mgr.v1.books_pb2 import NewTransaction
 from nexus.finance.ledger_mgr.v1.faults import TransactionNotFound
 from nexus.finance.ledger_mgr.v1.ledger_pb2_grpc import LedgerServiceStub
 from services.chassis.clock import moment, now
+from services.chassis.messages import values_of
 from services.chassis.saga import Later
 from services.chassis.service import Service
 from services.commerce.puabo_nuki_order_processor import postings
@@ -254,15 +255,8 @@ class Steps:
             )
             request = shipping.ShipParcelRequest(order=label)
             bought = (await self._shipping.ShipParcel(request, timeout=CALL_SECONDS)).shipment
-            parcels.append(
-                {
-                    **parcel.model_dump(),
-                    "shipment_id": bought.shipment_id,
-                    "carrier": bought.carrier,
-                    "service": bought.service,
-                    "tracking_number": bought.tracking_number,
-                }
-            )
+            known = values_of(bought, "shipment_id", "carrier", "service", "tracking_number")
+            parcels.append({**parcel.model_dump(), **known})
         return "LabelsBought", {"parcels": parcels}
 
     async def _parcels_under_way(self, order: Order) -> list[int]:

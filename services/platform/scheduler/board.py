@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-import asyncpg
 from prometheus_client import Counter, Gauge
 
 from nexus.platform.scheduler.v1 import events_pb2
@@ -128,20 +127,18 @@ class Board:
             return job
 
     async def bring_back(self, job_id: str) -> Row:
-        """Give a job that has ended its attempts again. Raises JobNotFound, JobNotRetryable."""
-        try:
-            async with self._database.transaction():
-                job = await self._jobs.require(job_id, lock=True)
-                if job["state"] == "DONE":
-                    raise JobNotRetryable(job_id=job_id, why="it is done")
-                if job["state"] in ("DEAD", "CANCELLED"):
-                    job = await self._jobs.change(
-                        job_id, state="READY", attempts=0, run_time=await self.now(), end_time=None
-                    )
-                    self.ring([topic(job["tenant_id"], job["queue"])])
-                return job
-        except asyncpg.UniqueViolationError:
-            raise JobNotRetryable(job_id=job_id, why="another has its unique key") from None
+        """Give a job that has ended its attempts again. Raises JobNotFound, JobNotRetryable, and
+        asyncpg.UniqueViolationError if another has its unique key."""
+        async with self._database.transaction():
+            job = await self._jobs.require(job_id, lock=True)
+            if job["state"] == "DONE":
+                raise JobNotRetryable(job_id=job_id, why="it is done")
+            if job["state"] in ("DEAD", "CANCELLED"):
+                job = await self._jobs.change(
+                    job_id, state="READY", attempts=0, run_time=await self.now(), end_time=None
+                )
+                self.ring([topic(job["tenant_id"], job["queue"])])
+            return job
 
     async def tend(self, now: datetime, limit: int) -> int:
         """Wake jobs of all tenants whose time has come, and take back those whose lease has expired; returns how

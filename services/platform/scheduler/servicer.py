@@ -12,6 +12,7 @@ from nexus.platform.scheduler.v1 import schedules_pb2 as pb
 from nexus.platform.scheduler.v1 import worker_pb2 as worker
 from nexus.platform.scheduler.v1.faults import (
     BackfillInvalid,
+    JobNotRetryable,
     ScheduleChanged,
     ScheduleNameTaken,
     SchedulesTooMany,
@@ -206,7 +207,11 @@ class JobService:
         return jobs.CancelJobResponse(job=job_of(await self._board.cancel(request.job_id)))
 
     async def RetryJob(self, request: jobs.RetryJobRequest, call: RequestContext) -> jobs.RetryJobResponse:
-        return jobs.RetryJobResponse(job=job_of(await self._board.bring_back(request.job_id)))
+        try:
+            row = await self._board.bring_back(request.job_id)
+        except asyncpg.UniqueViolationError:
+            raise JobNotRetryable(job_id=request.job_id, why="another has its unique key") from None
+        return jobs.RetryJobResponse(job=job_of(row))
 
     async def LeaseJobs(self, request: jobs.LeaseJobsRequest, call: RequestContext) -> jobs.LeaseJobsResponse:
         require_tenants(request.queue)
