@@ -5,6 +5,8 @@ waits on the key's row and then finds the answer; after a crash or a failure the
 attempt is the first. A method that `resumes` does this itself, since what it does outside cannot be rolled back.
 """
 
+from typing import Any, NamedTuple, Self
+
 from google.protobuf.message import Message
 
 from nexus.type.v1.faults import IdempotencyKeyReused
@@ -12,6 +14,7 @@ from services.chassis.context import RequestContext
 from services.chassis.database import Database
 from services.chassis.pipeline import Handler
 from services.chassis.sealing import Sealer
+from services.chassis.table import Row, Table
 from services.chassis.telemetry import IDEMPOTENT_REPLAYS
 
 KEEP = "24 hours"
@@ -23,6 +26,30 @@ ON CONFLICT DO NOTHING RETURNING true
 _STORED = "SELECT request_hash, response FROM idempotency_keys WHERE scope = $1 AND key = $2"
 _ANSWER = "UPDATE idempotency_keys SET response = $3 WHERE scope = $1 AND key = $2"
 _FORGET = f"DELETE FROM idempotency_keys WHERE create_time < now() - interval '{KEEP}'"
+
+
+class RequestKey(NamedTuple):
+    """Who asks, with which key, and for what: by these a method that `resumes` knows what it was asked before.
+
+    They are columns of what the request makes, unique by the first two: `table.insert_new(…, **key._asdict())`.
+    """
+
+    scope: str
+    request_id: str
+    request_hash: bytes = b""
+
+    @classmethod
+    def of(cls, request: Any, call: RequestContext, sealer: Sealer) -> Self:
+        caller = call.signed_in.user_id if call.signed_in is not None else call.caller
+        request_hash = sealer.digest(request.SerializeToString(deterministic=True))
+        return cls(f"{call.method.name} {caller}", request.request_id, request_hash)
+
+    async def earlier(self, table: Table) -> Row | None:
+        """What the request has made before. Raises IdempotencyKeyReused for a key of another request."""
+        row = await table.find(scope=self.scope, request_id=self.request_id)
+        if row is not None and row["request_hash"] != self.request_hash:
+            raise IdempotencyKeyReused(key=self.request_id)
+        return row
 
 
 class Once:

@@ -5,7 +5,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import redis.asyncio
 from pydantic import BaseModel
@@ -23,6 +23,8 @@ from services.chassis.sealing import Sealer
 from services.chassis.signals import Signals
 from services.chassis.spec import ServiceSpec
 from services.chassis.tasks import cancel_all
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +46,15 @@ class Service:
     mailer: Mailer
     _loops: list[tuple[float, Callable[[], Awaitable[Any]]]] = field(default_factory=list)
     _tasks: list["asyncio.Task[None]"] = field(default_factory=list)
+    _shared: dict[Any, Any] = field(default_factory=dict)
+
+    def shared(self, kind: "Callable[[Service], T]") -> T:
+        """What its servicers and subscribers have together, a class of use cases for one: made when the first of them
+        asks for it."""
+        if kind not in self._shared:
+            self._shared[kind] = kind(self)
+        found: T = self._shared[kind]
+        return found
 
     def configuration(self, model: type[BaseModel]) -> Any:
         """The service's configuration, checked to be of the model its servicer expects."""

@@ -91,11 +91,11 @@ class Table:
         return await self._database.fetch(query, *map(stored, equal.values()))
 
     async def page(
-        self, after: str, limit: int, /, *, filters: Mapping[str, object] | None = None, **equal: object
+        self, after: object, limit: int, /, *, filters: Mapping[str, object] | None = None, **equal: object
     ) -> list[Row]:
         """Rows in the order of the table, from the one after `after` on, "" for the first. What is None counts for
-        nothing. `filters` are conditions that no column's name says, with {} for the value, or several for a tuple:
-        {"create_time >= {}": since}."""
+        nothing. `filters` are conditions that no column's name says, with {} for the value, several for a tuple, none
+        for an empty one: {"create_time >= {}": since, "attention <> ''": ()}."""
         wanted = {f"{column} = {{}}": value for column, value in equal.items()} | dict(filters or {})
         if after:
             wanted[f"{self._order or self._key} {'>' if self._order else '<'} {{}}"] = after
@@ -160,6 +160,12 @@ class Table:
     async def delete(self, **equal: object) -> int:
         """Returns how many there were."""
         return await self._database.execute(f"DELETE FROM {self._name} WHERE {_equal(tuple(equal))}", *_stored(equal))
+
+    async def select(self, condition: str, /, *values: object) -> list[Row]:
+        """What no values of columns tell: rows by a condition in SQL, with $1 and so on for `values`. It may end with
+        ORDER BY and LIMIT."""
+        query = f"SELECT {self._columns} FROM {self._name} WHERE tenant_id = nexus.tenant_id() AND {condition}"
+        return await self._database.fetch(query, *map(stored, values))
 
 
 def stored(value: Any) -> Any:

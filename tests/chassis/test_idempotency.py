@@ -8,7 +8,17 @@ import asyncpg
 import httpx
 import pytest
 
+from nexus.finance.billing_service.v1.payments_pb2 import VoidRequest
+from nexus.type.v1.faults import IdempotencyKeyReused
+from services.chassis.config import Settings
+from services.chassis.context import acting_for
+from services.chassis.database import Database
+from services.chassis.idempotency import RequestKey
 from services.chassis.ids import new_id
+from services.chassis.sealing import Sealer
+from services.chassis.spec import discover
+from services.chassis.table import Table
+from tests.chassis.calls import call_of
 from tests.platforms import PASSWORD, Platform, Tenant
 
 PATH = "/api/v1/auth/register"
@@ -154,3 +164,29 @@ async def test_stored_answers_are_sealed_and_the_password_is_kept_nowhere(
     for secret in (email.encode(), PASSWORD.encode()):
         assert secret not in row["response"]
         assert secret not in row["request_hash"]
+
+
+async def test_a_request_finds_what_it_made_and_nobody_else_does(settings: Settings, tenant: Tenant) -> None:
+    database = Database(settings, discover()["billing-service"])
+    customers = Table(database, "customers", key="customer_id")
+    methods = Table(database, "payment_methods", key="payment_method_id")
+    columns = ("provider", "provider_token", "provider_customer", "brand", "last_digits", "expiry")
+    method, customer_id = dict.fromkeys(columns, "-"), new_id()
+
+    def key_of(payment_id: str, caller: str = "a-service") -> RequestKey:
+        call = call_of("/nexus.finance.billing_service.v1.PaymentService/Void", tenant.tenant_id, caller=caller)
+        return RequestKey.of(VoidRequest(payment_id=payment_id, request_id="k"), call, Sealer(bytes(32), "test"))
+
+    await database.start()
+    with acting_for(tenant.tenant_id):
+        await customers.insert(customer_id=customer_id)
+        key = key_of("1")
+        assert await key.earlier(methods) is None
+        made = await methods.insert_new(payment_method_id=new_id(), customer_id=customer_id, **method, **key._asdict())
+        assert made is not None
+        assert await key.earlier(methods) == made
+        assert await key_of("1").earlier(methods) == made
+        assert await key_of("1", caller="another").earlier(methods) is None
+        with pytest.raises(IdempotencyKeyReused):
+            await key_of("2").earlier(methods)
+    await database.stop()

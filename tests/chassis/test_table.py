@@ -131,6 +131,8 @@ async def test_a_page_may_be_of_rows_that_fulfil_conditions(roles: Table) -> Non
     assert [row["name"] for row in await roles.page("b", 10, filters=between, version=1)] == ["c"]
     pair = {"(version, name) > ({}, {})": (1, "b")}
     assert [row["name"] for row in await roles.page("", 10, filters=pair, description="")] == ["c", "d"]
+    bare = {"name <> 'b'": ()}
+    assert [row["name"] for row in await roles.page("a", 10, filters=bare)] == ["c", "d"]
 
 
 async def test_without_an_order_the_latest_come_first(database: Database, roles: Table) -> None:
@@ -140,6 +142,12 @@ async def test_without_an_order_the_latest_come_first(database: Database, roles:
     assert [row["name"] for row in await latest_first.page("b", 2)] == ["a"]
 
 
+async def test_rows_are_selected_by_any_condition(roles: Table) -> None:
+    await add(roles, "clerk", "chief", "cook")
+    found = await roles.select("name <> $1 AND 'orders.read' <> ALL (allow) ORDER BY name DESC LIMIT $2", "cook", 5)
+    assert [row["name"] for row in found] == ["clerk", "chief"]
+
+
 async def test_nothing_reaches_the_rows_of_another_tenant(roles: Table, other_tenant: Tenant) -> None:
     await add(roles, "clerk")
     with acting_for(other_tenant.tenant_id):
@@ -147,6 +155,7 @@ async def test_nothing_reaches_the_rows_of_another_tenant(roles: Table, other_te
         assert await roles.get_all(["clerk"]) == {}
         assert await roles.all() == []
         assert await roles.page("", 10) == []
+        assert await roles.select("version > 0") == []
         assert await roles.update("clerk", description="stolen") is None
         assert await roles.delete(name="clerk") == 0
         await roles.put(name="clerk", description="theirs", allow=[], deny=[])

@@ -37,6 +37,14 @@ from nexus.commerce.puabo_nuki_order_processor.v1.faults import (
     OutOfStock,
     QuantityExceeded,
 )
+from nexus.commerce.puabo_nuki_order_processor.v1.orders_pb2 import (
+    DecideReturnRequest,
+    FulfilOrderRequest,
+    LineUnits,
+    PayOrderRequest,
+    RefundOrderRequest,
+    RequestReturnRequest,
+)
 from nexus.commerce.puabo_nuki_shipping_service.v1 import shipment_pb2 as shipment
 from nexus.commerce.puabo_nuki_shipping_service.v1.events_pb2 import ShipmentMoved
 from nexus.finance.billing_service.v1 import payments_pb2 as billing
@@ -60,10 +68,11 @@ from services.chassis.spec import discover
 from services.chassis.tenants import create_tenant
 from services.commerce.puabo_nuki_order_processor import orders as orders_module
 from services.commerce.puabo_nuki_order_processor import steps as steps_module
-from services.commerce.puabo_nuki_order_processor.engine import engine
 from services.commerce.puabo_nuki_order_processor.invoicing import Addresses
-from services.commerce.puabo_nuki_order_processor.order import Order
+from services.commerce.puabo_nuki_order_processor.order import Draft
+from services.commerce.puabo_nuki_order_processor.orders import Orders
 from services.commerce.puabo_nuki_order_processor.spec import Config
+from services.commerce.puabo_nuki_order_processor.store import CartStore
 from services.commerce.puabo_nuki_order_processor.subscribers import Subscribers
 from tests.chaos.servers import Server
 from tests.commerce.neighbours import CARDS, PLATFORM_PERCENT, Fate, Neighbours, Payment, Unanswered, World
@@ -162,7 +171,7 @@ class Process:
 
     async def start(self) -> "Process":
         await self.database.start()
-        self.orders, self.hears = engine(self.service).orders, Subscribers(self.service)
+        self.orders, self.hears = self.service.shared(Orders), Subscribers(self.service)
         return self
 
     async def stop(self) -> None:
@@ -261,7 +270,8 @@ class SagaMachine(RuleBasedStateMachine):
 
     async def check_out(self, lines: list[tuple[str, int]], digital: bool, card: str, fates: list[Fate]) -> None:
         orders = self.process.orders
-        cart = await orders.carts.insert("default", "EUR")
+        carts = CartStore(self.process.database).carts
+        cart = await carts.insert(cart_id=new_id(), channel="default", currency="EUR")
         draft = drafted(cart["cart_id"], lines, digital)
         self.books.next_faults = fates
         with contextlib.suppress(OutOfStock):
@@ -280,7 +290,8 @@ class SagaMachine(RuleBasedStateMachine):
         order = await self.process.orders.get(order_id)
         kind, verb = ("PaymentRetried", "paid") if order.payment_attempts else ("OrderPlaced", "placed")
         with contextlib.suppress(OrderStateConflict, Conflict):
-            await self.process.orders.pay(order, kind, verb, card, new_id())
+            request = PayOrderRequest(payment_method_id=card, request_id=new_id())
+            await self.process.orders.pay(order, kind, verb, request)
         await self.go_on(order_id)
 
     @rule(which=WHICH, approved=st.booleans())
@@ -322,29 +333,37 @@ class SagaMachine(RuleBasedStateMachine):
 
     @rule(which=WHICH)
     def hand_over(self, which: int) -> None:
-        self.staff(which, lambda order: self.process.orders.fulfil(order, {}, "", STAFF))
+        self.staff(which, lambda order_id: self.process.orders.fulfil(FulfilOrderRequest(order_id=order_id), STAFF))
 
     @rule(which=WHICH, line=st.integers(0, 1), shipping=st.booleans(), restock=st.booleans())
     def give_back(self, which: int, line: int, shipping: bool, restock: bool) -> None:
-        def refund(order: Order) -> Any:
-            return self.process.orders.refund(order, {line: 1}, shipping, restock, "", STAFF)
+        def refund(order_id: str) -> Any:
+            lines = [LineUnits(line=line, quantity=1)]
+            request = RefundOrderRequest(order_id=order_id, lines=lines, shipping=shipping, restock=restock)
+            return self.process.orders.refund(request, STAFF)
 
         self.staff(which, refund)
 
     @rule(which=WHICH)
     def send_back(self, which: int) -> None:
-        async def send(order: Order) -> None:
-            order = await self.process.orders.request_return(order, {0: 1}, "", 30, CUSTOMER)
-            await self.process.orders.decide_return(order, order.returns[-1].return_id, True, True, "", STAFF)
+        async def send(order_id: str) -> None:
+            orders, lines = self.process.orders, [LineUnits(line=0, quantity=1)]
+            order = await orders.request_return(
+                await orders.get(order_id), RequestReturnRequest(order_id=order_id, lines=lines), CUSTOMER
+            )
+            decision = DecideReturnRequest(
+                order_id=order_id, return_id=order.returns[-1].return_id, accept=True, restock=True
+            )
+            await orders.decide_return(decision, STAFF)
 
         self.staff(which, send)
 
-    def staff(self, which: int, does: Callable[[Order], Any]) -> None:
+    def staff(self, which: int, does: Callable[[str], Any]) -> None:
         """Something to one of the orders that have come as far as an invoice."""
 
         async def try_it(order_id: str) -> None:
             with contextlib.suppress(OrderStateConflict, QuantityExceeded, Conflict):
-                await does(await self.process.orders.get(order_id))
+                await does(order_id)
             await self.go_on(order_id)
 
         if self.books.invoices:
@@ -505,11 +524,11 @@ def some(things: Sequence[Result], which: int) -> Result:
     return things[which % len(things)]
 
 
-def drafted(cart_id: str, lines: list[tuple[str, int]], digital: bool) -> dict[str, Any]:
+def drafted(cart_id: str, lines: list[tuple[str, int]], digital: bool) -> Draft:
     goods = sum(PRICES[item] * units for item, units in lines)
     until = (real_now() + timedelta(days=30)).isoformat()
     delivery = {"quote_id": new_id(), "carrier": "sandbox", "service": "standard", "price": DELIVERY}
-    return {
+    draft = {
         "cart_id": cart_id,
         "customer_id": CUSTOMER,
         "currency": "EUR",
@@ -524,6 +543,7 @@ def drafted(cart_id: str, lines: list[tuple[str, int]], digital: bool) -> dict[s
         "tax": 0,
         "total": goods + (0 if digital else DELIVERY),
     }
+    return Draft.model_validate(draft)
 
 
 def round_half_up(dividend: int, divisor: int) -> int:

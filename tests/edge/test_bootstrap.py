@@ -11,7 +11,8 @@ from typing import Any
 import envoy
 import pytest
 
-from edge import bootstrap
+from edge import bootstrap, tls
+from edge.layout import Layout
 from services.chassis import contract
 from services.chassis.config import Settings
 
@@ -77,22 +78,18 @@ def test_only_behind_a_proxy_are_calls_that_are_taken_back_not_counted(
     settings: Settings, tmp_path: Path, hops: int, patient: bool
 ) -> None:
     """A stranger who takes back half of 500 calls at once is cut off; a proxy's connection is that of many."""
-    path = tmp_path / "bootstrap.json"
-    bootstrap.write(settings.model_copy(update={"trusted_hops": hops}), path)
-    layers = json.loads(path.read_text())["layeredRuntime"]["layers"]
-    assert (
-        any("overload.premature_reset_total_stream_count" in each.get("staticLayer", {}) for each in layers) is patient
-    )
+    certificate = tls.ensure_certificate(tmp_path)
+    built = bootstrap.build(settings.model_copy(update={"trusted_hops": hops}), certificate, Layout())
+    assert built.layered_runtime is not None
+    assert (b"overload.premature_reset_total_stream_count" in bytes(built.layered_runtime)) is patient
 
 
 def test_it_is_the_same_every_time(settings: Settings, config: Path) -> None:
-    def written() -> dict[str, str]:
-        return {path.name: path.read_text() for path in config.parent.rglob("*.json")}
-
-    first = written()
+    first, second = config.with_name("first.pb"), config.with_name("second.pb")
+    bootstrap.write(settings, first)
     environment = {**os.environ, "NEXUS_HOME": str(settings.home), "PYTHONHASHSEED": "1"}
-    subprocess.run([sys.executable, "-m", "edge.bootstrap", config], env=environment, check=True, timeout=60)
-    assert written() == first
+    subprocess.run([sys.executable, "-m", "edge.bootstrap", second], env=environment, check=True, timeout=60)
+    assert first.read_bytes() == second.read_bytes()
 
 
 def test_an_outside_method_is_reached_by_its_path(routes: list[Json]) -> None:

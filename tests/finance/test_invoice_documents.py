@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from decimal import Decimal
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from saxonche import PySaxonProcessor, PyXsltExecutable  # type: ignore[import-n
 from nexus.finance.invoice_gen.v1.invoice_pb2 import INVOICE_KIND_CREDIT_NOTE, INVOICE_STATE_DRAFT, Invoice
 from services.finance.invoice_gen.einvoice import xml_of
 from services.finance.invoice_gen.layout import render
-from services.finance.invoice_gen.wording import _WORDS, Wording
+from services.finance.invoice_gen.wording import _TEXTS, Wording
 from tests.finance.invoices import CUSTOMER, IBAN, REDUCED, SCHEMATRON, SELLER, STANDARD, final_invoice, line
 
 CII = {
@@ -168,7 +169,7 @@ def test_a_document_speaks_the_language_it_is_asked_for(locale: str, words: list
 
 
 def test_every_word_is_there_in_every_language() -> None:
-    for word, said in _WORDS.items():
+    for word, said in (*_TEXTS["words"].items(), *_TEXTS["exemptions"].items()):
         assert len(said) == 4, word
         assert all(said), word
         slots = {frozenset(re.findall(r"\{(\w+)\}", one)) for one in said}
@@ -194,6 +195,20 @@ def test_long_texts_are_all_there() -> None:
     said = text(pdf)
     assert [word for word in words if word not in said] == []
     assert " ".join(said.split()).count(" ".join(LONG.split())) >= 90, "save for sentences that a page breaks"
+
+
+@pytest.mark.parametrize("part", ["introduction", "adjustments"])
+def test_what_grows_line_by_line_takes_another_page_at_a_time(part: str) -> None:
+    def pages(count: int) -> int:
+        many: dict[str, Any] = {"introduction": "Guten Tag\n" * (6 + 2 * count)}
+        if part == "adjustments":
+            many = {part: [{**SHIPPING, "reason": "Versand und Zoll " * 11}] * count}
+        return len(pypdf.PdfReader(BytesIO(render(final_invoice(line(), **many)))).pages)
+
+    counts = [pages(count) for count in range(1, 16)]
+    assert counts == sorted(counts)
+    assert counts[-1] > counts[0]
+    assert all(after - before <= 1 for before, after in pairwise(counts)), counts
 
 
 @pytest.mark.parametrize("case", ["one line", "all at once"])

@@ -4,6 +4,7 @@ import asyncio
 import base64
 from collections.abc import AsyncIterator
 from email import message_from_bytes, policy
+from email.message import EmailMessage
 from io import BytesIO
 from typing import Any
 
@@ -24,7 +25,7 @@ from services.chassis.database import Database, acting_for
 from services.chassis.ids import new_id
 from services.chassis.spec import discover
 from tests.finance.invoices import CUSTOMER, IBAN, SELLER, STANDARD, Invoices, content, content_message, line, reason
-from tests.platforms import Platform, Tenant
+from tests.platforms import Platform, Tenant, eventually
 
 
 @pytest.fixture
@@ -392,6 +393,12 @@ async def test_the_pdf_and_the_xml_come_as_files(invoices: Invoices) -> None:
     assert reason(await invoices.get(f"/invoices/{draft['invoiceId']}/xml")) == "INVOICE_NOT_FINALIZED"
 
 
+def mails_to(platform: Platform, recipient: str) -> list[EmailMessage]:
+    outbox = (platform.home / "outbox").glob("*.eml")
+    mails = [message_from_bytes(path.read_bytes(), policy=policy.default) for path in outbox]
+    return [mail for mail in mails if mail["To"] == recipient]
+
+
 async def test_an_invoice_is_mailed_with_its_pdf(invoices: Invoices, platform: Platform) -> None:
     recipient = f"{new_id()}@example.com"
     final = await invoices.final(customer={**CUSTOMER, "email": recipient})
@@ -399,14 +406,30 @@ async def test_an_invoice_is_mailed_with_its_pdf(invoices: Invoices, platform: P
     for _ in range(2):
         answer = await invoices.post(f"/invoices/{final['invoiceId']}:send", requestId=request_id)
         assert answer.status_code == 200, answer.text
-    outbox = (platform.home / "outbox").glob("*.eml")
-    mails = [message_from_bytes(path.read_bytes(), policy=policy.default) for path in outbox]
-    [mail] = [mail for mail in mails if mail["To"] == recipient]
+    [mail] = mails_to(platform, recipient)
     assert final["number"] in mail["Subject"]
     [attached] = mail.iter_attachments()
     pdf = await invoices.get(f"/invoices/{final['invoiceId']}/pdf")
     assert (attached.get_filename(), attached.get_content()) == (f"{final['number']}.pdf", pdf.content)
     assert (await invoices.read(final))["sendTime"]
+
+
+async def test_documents_are_mailed_by_themselves_if_the_seller_wants_it(
+    invoices: Invoices, platform: Platform
+) -> None:
+    recipient = f"{new_id()}@example.com"
+    customer = {**CUSTOMER, "email": recipient}
+    before = await invoices.final(customer=customer)
+    await invoices.set_seller(mailDocuments=True)
+    final = await invoices.final(customer=customer)
+    numbers = {final["number"], (await invoices.credit(final)).json()["creditNote"]["number"]}
+
+    def mailed() -> set[str]:
+        return {number for mail in mails_to(platform, recipient) for number in numbers if number in mail["Subject"]}
+
+    await asyncio.to_thread(eventually, lambda: mailed() == numbers)
+    assert len(mails_to(platform, recipient)) == 2
+    assert "sendTime" not in await invoices.read(before)
 
 
 async def test_there_must_be_somebody_to_mail_to(invoices: Invoices) -> None:

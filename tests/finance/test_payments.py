@@ -140,6 +140,17 @@ async def test_reconciliation_settles_what_is_in_doubt_without_anybody_asking_ag
     assert await billing.events("PaymentProcessed") == 2
 
 
+async def test_a_capture_and_a_refund_asked_for_twenty_times_at_once_are_one_each(billing: Billing) -> None:
+    await billing.card()
+    payment, request_id = await billing.authorize(), new_id()
+    captures = await asyncio.gather(*(billing.capture(payment, request_id=request_id) for _ in range(20)))
+    refunds = await asyncio.gather(*(billing.refund(payment, request_id=f"{request_id}/back") for _ in range(20)))
+    for answers in (captures, refunds):
+        assert len({answer.operation.operation_id for answer in answers}) == 1
+        assert {answer.operation.state for answer in answers} == {pb.OPERATION_STATE_SUCCEEDED}
+    assert await billing.events("PaymentProcessed") == await billing.events("PaymentRefunded") == 1
+
+
 async def test_an_authorization_is_released_once(billing: Billing) -> None:
     await billing.card()
     payment, request_id = await billing.authorize(), new_id()

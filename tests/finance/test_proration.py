@@ -14,8 +14,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from nexus.finance.billing_service.v1.faults import TiersInvalid
 from nexus.finance.billing_service.v1.plans_pb2 import TIER_MODE_GRADUATED, TIER_MODE_VOLUME, Tier, UsagePrice
+from nexus.finance.billing_service.v1.subscriptions_pb2 import DunningPolicy
 from services.finance.billing_service import bills, rating
-from services.finance.billing_service.dunning import Policy, next_attempt
+from services.finance.billing_service.dunning import next_attempt
 from services.finance.billing_service.periods import boundary
 from services.finance.billing_service.proration import remaining
 
@@ -192,8 +193,8 @@ def test_tiers_that_do_not_rise_to_no_end_are_refused(ends: list[int | None]) ->
 
 
 def test_dunning_waits_longer_each_time_and_gives_up() -> None:
-    policy = Policy((24, 72), "CANCEL")
+    policy = DunningPolicy(retry_after_hours=(24, 72))
     assert next_attempt(policy, 1, START) == START + timedelta(hours=24)
     assert next_attempt(policy, 2, START) == START + timedelta(hours=72)
     assert next_attempt(policy, 3, START) is None
-    assert next_attempt(Policy((), "KEEP"), 1, START) is None
+    assert next_attempt(DunningPolicy(), 1, START) is None

@@ -39,7 +39,7 @@ async def test_stripe_accepts_every_request_that_we_make(url: str) -> None:
     await provider.check()
     card = await provider.attach("pm_card_visa", "customer", "key")
     assert (card.brand, card.last_digits) == ("visa", "4242")
-    charge = Charge("p", "o", "c", card.token, card.provider_customer, "EUR", 1000, False, True, "An order")
+    charge = Charge("p", "o", "c", card.provider_token, card.provider_customer, "EUR", 1000, False, True, "An order")
     payment = (await provider.authorize(charge)).provider_payment_id
     assert payment.startswith("pi_")
     await provider.capture(payment, 500, "EUR", False, "k1")
@@ -48,7 +48,7 @@ async def test_stripe_accepts_every_request_that_we_make(url: str) -> None:
     await provider.confirm(payment, "", "k4")
     await provider.answer_dispute(payment, "dp_1", "evidence")
     assert await provider.find(charge) is not None
-    await provider.detach(card)
+    await provider.detach(card.provider_token)
     await provider.close()
 
 

@@ -105,7 +105,7 @@ def test_every_reason_is_given_somewhere() -> None:
     sources = {path: path.read_text() for path in _product_sources()}
     dead = []
     for reason in walks.reasons():
-        given = re.compile(rf"\b{reason.fault}\(|\bfaults\.{reason.fault}\b|[\"']{reason.name}[\"']")
+        given = re.compile(rf"\b{reason.fault}\(|\b(faults\.|missing=){reason.fault}\b|[\"']{reason.name}[\"']")
         if not any(given.search(source) for source in sources.values()):
             dead.append(reason.full_name)
     assert not dead

@@ -60,9 +60,8 @@ class Bench:
         database = Database(self.settings, SPEC)
         await database.start()
         self.stack.push_async_callback(database.stop)
-        bell = Bell(self.broker)
-        board = Board(database, Events(SPEC.id, database, self.broker), bell, self.clock)
-        ticker = Ticker(database, board, bell, self.clock)
+        board = Board(database, Events(SPEC.id, database, self.broker), Bell(self.broker), self.clock)
+        ticker = Ticker(database, board)
         replica = Scheduler(ticker, board, ScheduleStore(database), JobStore(database), database)
         self.replicas.append(replica)
         return replica
@@ -81,10 +80,13 @@ class Bench:
             {"name": "nightly", "job": {"queue": "work"}, **spec}, schedules_pb2.ScheduleSpec()
         )
         with acting_for(self.tenant_id):
-            row = await self.replicas[0].schedules.insert(
-                parsed.name, json_format.MessageToJson(parsed), times.next_time(parsed.timing, self.now)
+            row = await self.replicas[0].schedules.schedules.insert(
+                schedule_id=new_id(),
+                name=parsed.name,
+                spec=parsed,
+                next_time=times.next_time(parsed.timing, self.now),
+                paused=False,
             )
-        assert row is not None
         schedule_id: str = row["schedule_id"]
         return schedule_id
 

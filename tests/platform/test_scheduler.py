@@ -285,7 +285,7 @@ async def test_a_queue_has_no_more_at_work_than_its_limit_however_many_lease(ben
     for _ in range(30):
         await bench.enqueue()
     with acting_for(bench.tenant_id):
-        await bench.replicas[0].jobs.set_queue("work", 4, False)
+        await bench.replicas[0].jobs.queues.put(queue="work", max_leased=4, paused=False)
     leased = await asyncio.gather(*(bench.lease(3, replica=number % 2) for number in range(8)))
     taken = [job for jobs in leased for job in jobs]
     assert len(taken) == len({job["job_id"] for job in taken}) == 4
@@ -297,7 +297,7 @@ async def test_a_limit_holds_though_a_more_urgent_job_comes_in_between(bench: Be
     await bench.scheduler()
     await bench.enqueue()
     with acting_for(bench.tenant_id):
-        await bench.replicas[1].jobs.set_queue("work", 1, False)
+        await bench.replicas[1].jobs.queues.put(queue="work", max_leased=1, paused=False)
         async with bench.replicas[0].database.transaction():
             assert len(await bench.lease()) == 1  # and it has not committed
             await bench.enqueue(job={"priority": 100}, replica=1)

@@ -1,13 +1,15 @@
 """What can be done with carts: filled, priced, delivered, and made into the draft of an order."""
 
 import base64
+import contextlib
 import hmac
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from google.protobuf import json_format
+from pydantic import TypeAdapter
 
 from nexus.commerce.puabo_nuki_inventory_mgr.v1.inventory_pb2 import GetAvailabilityRequest
 from nexus.commerce.puabo_nuki_inventory_mgr.v1.inventory_pb2_grpc import InventoryServiceStub
@@ -19,15 +21,7 @@ from nexus.commerce.puabo_nuki_order_processor.v1.faults import (
     CartNotReady,
     ShippingOptionUnknown,
 )
-from nexus.commerce.puabo_nuki_order_processor.v1.orders_pb2 import ShopSettings
-from nexus.commerce.puabo_nuki_product_catalog.v1.prices_pb2 import (
-    PURCHASABLE_NO_PRICE,
-    PURCHASABLE_NOT_PUBLISHED,
-    PURCHASABLE_YES,
-    ResolvedVariant,
-    ResolveLine,
-    ResolveVariantsRequest,
-)
+from nexus.commerce.puabo_nuki_product_catalog.v1 import prices_pb2 as catalog
 from nexus.commerce.puabo_nuki_product_catalog.v1.prices_pb2_grpc import PriceServiceStub
 from nexus.commerce.puabo_nuki_shipping_service.v1 import shipment_pb2 as shipping
 from nexus.commerce.puabo_nuki_shipping_service.v1.faults import BoxNotFound, ItemFitsNoBox
@@ -35,120 +29,125 @@ from nexus.commerce.puabo_nuki_shipping_service.v1.shipping_pb2 import PackOrder
 from nexus.commerce.puabo_nuki_shipping_service.v1.shipping_pb2_grpc import FulfilmentServiceStub, ShippingServiceStub
 from nexus.finance.invoice_gen.v1.invoice_gen_pb2 import CalculateInvoiceRequest
 from nexus.finance.invoice_gen.v1.invoice_gen_pb2_grpc import IssuingServiceStub
-from services.chassis.clock import now
+from nexus.type.v1.money_pb2 import Money
+from services.chassis.clock import moment, now
 from services.chassis.context import current_tenant
+from services.chassis.ids import new_id
+from services.chassis.messages import MessageOf
 from services.chassis.service import Service
-from services.commerce.puabo_nuki_order_processor.invoicing import Addresses, invoice_content
-from services.commerce.puabo_nuki_order_processor.order import Delivery, Line, Order, Parcel
+from services.chassis.table import Row
+from services.commerce.puabo_nuki_order_processor.invoicing import Addresses, addresses_of, invoice_content
+from services.commerce.puabo_nuki_order_processor.order import Delivery, Draft, Line, Parcel
+from services.commerce.puabo_nuki_order_processor.spec import Config
 from services.commerce.puabo_nuki_order_processor.store import CartStore, OrderStore
 
 MOST_LINES = 100
+SWEEP_SECONDS = 3600.0
+_CHANNEL = "default"
 _MOST_TO_PACK = 200
 _HEAVIEST_GRAMS = 1_000_000
+_LONGEST_MM = 10_000
 _CALL_SECONDS = 8.0
 _STANDARD = "standard"
 _PROBLEMS = {
-    PURCHASABLE_NOT_PUBLISHED: pb.LINE_PROBLEM_NOT_PUBLISHED,
-    PURCHASABLE_NO_PRICE: pb.LINE_PROBLEM_NO_PRICE,
+    catalog.PURCHASABLE_NOT_PUBLISHED: pb.LINE_PROBLEM_NOT_PUBLISHED,
+    catalog.PURCHASABLE_NO_PRICE: pb.LINE_PROBLEM_NO_PRICE,
 }
+_ADDRESSES = ("shipping_address", "billing_address")
+_ANEW: dict[str, Any] = {"offers": "[]", "parcels": "[]", "delivery": None}
+"""What was offered and chosen for other goods, or for another place, is forgotten."""
+_OFFERS, _PARCELS = TypeAdapter(list[Delivery]), TypeAdapter(list[Parcel])
+
+_line = MessageOf(pb.CartLine)
+parcel_message = MessageOf(shipping.Parcel)
 
 
 @dataclass
 class Priced:
     """A cart with what the catalogue and the stock say of it now."""
 
-    row: Any
-    lines: list[pb.CartLine]
-    draft: Order
+    row: Row
+    addresses: Addresses | None
+    draft: Draft
     """Of the lines that can be bought."""
-    resolved: list[ResolvedVariant] = field(default_factory=list)
-    """Of the same lines."""
-
-    @property
-    def addresses(self) -> Addresses | None:
-        return cart_addresses(self.row)
+    lines: list[pb.CartLine] = field(default_factory=list)
+    resolved: list[catalog.ResolvedVariant] = field(default_factory=list)
+    """Of the same lines as the draft's."""
 
 
 class Carts:
     def __init__(self, service: Service) -> None:
+        self._config: Config = service.config
         self._database = service.database
         self._sealer = service.sealer
-        self.store = CartStore(service.database)
+        self._store = CartStore(service.database)
+        self._carts = self._store.carts
         self._orders = OrderStore(service.database)
         self._prices = service.clients.stub(PriceServiceStub)
         self._stock = service.clients.stub(InventoryServiceStub)
         self._shipping = service.clients.stub(ShippingServiceStub)
         self._fulfilment = service.clients.stub(FulfilmentServiceStub)
         self._invoices = service.clients.stub(IssuingServiceStub)
+        service.every(SWEEP_SECONDS, self._forget_old)
 
     def secret(self, cart_id: str) -> str:
         """What opens the cart: only we can make it, so that it need not be kept."""
         digest = self._sealer.digest(f"cart {current_tenant()} {cart_id}".encode())
         return base64.urlsafe_b64encode(digest).decode().rstrip("=")
 
-    async def open(self, cart_id: str, secret: str, *, etag: str = "", lock: str = "") -> Any:
+    async def create(self, channel: str, currency: str) -> Row:
+        return await self._carts.insert(cart_id=new_id(), channel=channel or _CHANNEL, currency=currency)
+
+    async def open(self, cart_id: str, secret: str, *, etag: str = "", lock: bool = False) -> Row:
         """Raises CartNotFound, CartChanged."""
         if not hmac.compare_digest(secret.encode(), self.secret(cart_id).encode()):
             raise CartNotFound(cart_id=cart_id)
-        row = await self.store.get(cart_id, lock=lock)
-        if row is None:
+        row = await self._carts.require(cart_id, lock=lock)
+        if row["order_id"] is not None:
             raise CartNotFound(cart_id=cart_id)
         if etag and etag != str(row["version"]):
             raise CartChanged()
         return row
 
-    async def of_customer(
-        self, customer_id: str, channel: str, currency: str, guest_cart_id: str, guest_secret: str
-    ) -> str:
-        """The id of the customer's cart, with what is in the guest's. Raises CartNotFound, CartFull."""
+    async def of_customer(self, customer_id: str, request: pb.OpenMyCartRequest) -> Row:
+        """The customer's cart, with what is in the guest's. Raises CartNotFound, CartFull."""
         async with self._database.transaction():
-            own = await self.store.of_customer(customer_id, channel, currency)
-            if guest_cart_id and guest_cart_id != own["cart_id"]:
-                guest = await self.open(guest_cart_id, guest_secret, lock="FOR UPDATE")
-                lines = lines_of(own)
-                for variant_id, quantity in lines_of(guest).items():
-                    lines[variant_id] = lines.get(variant_id, 0) + quantity
-                await self._put(own["cart_id"], lines)
-                if guest["shipping_address"] and not own["shipping_address"]:
-                    known = cart_addresses(guest)
-                    assert known is not None
-                    await self.store.set_addresses(own["cart_id"], known.shipping, known.billing)
-                await self.store.delete(guest_cart_id)
-        return str(own["cart_id"])
+            own = await self._store.of_customer(customer_id, request.channel or _CHANNEL, request.currency)
+            if own["order_id"] is not None:
+                raise CartNotFound(cart_id=own["cart_id"])
+            if request.guest_cart_id in ("", own["cart_id"]):
+                return own
+            guest = await self.open(request.guest_cart_id, request.guest_cart_secret, lock=True)
+            known = {} if own["shipping_address"] else {name: guest[name] for name in _ADDRESSES}
+            await self._carts.delete(cart_id=request.guest_cart_id)
+            return await self._put(own, Counter(lines_of(own)) + Counter(lines_of(guest)), **known)
 
-    async def set_lines(self, cart_id: str, secret: str, quantities: Mapping[str, int], etag: str) -> Any:
+    async def set_lines(self, request: pb.SetCartLinesRequest) -> Row:
         async with self._database.transaction():
-            row = await self.open(cart_id, secret, etag=etag, lock="FOR UPDATE")
-            await self._put(cart_id, {**lines_of(row), **quantities})
-            return await self.open(cart_id, secret)
+            row = await self._open_to_change(request)
+            return await self._put(row, {**lines_of(row), **{line.variant_id: line.quantity for line in request.lines}})
 
-    async def _put(self, cart_id: str, lines: Mapping[str, int]) -> None:
-        left = {variant_id: quantity for variant_id, quantity in lines.items() if quantity}
-        if len(left) > MOST_LINES:
-            raise CartFull(most=MOST_LINES)
-        await self.store.set_lines(cart_id, left)
-
-    async def set_addresses(
-        self, cart_id: str, secret: str, to: shipping.Address, bill_to: shipping.Address | None, etag: str
-    ) -> Any:
+    async def set_addresses(self, request: pb.SetCartAddressRequest) -> Row:
         async with self._database.transaction():
-            await self.open(cart_id, secret, etag=etag, lock="FOR UPDATE")
-            await self.store.set_addresses(cart_id, to, bill_to)
-            return await self.open(cart_id, secret)
+            row = await self._open_to_change(request)
+            return await self._carts.change(
+                row["cart_id"],
+                shipping_address=request.shipping_address,
+                billing_address=request.billing_address if request.HasField("billing_address") else None,
+                **_ANEW,
+            )
 
-    async def offer_deliveries(self, cart_id: str, secret: str) -> list[Delivery]:
+    async def offer_deliveries(self, row: Row) -> list[Delivery]:
         """The cheapest first. Raises CartNotReady."""
-        row = await self.open(cart_id, secret)
         priced = await self.price(row)
-        addresses = priced.addresses
-        if addresses is None:
+        if priced.addresses is None:
             raise CartNotReady(why="the address is missing")
         parcels = await self._pack(priced)
         if not parcels:
             return []
         request = QuoteRatesRequest(
-            to=addresses.shipping,
-            parcels=[_parcel_message(parcel) for parcel in parcels],
+            to=priced.addresses.shipping,
+            parcels=[parcel_message(dict(parcel)) for parcel in parcels],
             currency=row["currency"],
             goods_value=priced.draft.goods,
         )
@@ -161,39 +160,35 @@ class Carts:
                 price=quote.price.minor_units,
                 min_days=quote.min_days,
                 max_days=quote.max_days,
-                expire_time=quote.expire_time.ToDatetime(now().tzinfo),
+                expire_time=moment(quote.expire_time),
             )
             for quote in quotes
         ]
         offers.sort(key=lambda offer: (offer.price, offer.max_days))
-        await self.store.set_offers(
-            cart_id,
-            row["version"],
-            [offer.model_dump(mode="json") for offer in offers],
-            [parcel.model_dump(mode="json") for parcel in parcels],
-        )
+        offered, packed = _OFFERS.dump_json(offers).decode(), _PARCELS.dump_json(parcels).decode()
+        await self._store.set_offers(row["cart_id"], row["version"], offered, packed)
         return offers
 
-    async def choose_delivery(self, cart_id: str, secret: str, quote_id: str, etag: str) -> Any:
+    async def choose_delivery(self, request: pb.ChooseShippingRequest) -> Row:
         """Raises ShippingOptionUnknown."""
         async with self._database.transaction():
-            row = await self.open(cart_id, secret, etag=etag, lock="FOR UPDATE")
-            offers = [Delivery.model_validate(offer) for offer in json.loads(row["offers"])]
-            chosen = next((offer for offer in offers if offer.quote_id == quote_id), None)
+            row = await self._open_to_change(request)
+            offers = _OFFERS.validate_json(row["offers"])
+            chosen = next((offer for offer in offers if offer.quote_id == request.quote_id), None)
             if chosen is None or chosen.expire_time <= now():
                 raise ShippingOptionUnknown()
-            await self.store.choose(cart_id, chosen.model_dump(mode="json"))
-            return await self.open(cart_id, secret)
+            return await self._carts.change(row["cart_id"], delivery=chosen.model_dump_json())
 
-    async def price(self, row: Any) -> Priced:
+    async def price(self, row: Row) -> Priced:
         """The cart as it is now: prices, stock, taxes of the address, totals."""
-        draft = Order(order_id="", cart_id=row["cart_id"], channel=row["channel"], currency=row["currency"])
-        priced = Priced(row, [], draft)
+        addresses = addresses_of(row) if row["shipping_address"] else None
+        draft = Draft(cart_id=row["cart_id"], channel=row["channel"], currency=row["currency"])
+        priced = Priced(row, addresses, draft)
         wanted = lines_of(row)
         if not wanted:
             return priced
-        request = ResolveVariantsRequest(
-            lines=[ResolveLine(variant_id=variant, quantity=quantity) for variant, quantity in wanted.items()],
+        request = catalog.ResolveVariantsRequest(
+            lines=[catalog.ResolveLine(variant_id=variant, quantity=quantity) for variant, quantity in wanted.items()],
             channel=row["channel"],
             currency=row["currency"],
         )
@@ -202,31 +197,33 @@ class Carts:
             GetAvailabilityRequest(item_ids=list(wanted)), timeout=_CALL_SECONDS
         )
         available = {item.item_id: item.available for item in in_stock.items}
-        rates = await self._rates(priced.addresses)
+        rates = await self._rates(addresses)
         for (variant_id, quantity), found in zip(wanted.items(), answer.variants, strict=True):
-            line = _cart_line(variant_id, quantity, found, available[variant_id])
-            priced.lines.append(line)
-            if found.purchasable == PURCHASABLE_YES:
+            line = Line(
+                variant_id=variant_id,
+                sku=found.variant.sku,
+                title=found.product_title,
+                variant_title=found.variant_title,
+                quantity=quantity,
+                unit_price=found.price.minor_units,
+                tax_basis_points=rates.get(found.variant.tax_category or _STANDARD, 0),
+                digital=found.variant.digital,
+            )
+            priced.lines.append(_cart_line(line, found, available[variant_id]))
+            if found.purchasable == catalog.PURCHASABLE_YES:
                 priced.resolved.append(found)
                 draft.tax_included = found.tax_included
-                draft.lines.append(
-                    Line(
-                        variant_id=variant_id,
-                        sku=found.variant.sku,
-                        title=found.product_title,
-                        variant_title=found.variant_title,
-                        quantity=quantity,
-                        unit_price=found.price.minor_units,
-                        tax_basis_points=rates.get(found.variant.tax_category or _STANDARD, 0),
-                        digital=found.variant.digital,
-                    )
-                )
-        draft.goods = sum(line.unit_price * line.quantity for line in draft.lines)
+                draft.lines.append(line)
+        draft.goods = draft.total = sum(line.unit_price * line.quantity for line in draft.lines)
         if row["delivery"]:
             draft.delivery = Delivery.model_validate_json(row["delivery"])
-            draft.parcels = [Parcel.model_validate(parcel) for parcel in json.loads(row["parcels"])]
+            draft.parcels = _PARCELS.validate_json(row["parcels"])
             draft.shipping_tax_basis_points = rates.get(_STANDARD, 0)
-        await self._add_up(draft, priced.addresses)
+            draft.total += draft.delivery.price
+        if addresses is not None and draft.lines:
+            calculation = CalculateInvoiceRequest(content=invoice_content(draft, addresses))
+            totals = (await self._invoices.CalculateInvoice(calculation, timeout=_CALL_SECONDS)).totals
+            draft.tax, draft.total = totals.tax, totals.total
         return priced
 
     def check_ready(self, priced: Priced) -> Addresses:
@@ -251,119 +248,64 @@ class Carts:
             raise CartNotReady(why=why)
         return addresses
 
-    async def _add_up(self, draft: Order, addresses: Addresses | None) -> None:
-        draft.total = draft.goods + (draft.delivery.price if draft.delivery is not None else 0)
-        if addresses is not None and draft.lines:
-            content = invoice_content(draft, addresses)
-            request = CalculateInvoiceRequest(content=content)
-            totals = (await self._invoices.CalculateInvoice(request, timeout=_CALL_SECONDS)).totals
-            draft.tax, draft.total = totals.tax, totals.total
+    async def _open_to_change(self, request: Any) -> Row:
+        return await self.open(request.cart_id, request.cart_secret, etag=request.etag, lock=True)
+
+    async def _put(self, row: Row, lines: Mapping[str, int], **addresses: str) -> Row:
+        left = [(variant_id, quantity) for variant_id, quantity in lines.items() if quantity]
+        if len(left) > MOST_LINES:
+            raise CartFull(most=MOST_LINES)
+        return await self._carts.change(row["cart_id"], lines=json.dumps(left), **addresses, **_ANEW)
 
     async def _rates(self, addresses: Addresses | None) -> dict[str, int]:
         """Rates of tax by category, where the goods go to."""
-        settings = await self._orders.settings()
-        if addresses is None or settings is None:
+        if addresses is None:
             return {}
-        known = json_format.Parse(settings["settings"], ShopSettings())
-        country = addresses.shipping.country
-        return {rate.tax_category: rate.basis_points for rate in known.tax_rates if rate.country == country}
+        rates = (await self._orders.settings()).tax_rates
+        return {rate.tax_category: rate.basis_points for rate in rates if rate.country == addresses.shipping.country}
 
     async def _pack(self, priced: Priced) -> list[Parcel]:
         """In the tenant's boxes, where the sizes are known and fit; else one parcel of all the weight."""
         things = [found for found in priced.resolved if not found.variant.digital]
         if not things:
             return []
-        measured = all(
-            min(found.variant.length_mm, found.variant.width_mm, found.variant.height_mm) > 0 for found in things
-        )
-        if measured and sum(found.quantity for found in things) <= _MOST_TO_PACK:
+        sizes = [(one.variant.length_mm, one.variant.width_mm, one.variant.height_mm) for one in things]
+        if all(min(size) > 0 for size in sizes) and sum(found.quantity for found in things) <= _MOST_TO_PACK:
             items = [
                 shipping.PackingItem(
                     item_id=found.variant.variant_id,
                     quantity=found.quantity,
-                    length_mm=min(found.variant.length_mm, 10_000),
-                    width_mm=min(found.variant.width_mm, 10_000),
-                    height_mm=min(found.variant.height_mm, 10_000),
+                    length_mm=min(length, _LONGEST_MM),
+                    width_mm=min(width, _LONGEST_MM),
+                    height_mm=min(height, _LONGEST_MM),
                     weight_grams=min(found.variant.weight_grams, _HEAVIEST_GRAMS),
                 )
-                for found in things
+                for found, (length, width, height) in zip(things, sizes, strict=True)
             ]
-            try:
+            with contextlib.suppress(BoxNotFound, ItemFitsNoBox):
                 packed = await self._fulfilment.PackOrder(PackOrderRequest(items=items), timeout=_CALL_SECONDS)
-                return [_parcel(box.parcel) for box in packed.boxes]
-            except (BoxNotFound, ItemFitsNoBox):
-                pass
+                return _PARCELS.validate_python([box.parcel for box in packed.boxes], from_attributes=True)
         weight = sum(found.variant.weight_grams * found.quantity for found in things)
         return [Parcel(weight_grams=min(max(weight, 1), _HEAVIEST_GRAMS))]
 
+    async def _forget_old(self) -> None:
+        await self._store.forget_old(self._config.cart_lifetime)
 
-def lines_of(row: Any) -> dict[str, int]:
+
+def lines_of(row: Row) -> dict[str, int]:
     """Quantities by variant."""
     return dict(json.loads(row["lines"]))
 
 
-def cart_addresses(row: Any) -> Addresses | None:
-    if not row["shipping_address"]:
-        return None
-    billing = row["billing_address"]
-    return Addresses(
-        json_format.Parse(row["shipping_address"], shipping.Address()),
-        json_format.Parse(billing, shipping.Address()) if billing else None,
-    )
-
-
-def drafted(priced: Priced, customer_id: str) -> dict[str, Any]:
-    """What the first event of the order says: everything that is frozen, and nothing personal."""
-    fields = {
-        "cart_id",
-        "channel",
-        "currency",
-        "tax_included",
-        "lines",
-        "delivery",
-        "shipping_tax_basis_points",
-        "parcels",
-        "goods",
-        "tax",
-        "total",
-    }
-    return {**priced.draft.model_dump(mode="json", include=fields), "customer_id": customer_id}
-
-
-def _cart_line(variant_id: str, quantity: int, found: ResolvedVariant, available: int) -> pb.CartLine:
-    line = pb.CartLine(
-        variant_id=variant_id,
-        sku=found.variant.sku,
-        title=found.product_title,
-        variant_title=found.variant_title,
-        quantity=quantity,
-    )
-    if found.HasField("regular_price"):
-        line.regular_price.CopyFrom(found.regular_price)
-    if found.purchasable != PURCHASABLE_YES:
-        line.problem = _PROBLEMS.get(found.purchasable, pb.LINE_PROBLEM_UNKNOWN)
-        return line
-    line.unit_price.CopyFrom(found.price)
-    line.line_price.CopyFrom(found.price)
-    line.line_price.minor_units *= quantity
-    if available < quantity:
-        line.problem = pb.LINE_PROBLEM_OUT_OF_STOCK
-    return line
-
-
-def _parcel(parcel: shipping.Parcel) -> Parcel:
-    return Parcel(
-        weight_grams=parcel.weight_grams,
-        length_mm=parcel.length_mm,
-        width_mm=parcel.width_mm,
-        height_mm=parcel.height_mm,
-    )
-
-
-def _parcel_message(parcel: Parcel) -> shipping.Parcel:
-    return shipping.Parcel(
-        weight_grams=parcel.weight_grams,
-        length_mm=parcel.length_mm,
-        width_mm=parcel.width_mm,
-        height_mm=parcel.height_mm,
+def _cart_line(line: Line, found: catalog.ResolvedVariant, available: int) -> pb.CartLine:
+    regular_price = found.regular_price if found.HasField("regular_price") else None
+    if found.purchasable != catalog.PURCHASABLE_YES:
+        problem = _PROBLEMS.get(found.purchasable, pb.LINE_PROBLEM_UNKNOWN)
+        return _line(dict(line), unit_price=None, line_price=None, regular_price=regular_price, problem=problem)
+    return _line(
+        dict(line),
+        unit_price=found.price,
+        line_price=Money(currency=found.price.currency, minor_units=line.unit_price * line.quantity),
+        regular_price=regular_price,
+        problem=pb.LINE_PROBLEM_OUT_OF_STOCK if available < line.quantity else None,
     )

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from google.protobuf import json_format
+
 from nexus.commerce.puabo_nuki_shipping_service.v1.shipment_pb2 import Address
 from nexus.finance.invoice_gen.v1.invoice_pb2 import (
     TAX_CATEGORY_STANDARD,
@@ -12,7 +14,8 @@ from nexus.finance.invoice_gen.v1.invoice_pb2 import (
     PostalAddress,
     Tax,
 )
-from services.commerce.puabo_nuki_order_processor.order import Order
+from services.chassis.table import Row
+from services.commerce.puabo_nuki_order_processor.order import Draft
 
 _LONGEST_DESCRIPTION = 500
 
@@ -29,7 +32,16 @@ class Addresses:
         return self.billing if self.billing is not None else self.shipping
 
 
-def invoice_content(order: Order, addresses: Addresses) -> InvoiceContent:
+def addresses_of(row: Row) -> Addresses:
+    """Of an order or a cart."""
+    billing = row["billing_address"]
+    return Addresses(
+        shipping=json_format.Parse(row["shipping_address"] or "{}", Address()),
+        billing=json_format.Parse(billing, Address()) if billing else None,
+    )
+
+
+def invoice_content(order: Draft, addresses: Addresses) -> InvoiceContent:
     """Each line is a line of the invoice, at the same place; the delivery is the last one."""
     bill_to = addresses.bill_to
     content = InvoiceContent(
@@ -51,8 +63,6 @@ def invoice_content(order: Order, addresses: Addresses) -> InvoiceContent:
             for line in order.lines
         ],
         prices_include_tax=order.tax_included,
-        prepaid=order.captured,
-        order_reference=order.order_id,
     )
     if order.delivery is not None:
         content.lines.add(

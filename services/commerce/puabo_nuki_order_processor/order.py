@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from nexus.commerce.puabo_nuki_order_processor.v1.faults import OrderStateConflict, QuantityExceeded
+from nexus.type.v1.money_pb2 import Money
 
 CHECKING_OUT, OPEN, PROCESSING = "CHECKING_OUT", "OPEN", "PROCESSING"
 ACTION_REQUIRED, PAYMENT_DECLINED = "ACTION_REQUIRED", "PAYMENT_DECLINED"
@@ -141,13 +142,11 @@ class Return(BaseModel):
     create_time: datetime
 
 
-class Order(BaseModel):
-    order_id: str
-    customer_id: str = ""
+class Draft(BaseModel):
+    """What is frozen when an order is made of a cart. Nothing of it is personal."""
+
     cart_id: str = ""
-    state: str = ""
-    version: int = 0
-    confirmed: bool = False
+    customer_id: str = ""
     channel: str = ""
     currency: str = ""
     tax_included: bool = False
@@ -158,6 +157,16 @@ class Order(BaseModel):
     goods: int = 0
     tax: int = 0
     total: int = 0
+
+    def money(self, minor_units: int) -> Money:
+        return Money(currency=self.currency, minor_units=minor_units)
+
+
+class Order(Draft):
+    order_id: str
+    state: str = ""
+    version: int = 0
+    confirmed: bool = False
     done: list[str] = []
     undone: list[str] = []
     reservation_id: str = ""
@@ -184,6 +193,11 @@ class Order(BaseModel):
     update_time: datetime | None = None
 
     @property
+    def reference(self) -> str:
+        """What others know it by; what is asked of them for it has keys that begin so."""
+        return f"order/{self.order_id}"
+
+    @property
     def steps(self) -> list[str]:
         """What is to be done for this order: nothing is paid that costs nothing, nothing sent that has no parcel."""
         left_out = {"authorise", "capture", "book"} if not self.total else set()
@@ -192,11 +206,6 @@ class Order(BaseModel):
     @property
     def shipping_refunded(self) -> bool:
         return any(refund.shipping for refund in self.refunds)
-
-    @property
-    def shipping_line(self) -> int:
-        """The place of the delivery on the invoice: after the goods."""
-        return len(self.lines)
 
     def refund(self, refund_id: str) -> Refund:
         return next(refund for refund in self.refunds if refund.refund_id == refund_id)
@@ -270,7 +279,10 @@ def apply(order: Order, kind: str, data: Mapping[str, Any], at: datetime) -> Ord
             after.done.append(step)
         elif kind == undone:
             after.undone.append(step)
-    _CHANGES.get(kind, _note)(after, data, at)
+    for part, done in REFUND_PARTS.items():
+        if kind == done:
+            after.refund(data["refund_id"]).done.append(part)
+    _change(after, kind, data, at)
     return after
 
 
@@ -340,143 +352,74 @@ def _to_undo(order: Order) -> list[str]:
     return sorted(begun, key=lambda step: step != "label")
 
 
-def _check_out(order: Order, data: Mapping[str, Any], at: datetime) -> None:
-    for name, value in Order.model_validate({**data, "order_id": order.order_id}):
-        if name in data:
-            setattr(order, name, value)
-    order.create_time = at
-
-
-def _place(order: Order, data: Mapping[str, Any], at: datetime) -> None:
-    order.place_time = order.place_time or at
-    order.payment_method_id = data["payment_method_id"]
-    order.payment_attempts += 1
-    order.payment_requests.append(data["request_id"])
-    order.payment_id = order.cause = ""
-
-
-def _note(order: Order, data: Mapping[str, Any], at: datetime) -> None:
-    """What an event says in so many words."""
-    for name in ("reservation_id", "payment_id", "action_url", "cause", "invoice_id", "invoice_number"):
-        if name in data:
-            setattr(order, name, data[name])
-    for name in ("captured", "refunded", "platform_share"):
-        if name in data:
-            setattr(order, name, int(data[name]))
-    if "expire_time" in data:
-        order.expire_time = datetime.fromisoformat(data["expire_time"])
-    if "parcels" in data:
-        order.parcels = [Parcel.model_validate(parcel) for parcel in data["parcels"]]
-
-
-def _refused(order: Order, data: Mapping[str, Any], at: datetime) -> None:
-    order.repayments_refused += 1
-
-
-def _win_dispute(order: Order, data: Mapping[str, Any], at: datetime) -> None:
-    order.dispute_won = True
-
-
-def _repay_dispute(order: Order, data: Mapping[str, Any], at: datetime) -> None:
-    order.dispute_won = False
-    _note(order, data, at)
-
-
-def _fulfil(order: Order, data: Mapping[str, Any], at: datetime) -> None:
-    for line, units in _units(data):
-        order.lines[line].fulfilled += units
-    order.fulfil_time = at
-    _complete(order)
-
-
-def _move(order: Order, data: Mapping[str, Any], at: datetime) -> None:
-    for parcel in order.parcels:
-        parcel.moved |= parcel.shipment_id == data["shipment_id"]
-
-
-def _deliver(order: Order, data: Mapping[str, Any], at: datetime) -> None:
-    for parcel in order.parcels:
-        parcel.delivered |= parcel.shipment_id == data["shipment_id"]
-
-
-def _stay(order: Order, data: Mapping[str, Any], at: datetime) -> None:
-    order.cause = ""
-    for number in data["under_way"]:
-        order.parcels[number].moved = True
-
-
-def _request_return(order: Order, data: Mapping[str, Any], at: datetime) -> None:
-    order.returns.append(
-        Return(return_id=data["return_id"], lines=dict(_units(data)), reason=data["reason"], create_time=at)
-    )
-
-
-def _accept(order: Order, data: Mapping[str, Any], at: datetime) -> None:
-    accepted = order.open_return(data["return_id"])
-    assert accepted is not None, "only an open return is accepted"
-    accepted.state, accepted.refund_id = "ACCEPTED", data["refund_id"]
-    for line, units in accepted.lines.items():
-        order.lines[line].returned += units
-
-
-def _reject(order: Order, data: Mapping[str, Any], at: datetime) -> None:
-    rejected = order.open_return(data["return_id"])
-    assert rejected is not None, "only an open return is rejected"
-    rejected.state = "REJECTED"
-
-
-def _begin_refund(order: Order, data: Mapping[str, Any], at: datetime) -> None:
-    refund = Refund(
-        refund_id=data["refund_id"],
-        lines=dict(_units(data)),
-        shipping=data["shipping"],
-        restock=data["restock"],
-        reason=data["reason"],
-        create_time=at,
-    )
-    order.refunds.append(refund)
-    for line, units in refund.lines.items():
-        order.lines[line].refunded += units
-    if order.state == PARTIALLY_FULFILLED:
-        _complete(order)
-
-
-def _refund_part(part: str) -> Any:
-    def change(order: Order, data: Mapping[str, Any], at: datetime) -> None:
-        refund = order.refund(data["refund_id"])
-        refund.done.append(part)
-        if part == "credit":
+def _change(order: Order, kind: str, data: Mapping[str, Any], at: datetime) -> None:
+    """What an event changes besides the state and what has been done."""
+    match kind:
+        case "CheckedOut":
+            _take_over(order, data)
+            order.create_time = at
+        case "OrderPlaced" | "PaymentRetried":
+            order.place_time = order.place_time or at
+            order.payment_method_id = data["payment_method_id"]
+            order.payment_attempts += 1
+            order.payment_requests.append(data["request_id"])
+            order.payment_id = order.cause = ""
+        case "RepaymentRefused":
+            order.repayments_refused += 1
+        case "DisputeWon":
+            order.dispute_won = True
+        case "DisputeRepaid":
+            order.dispute_won = False
+            _take_over(order, data)
+        case "ItemsFulfilled":
+            for line, units in data["lines"].items():
+                order.lines[int(line)].fulfilled += int(units)
+            order.fulfil_time = at
+            _complete(order)
+        case "ParcelMoved":
+            for parcel in order.parcels:
+                parcel.moved |= parcel.shipment_id == data["shipment_id"]
+        case "ParcelDelivered":
+            for parcel in order.parcels:
+                parcel.delivered |= parcel.shipment_id == data["shipment_id"]
+        case "CancellationRefused":
+            order.cause = ""
+            for number in data["under_way"]:
+                order.parcels[number].moved = True
+        case "ReturnRequested":
+            order.returns.append(Return.model_validate({**data, "create_time": at}))
+        case "ReturnAccepted" | "ReturnRejected":
+            decided = order.open_return(data["return_id"])
+            assert decided is not None, "only an open return is decided"
+            decided.state = "REJECTED"
+            if kind == "ReturnAccepted":
+                decided.state, decided.refund_id = "ACCEPTED", data["refund_id"]
+                for line, units in decided.lines.items():
+                    order.lines[line].returned += units
+        case "RefundBegun":
+            refund = Refund.model_validate({**data, "create_time": at})
+            order.refunds.append(refund)
+            for line, units in refund.lines.items():
+                order.lines[line].refunded += units
+            if order.state == PARTIALLY_FULFILLED:
+                _complete(order)
+        case "RefundCredited":
+            refund = order.refund(data["refund_id"])
             refund.amount, refund.tax, refund.credit_note_id = data["amount"], data["tax"], data["credit_note_id"]
-        elif part == "pay":
-            order.refunded += refund.amount
+        case "RefundPaid":
+            order.refunded += order.refund(data["refund_id"]).amount
+        case _:
+            _take_over(order, data)
 
-    return change
+
+def _take_over(order: Order, data: Mapping[str, Any]) -> None:
+    """What an event says in so many words."""
+    said = Order.model_validate({**data, "order_id": order.order_id})
+    for name in said.model_fields_set:
+        setattr(order, name, getattr(said, name))
 
 
 def _complete(order: Order) -> None:
     """An order of which nothing is left to be handed over is fulfilled, if anything was."""
     if not any(line.to_fulfil for line in order.lines):
         order.state = FULFILLED
-
-
-def _units(data: Mapping[str, Any]) -> list[tuple[int, int]]:
-    return [(int(line), int(units)) for line, units in data["lines"].items()]
-
-
-_CHANGES: dict[str, Any] = {
-    "CheckedOut": _check_out,
-    "OrderPlaced": _place,
-    "PaymentRetried": _place,
-    "RepaymentRefused": _refused,
-    "DisputeWon": _win_dispute,
-    "DisputeRepaid": _repay_dispute,
-    "ItemsFulfilled": _fulfil,
-    "ParcelMoved": _move,
-    "ParcelDelivered": _deliver,
-    "CancellationRefused": _stay,
-    "ReturnRequested": _request_return,
-    "ReturnAccepted": _accept,
-    "ReturnRejected": _reject,
-    "RefundBegun": _begin_refund,
-    **{kind: _refund_part(part) for part, kind in REFUND_PARTS.items()},
-}

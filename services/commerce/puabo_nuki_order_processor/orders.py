@@ -4,15 +4,17 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any
 
+from nexus.commerce.puabo_nuki_order_processor.v1 import orders_pb2 as pb
 from nexus.commerce.puabo_nuki_order_processor.v1.faults import (
     CartChanged,
-    OrderNotFound,
     OrderStateConflict,
     OutOfStock,
+    QuantityExceeded,
     ReturnNotFound,
     ReturnTooLate,
 )
@@ -23,13 +25,14 @@ from services.chassis.ids import new_id
 from services.chassis.saga import PERMANENT, Changed, Saga
 from services.chassis.service import Service
 from services.commerce.puabo_nuki_order_processor import order as rules
-from services.commerce.puabo_nuki_order_processor.announcing import announcement
 from services.commerce.puabo_nuki_order_processor.invoicing import Addresses
-from services.commerce.puabo_nuki_order_processor.order import REFUND_PARTS, Action, Order, apply, decide
+from services.commerce.puabo_nuki_order_processor.messages import announcement
+from services.commerce.puabo_nuki_order_processor.order import Action, Draft, Order, apply, decide
 from services.commerce.puabo_nuki_order_processor.spec import Config
 from services.commerce.puabo_nuki_order_processor.steps import RepaymentRefused, Steps, refused_for_good
 from services.commerce.puabo_nuki_order_processor.store import CartStore, OrderStore, order_of
 
+RETURN_DAYS = 30
 SYSTEM = "puabo-nuki-order-processor"
 """The actor of what the saga does."""
 LOOK_AGAIN_SECONDS = 0.1
@@ -47,7 +50,7 @@ class Orders:
         self._events = service.events
         self._steps = Steps(service)
         self.store = OrderStore(service.database)
-        self.carts = CartStore(service.database)
+        self._carts = CartStore(service.database)
         self.saga = Saga(
             service.database,
             "orders",
@@ -60,38 +63,53 @@ class Orders:
             poll_seconds=self._config.poll_seconds,
             longest_wait=self._config.longest_wait,
         )
+        service.every(self._config.poll_seconds, self.saga.work)
 
     # Customers
 
     async def check_out(
-        self, drafted: Mapping[str, Any], addresses: Addresses, cart_version: int, request_id: str, request_hash: bytes
+        self, draft: Draft, addresses: Addresses, cart_version: int, request_id: str, request_hash: bytes
     ) -> Order:
         """Make an order of what was drafted, and set its stock aside. Raises CartChanged, OutOfStock."""
-        order = apply(Order(order_id=new_id()), "CheckedOut", drafted, now())
+        order = Order(order_id=new_id())
         async with self._database.transaction():
-            if not await self.carts.hand_over(order.cart_id, cart_version, order.order_id):
+            if not await self._carts.hand_over(draft.cart_id, cart_version, order.order_id):
                 raise CartChanged()
-            if not await self.store.insert(order, addresses, request_id, request_hash):
+            inserted = await self.store.orders.insert_new(
+                order_id=order.order_id,
+                customer_id=draft.customer_id,
+                request_id=request_id,
+                request_hash=request_hash,
+                version=order.version,
+                state=order.state,
+                currency=draft.currency,
+                folded=order.model_dump_json(),
+                shipping_address=addresses.shipping,
+                billing_address=addresses.billing,
+            )
+            if inserted is None:
                 raise Conflict(retry_after=0.1)  # its twin came first: the next attempt finds the order
-            await self.store.add_event(order, "CheckedOut", drafted, order.customer_id)
+            await self._append(order, "CheckedOut", draft.model_dump(mode="json"), draft.customer_id, wake=True)
         return await self._checked_out(await self._carried_on(order.order_id))
 
     async def earlier(self, customer_id: str, request_id: str, request_hash: bytes) -> Order | None:
         """The order that a checkout has made before. Raises IdempotencyKeyReused, OutOfStock."""
-        row = await self.store.requested(customer_id, request_id)
+        row = await self.store.orders.find(customer_id=customer_id, request_id=request_id)
         if row is None:
             return None
         if row["request_hash"] != request_hash:
             raise IdempotencyKeyReused(key=request_id)
         order = order_of(row)
-        return await self._checked_out(
-            await self._carried_on(order.order_id) if order.state == "CHECKING_OUT" else order
-        )
+        if order.state == rules.CHECKING_OUT:
+            order = await self._carried_on(order.order_id)
+        return await self._checked_out(order)
 
-    async def pay(self, order: Order, kind: str, verb: str, payment_method_id: str, request_id: str) -> Order:
+    async def pay(
+        self, order: Order, kind: str, verb: str, request: pb.PlaceOrderRequest | pb.PayOrderRequest
+    ) -> Order:
         """`kind` is OrderPlaced, or PaymentRetried. Again with the same request, it says how far it has come."""
-        if request_id not in order.payment_requests:
-            data = {"payment_method_id": payment_method_id, "request_id": request_id}
+        if request.request_id not in order.payment_requests:
+            data = {"payment_method_id": request.payment_method_id, "request_id": request.request_id}
             order = await self.record(order, kind, data, order.customer_id, verb=verb)
         return await self._carried_on(order.order_id) if order.state == rules.PROCESSING else order
 
@@ -109,45 +127,49 @@ class Orders:
                 raise OrderStateConflict(state="ON_ITS_WAY", verb="cancelled")
         return order
 
-    async def request_return(self, order: Order, lines: dict[int, int], reason: str, days: int, actor: str) -> Order:
+    async def request_return(self, order: Order, request: pb.RequestReturnRequest, actor: str) -> Order:
         """Raises OrderStateConflict, QuantityExceeded, ReturnTooLate."""
+        lines = _units(order, request.lines)
         rules.require(order, "ReturnRequested", "returned")
+        days = (await self.store.settings()).return_days or RETURN_DAYS
         if order.fulfil_time is not None and order.fulfil_time + timedelta(days=days) < now():
             raise ReturnTooLate(days=days)
         rules.check_units(order, lines, "returned")
-        data = {"return_id": new_id(), "lines": lines, "reason": reason}
+        data = {"return_id": new_id(), "lines": lines, "reason": request.reason}
         return await self.record(order, "ReturnRequested", data, actor)
 
     # Staff
 
-    async def fulfil(self, order: Order, lines: dict[int, int], note: str, actor: str) -> Order:
-        """Raises OrderStateConflict, QuantityExceeded."""
+    async def fulfil(self, request: pb.FulfilOrderRequest, actor: str) -> Order:
+        """Raises OrderNotFound, OrderStateConflict, QuantityExceeded."""
+        order = await self.get(request.order_id)
+        lines = _units(order, request.lines)
         rules.require(order, "ItemsFulfilled", "fulfilled")
         lines = rules.check_units(order, lines, "fulfilled")
         if not lines:
             raise OrderStateConflict(state="without anything left to hand over", verb="fulfilled")
-        return await self.record(order, "ItemsFulfilled", {"lines": lines, "note": note}, actor)
+        return await self.record(order, "ItemsFulfilled", {"lines": lines, "note": request.note}, actor)
 
-    async def decide_return(
-        self, order: Order, return_id: str, accept: bool, restock: bool, note: str, actor: str
-    ) -> Order:
-        """Raises OrderStateConflict, ReturnNotFound, QuantityExceeded."""
+    async def decide_return(self, request: pb.DecideReturnRequest, actor: str) -> Order:
+        """Raises OrderNotFound, OrderStateConflict, ReturnNotFound, QuantityExceeded."""
+        order = await self.get(request.order_id)
         rules.require(order, "ReturnAccepted", "returned")
-        asked = order.open_return(return_id)
+        asked = order.open_return(request.return_id)
         if asked is None:
-            raise ReturnNotFound(return_id=return_id)
-        if not accept:
-            return await self.record(order, "ReturnRejected", {"return_id": return_id, "note": note}, actor)
+            raise ReturnNotFound(return_id=request.return_id)
+        decided = {"return_id": asked.return_id, "note": request.note}
+        if not request.accept:
+            return await self.record(order, "ReturnRejected", decided, actor)
         rules.check_units(order, asked.lines, "refunded")
-        refund_id = new_id()
-        accepted = {"return_id": return_id, "refund_id": refund_id, "restock": restock, "note": note}
-        order = await self.record(order, "ReturnAccepted", accepted, actor)
-        return await self._begin_refund(order, refund_id, asked.lines, False, restock, asked.reason or note, actor)
+        of_refund = {"refund_id": new_id(), "restock": request.restock}
+        order = await self.record(order, "ReturnAccepted", {**decided, **of_refund}, actor)
+        refund = {**of_refund, "lines": asked.lines, "shipping": False, "reason": asked.reason or request.note}
+        return await self.record(order, "RefundBegun", refund, actor)
 
-    async def refund(
-        self, order: Order, lines: dict[int, int], shipping: bool, restock: bool, reason: str, actor: str
-    ) -> Order:
-        """Raises OrderStateConflict, QuantityExceeded."""
+    async def refund(self, request: pb.RefundOrderRequest, actor: str) -> Order:
+        """Raises OrderNotFound, OrderStateConflict, QuantityExceeded."""
+        order = await self.get(request.order_id)
+        lines, shipping = _units(order, request.lines), request.shipping
         rules.require(order, "RefundBegun", "refunded")
         if shipping and (order.delivery is None or order.shipping_refunded):
             raise OrderStateConflict(state="without a delivery to refund", verb="refunded")
@@ -155,42 +177,20 @@ class Orders:
             lines = rules.check_units(order, lines, "refunded")
         if not lines and not shipping:
             raise OrderStateConflict(state="refunded in full", verb="refunded")
-        return await self._begin_refund(order, new_id(), lines, shipping, restock, reason, actor)
-
-    async def _begin_refund(
-        self,
-        order: Order,
-        refund_id: str,
-        lines: dict[int, int],
-        shipping: bool,
-        restock: bool,
-        reason: str,
-        actor: str,
-    ) -> Order:
-        data = {
-            "refund_id": refund_id,
+        refund = {
+            "refund_id": new_id(),
             "lines": lines,
             "shipping": shipping,
-            "restock": restock,
-            "reason": reason,
+            "restock": request.restock,
+            "reason": request.reason,
         }
-        return await self.record(order, "RefundBegun", data, actor)
+        return await self.record(order, "RefundBegun", refund, actor)
 
     # All
 
     async def get(self, order_id: str) -> Order:
         """Raises OrderNotFound."""
-        row = await self.store.get(order_id)
-        if row is None:
-            raise OrderNotFound(order_id=order_id)
-        return order_of(row)
-
-    async def of(self, order_id: str, customer_id: str) -> Order:
-        """Somebody else's is as good as none. Raises OrderNotFound."""
-        order = await self.get(order_id)
-        if order.customer_id != customer_id:
-            raise OrderNotFound(order_id=order_id)
-        return order
+        return order_of(await self.store.orders.require(order_id))
 
     async def record(
         self, order: Order, kind: str, data: Mapping[str, Any], actor: str, *, verb: str = "changed"
@@ -227,11 +227,8 @@ class Orders:
 
     async def _checked_out(self, order: Order) -> Order:
         if order.cause == "OUT_OF_STOCK" and order.state in (rules.CANCELLING, rules.CANCELLED):
-            events = await self.store.events(order.order_id)
-            why = next(
-                (json.loads(row["data"]).get("why", "") for row in events if row["kind"] == "CancellationBegun"), ""
-            )
-            raise OutOfStock(why=why)
+            begun = await self.store.events.find(order_id=order.order_id, kind="CancellationBegun")
+            raise OutOfStock(why=json.loads(begun["data"]).get("why", "") if begun is not None else "")
         return order
 
     # The saga
@@ -258,8 +255,7 @@ class Orders:
                 case "repay":
                     return "DisputeRepaid", await self._steps.repay(order, action.what)
                 case "refund":
-                    refund = order.refund(action.refund_id)
-                    return REFUND_PARTS[action.what], await self._steps.refund(order, refund, action.what)
+                    return await self._steps.refund(order, order.refund(action.refund_id), action.what)
                 case _:
                     return action.what, {"cause": "EXPIRED"} if action.what == "CancellationBegun" else {}
         except RepaymentRefused as refused:
@@ -278,10 +274,20 @@ class Orders:
         after = apply(order, kind, data, now())
         await self.store.append(after, kind, data, actor, wake=wake)
         if kind == "StockReserved":
-            await self.carts.delete(after.cart_id)
+            await self._carts.carts.delete(cart_id=after.cart_id)
         elif kind == "CancellationBegun" and order.state == rules.CHECKING_OUT:
-            await self.carts.hand_back(order.order_id)
+            await self._carts.hand_back(order.order_id)
         message = announcement(after, kind, data)
         if message is not None:
             await self._events.publish(message, aggregate=after.order_id)
         return after
+
+
+def _units(order: Order, lines: Iterable[pb.LineUnits]) -> dict[int, int]:
+    """Units by line, a line named twice counted once. Raises QuantityExceeded for a line that is not there."""
+    units = Counter[int]()
+    for each in lines:
+        if each.line >= len(order.lines):
+            raise QuantityExceeded(line=each.line, left=0, verb="counted")
+        units[each.line] += each.quantity
+    return dict(units)

@@ -7,34 +7,23 @@
     tenant:earnings          EQUITY     the tenant's part of settled sales; the other part is in platform:share
 """
 
-from dataclasses import dataclass
-
 from nexus.finance.ledger_mgr.v1.books_pb2 import (
     ACCOUNT_TYPE_EQUITY,
     ACCOUNT_TYPE_INCOME,
     ACCOUNT_TYPE_LIABILITY,
     SIDE_CREDIT,
     SIDE_DEBIT,
-    AccountType,
     Leg,
     NewAccount,
     NewTransaction,
     Side,
 )
-from nexus.type.v1.money_pb2 import Money
 from services.commerce.puabo_nuki_order_processor.order import Order, Refund
 
-
-@dataclass(frozen=True)
-class Account:
-    name: str
-    type: "AccountType.ValueType"
-
-
-PREPAID = Account("customers:prepaid", ACCOUNT_TYPE_LIABILITY)
-TAX = Account("liabilities:sales-tax", ACCOUNT_TYPE_LIABILITY)
-SALES = Account("income:sales", ACCOUNT_TYPE_INCOME)
-EARNINGS = Account("tenant:earnings", ACCOUNT_TYPE_EQUITY)
+PREPAID = NewAccount(name="customers:prepaid", type=ACCOUNT_TYPE_LIABILITY, allow_overdraft=True)
+TAX = NewAccount(name="liabilities:sales-tax", type=ACCOUNT_TYPE_LIABILITY, allow_overdraft=True)
+SALES = NewAccount(name="income:sales", type=ACCOUNT_TYPE_INCOME, allow_overdraft=True)
+EARNINGS = NewAccount(name="tenant:earnings", type=ACCOUNT_TYPE_EQUITY, allow_overdraft=True)
 PLATFORM_SHARE = "platform:share"
 """Opened and kept by the ledger's Settle."""
 
@@ -65,15 +54,8 @@ def refund(order: Order, refund: Refund, platform_part: int, reference: str) -> 
 
 def _transaction(order: Order, reference: str, *legs: tuple[str, "Side.ValueType", int]) -> NewTransaction:
     return NewTransaction(
-        legs=[
-            Leg(account=account, side=side, amount=Money(currency=order.currency, minor_units=amount))
-            for account, side, amount in legs
-            if amount
-        ],
+        legs=[Leg(account=account, side=side, amount=order.money(amount)) for account, side, amount in legs if amount],
         reference=reference,
         metadata={"order_id": order.order_id},
-        open_accounts=[
-            NewAccount(name=account.name, type=account.type, allow_overdraft=True)
-            for account in (PREPAID, TAX, SALES, EARNINGS)
-        ],
+        open_accounts=[PREPAID, TAX, SALES, EARNINGS],
     )

@@ -6,34 +6,20 @@ event that is to be recorded; a fault that will not go away by itself comes thro
 """
 
 import contextlib
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 
-from nexus.commerce.puabo_nuki_inventory_mgr.v1.faults import (
-    ReservationExpired,
-    ReservationNotFound,
-    ReservationSettled,
-)
+from nexus.commerce.puabo_nuki_inventory_mgr.v1 import faults as stock_faults
+from nexus.commerce.puabo_nuki_inventory_mgr.v1 import reservations_pb2 as stock
 from nexus.commerce.puabo_nuki_inventory_mgr.v1.inventory_pb2 import ItemQuantity
-from nexus.commerce.puabo_nuki_inventory_mgr.v1.reservations_pb2 import (
-    CommitReservationRequest,
-    ExtendReservationRequest,
-    ReleaseReservationRequest,
-    ReserveLine,
-    ReserveRequest,
-    RestockReservationRequest,
-)
 from nexus.commerce.puabo_nuki_inventory_mgr.v1.reservations_pb2_grpc import ReservationServiceStub
-from nexus.commerce.puabo_nuki_shipping_service.v1 import shipment_pb2 as shipping
+from nexus.commerce.puabo_nuki_shipping_service.v1 import shipment_pb2 as shipment
+from nexus.commerce.puabo_nuki_shipping_service.v1 import shipping_pb2 as shipping
 from nexus.commerce.puabo_nuki_shipping_service.v1.faults import ShipmentNotFound, ShipmentUnderWay
-from nexus.commerce.puabo_nuki_shipping_service.v1.shipping_pb2 import (
-    CancelParcelRequest,
-    GetParcelRequest,
-    ShipParcelRequest,
-)
 from nexus.commerce.puabo_nuki_shipping_service.v1.shipping_pb2_grpc import FulfilmentServiceStub
 from nexus.finance.billing_service.v1 import payments_pb2 as billing
 from nexus.finance.billing_service.v1.faults import (
@@ -43,26 +29,23 @@ from nexus.finance.billing_service.v1.faults import (
     ProviderNotConfigured,
 )
 from nexus.finance.billing_service.v1.payments_pb2_grpc import PaymentServiceStub
+from nexus.finance.invoice_gen.v1 import invoice_gen_pb2 as invoicing
 from nexus.finance.invoice_gen.v1.faults import InvoiceNotFound
-from nexus.finance.invoice_gen.v1.invoice_gen_pb2 import CreditIssuedInvoiceRequest, IssueInvoiceRequest
 from nexus.finance.invoice_gen.v1.invoice_gen_pb2_grpc import IssuingServiceStub
 from nexus.finance.invoice_gen.v1.invoice_pb2 import CreditedLine
+from nexus.finance.ledger_mgr.v1 import ledger_pb2 as ledger
+from nexus.finance.ledger_mgr.v1.books_pb2 import NewTransaction
 from nexus.finance.ledger_mgr.v1.faults import TransactionNotFound
-from nexus.finance.ledger_mgr.v1.ledger_pb2 import (
-    GetTransactionRequest,
-    PostTransactionRequest,
-    RevertTransactionRequest,
-    SettleRequest,
-)
 from nexus.finance.ledger_mgr.v1.ledger_pb2_grpc import LedgerServiceStub
-from nexus.type.v1.money_pb2 import Money
-from services.chassis.clock import now
+from services.chassis.clock import moment, now
 from services.chassis.saga import Later
 from services.chassis.service import Service
 from services.commerce.puabo_nuki_order_processor import postings
-from services.commerce.puabo_nuki_order_processor.invoicing import invoice_content
+from services.commerce.puabo_nuki_order_processor.carts import parcel_message
+from services.commerce.puabo_nuki_order_processor.invoicing import addresses_of, invoice_content
 from services.commerce.puabo_nuki_order_processor.order import (
     PROCESSING,
+    REFUND_PARTS,
     STEPS,
     Order,
     Refund,
@@ -74,257 +57,231 @@ from services.commerce.puabo_nuki_order_processor.store import OrderStore
 
 Event = tuple[str, dict[str, Any]]
 _WITH_CARRIER = (
-    shipping.SHIPMENT_STATE_IN_TRANSIT,
-    shipping.SHIPMENT_STATE_OUT_FOR_DELIVERY,
-    shipping.SHIPMENT_STATE_DELIVERED,
-    shipping.SHIPMENT_STATE_RETURNED,
+    shipment.SHIPMENT_STATE_IN_TRANSIT,
+    shipment.SHIPMENT_STATE_OUT_FOR_DELIVERY,
+    shipment.SHIPMENT_STATE_DELIVERED,
+    shipment.SHIPMENT_STATE_RETURNED,
 )
+_NO_PAYMENT = (CustomerNotFound, PaymentMethodNotFound, ProviderNotConfigured)
+_NOTHING = {"nothing": "true"}
+"""What is said of a step that had left nothing to undo."""
 CALL_SECONDS = 12.0
 """The longest call. The lease of an order is longer than the two that a step makes at most; what is done for several
 parcels has keys that the carrier's side keeps, cancelled ones too."""
 
 
+class RepaymentRefused(Exception):  # noqa: N818  an answer of the provider
+    """The provider does not give the money back; somebody has to look at it."""
+
+
 class Steps:
+    """A step is done by `_do_<step>` and undone by `_undo_<step>`; a part of a refund is done by `_refund_<part>`."""
+
     def __init__(self, service: Service) -> None:
         self._config: Config = service.config
-        self._store = OrderStore(service.database)
+        self._orders = OrderStore(service.database).orders
         self._stock = service.clients.stub(ReservationServiceStub)
         self._payments = service.clients.stub(PaymentServiceStub)
         self._shipping = service.clients.stub(FulfilmentServiceStub)
         self._invoices = service.clients.stub(IssuingServiceStub)
         self._ledger = service.clients.stub(LedgerServiceStub)
-        self._do: dict[str, Callable[[Order], Awaitable[Event | None]]] = {
-            "reserve": self._reserve,
-            "authorise": self._authorise,
-            "label": self._label,
-            "capture": self._capture,
-            "commit": self._commit,
-            "invoice": self._invoice,
-            "book": self._book,
-        }
-        self._undo: dict[str, Callable[[Order], Awaitable[dict[str, Any]]]] = {
-            "reserve": self._release,
-            "authorise": self._void,
-            "label": self._void_labels,
-            "capture": self._return_payment,
-            "commit": self._put_back,
-            "invoice": self._credit,
-            "book": self._revert,
-        }
-        self._refund: dict[str, Callable[[Order, Refund], Awaitable[dict[str, Any]]]] = {
-            "credit": self._credit_refund,
-            "pay": self._pay_refund,
-            "restock": self._restock_refund,
-            "book": self._book_refund,
-        }
 
     async def do(self, order: Order, step: str) -> Event | None:
         """The event that tells of it; None when the customer is still waited for."""
-        return await self._do[step](order)
+        do: Callable[[Order], Awaitable[Event | None]] = getattr(self, f"_do_{step}")
+        return await do(order)
 
     async def undo(self, order: Order, step: str) -> Event:
         """The event that tells of it; CancellationRefused when the order is on its way, and stays."""
         if step == "label" and can_stay(order) and (under_way := await self._parcels_under_way(order)):
             return "CancellationRefused", {"under_way": under_way}
-        return STEPS[step][1], await self._undo[step](order)
+        undo: Callable[[Order], Awaitable[dict[str, Any]]] = getattr(self, f"_undo_{step}")
+        return STEPS[step][1], await undo(order)
 
-    async def repay(self, order: Order, key: str) -> dict[str, Any]:
-        """What is left of the payment of a cancelled order."""
-        return await self._return_payment(order, key)
-
-    async def refund(self, order: Order, refund: Refund, part: str) -> dict[str, Any]:
-        return {"refund_id": refund.refund_id, **await self._refund[part](order, refund)}
+    async def refund(self, order: Order, refund: Refund, part: str) -> Event:
+        do: Callable[[Order, Refund], Awaitable[dict[str, Any]]] = getattr(self, f"_refund_{part}")
+        return REFUND_PARTS[part], {"refund_id": refund.refund_id, **await do(order, refund)}
 
     # Stock
 
-    async def _reserve(self, order: Order) -> Event:
-        answer = await self._stock.Reserve(
-            ReserveRequest(
-                lines=[ReserveLine(item_id=line.variant_id, quantity=line.quantity) for line in order.lines],
-                lifetime=_duration(self._config.open_lifetime),
-                reference=f"order/{order.order_id}",
-                request_id=f"order/{order.order_id}",
-            ),
-            timeout=CALL_SECONDS,
+    async def _do_reserve(self, order: Order) -> Event:
+        request = stock.ReserveRequest(
+            lines=[stock.ReserveLine(item_id=line.variant_id, quantity=line.quantity) for line in order.lines],
+            lifetime=_duration(self._config.open_lifetime),
+            reference=order.reference,
+            request_id=order.reference,
         )
-        expire_time = answer.reservation.expire_time.ToDatetime(now().tzinfo).isoformat()
-        return "StockReserved", {"reservation_id": answer.reservation.reservation_id, "expire_time": expire_time}
+        reservation = (await self._stock.Reserve(request, timeout=CALL_SECONDS)).reservation
+        expire_time = moment(reservation.expire_time).isoformat()
+        return "StockReserved", {"reservation_id": reservation.reservation_id, "expire_time": expire_time}
 
-    async def _release(self, order: Order) -> dict[str, Any]:
+    async def _undo_reserve(self, order: Order) -> dict[str, Any]:
         """Nothing was reserved that is not known: an order is only cancelled after it was."""
         if order.reservation_id:
-            with contextlib.suppress(ReservationSettled):  # committed, and what it took is back by now
-                await self._stock.ReleaseReservation(
-                    ReleaseReservationRequest(reservation_id=order.reservation_id), timeout=CALL_SECONDS
-                )
+            request = stock.ReleaseReservationRequest(reservation_id=order.reservation_id)
+            with contextlib.suppress(stock_faults.ReservationSettled):  # committed, and what it took is back by now
+                await self._stock.ReleaseReservation(request, timeout=CALL_SECONDS)
         return {}
 
-    async def _commit(self, order: Order) -> Event:
-        request = CommitReservationRequest(reservation_id=order.reservation_id)
+    async def _do_commit(self, order: Order) -> Event:
+        request = stock.CommitReservationRequest(reservation_id=order.reservation_id)
         await self._stock.CommitReservation(request, timeout=CALL_SECONDS)
         return "StockCommitted", {}
 
-    async def _put_back(self, order: Order) -> dict[str, Any]:
-        request = RestockReservationRequest(
-            reservation_id=order.reservation_id,
-            note="order cancelled",
-            request_id=f"order/{order.order_id}/restock",
+    async def _undo_commit(self, order: Order) -> dict[str, Any]:
+        request = stock.RestockReservationRequest(
+            reservation_id=order.reservation_id, note="order cancelled", request_id=f"{order.reference}/restock"
         )
         try:
             await self._stock.RestockReservation(request, timeout=CALL_SECONDS)
-        except (ReservationSettled, ReservationNotFound):  # it was not committed
-            return {"nothing": "true"}
+        except (stock_faults.ReservationSettled, stock_faults.ReservationNotFound):  # it was not committed
+            return _NOTHING
         return {}
 
     # Payment
 
-    async def _authorise(self, order: Order) -> Event | None:
+    async def _do_authorise(self, order: Order) -> Event | None:
+        until = (now() + self._config.payment_lifetime).isoformat()
         try:
             if order.state == PROCESSING:
                 # The customer may take time at the bank, and we with the rest.
-                hold = ExtendReservationRequest(
+                hold = stock.ExtendReservationRequest(
                     reservation_id=order.reservation_id, lifetime=_duration(self._config.hold_lifetime)
                 )
                 await self._stock.ExtendReservation(hold, timeout=CALL_SECONDS)
             payment = await self._payment(order)
-        except (CustomerNotFound, PaymentMethodNotFound, ProviderNotConfigured) as refusal:
-            return "PaymentDeclined", {"cause": refusal.reason, "expire_time": self._until()}
-        if payment.state == billing.PAYMENT_STATE_AUTHORIZED:
-            return "PaymentAuthorized", {"payment_id": payment.payment_id, "amount": _text(payment.amount)}
-        if payment.state == billing.PAYMENT_STATE_REQUIRES_ACTION:
-            if order.state != PROCESSING:
+        except _NO_PAYMENT as refusal:
+            return "PaymentDeclined", {"cause": refusal.reason, "expire_time": until}
+        known = {"payment_id": payment.payment_id}
+        match payment.state:
+            case billing.PAYMENT_STATE_AUTHORIZED:
+                amount = f"{payment.amount.minor_units} {payment.amount.currency}"
+                return "PaymentAuthorized", {**known, "amount": amount}
+            case billing.PAYMENT_STATE_REQUIRES_ACTION if order.state != PROCESSING:
                 return None
-            return "ActionRequired", {
-                "payment_id": payment.payment_id,
-                "action_url": payment.action_url,
-                "expire_time": self._until(),
-            }
-        if payment.state == billing.PAYMENT_STATE_PENDING:
-            raise Later("the payment's outcome is not known yet")
-        cause = billing.FailureCode.Name(payment.failure.code).removeprefix("FAILURE_CODE_")
-        return "PaymentDeclined", {"payment_id": payment.payment_id, "cause": cause, "expire_time": self._until()}
+            case billing.PAYMENT_STATE_REQUIRES_ACTION:
+                return "ActionRequired", {**known, "action_url": payment.action_url, "expire_time": until}
+            case billing.PAYMENT_STATE_PENDING:
+                raise Later("the payment's outcome is not known yet")
+        return "PaymentDeclined", {**known, "cause": _cause(payment.failure), "expire_time": until}
 
     async def _payment(self, order: Order) -> billing.Payment:
         """The payment of the present attempt, asked for when it was not before."""
         request = billing.AuthorizeRequest(
             customer_id=order.customer_id,
             payment_method_id=order.payment_method_id,
-            amount=Money(currency=order.currency, minor_units=order.total),
-            reference=f"order/{order.order_id}",
+            amount=order.money(order.total),
+            reference=order.reference,
             description=f"Order {order.order_id}",
-            request_id=f"order/{order.order_id}/authorise/{order.payment_attempts}",
+            request_id=f"{order.reference}/authorise/{order.payment_attempts}",
         )
         return (await self._payments.Authorize(request, timeout=CALL_SECONDS)).payment
 
-    async def _void(self, order: Order) -> dict[str, Any]:
+    async def _undo_authorise(self, order: Order) -> dict[str, Any]:
         if not order.payment_attempts:
-            return {"nothing": "true"}
+            return _NOTHING
         try:
             payment_id = order.payment_id or (await self._payment(order)).payment_id
-        except (CustomerNotFound, PaymentMethodNotFound, ProviderNotConfigured):
-            return {"nothing": "true"}
+        except _NO_PAYMENT:
+            return _NOTHING
         request = billing.VoidRequest(
-            payment_id=payment_id, request_id=f"order/{order.order_id}/void/{order.repayments_refused}"
+            payment_id=payment_id, request_id=f"{order.reference}/void/{order.repayments_refused}"
         )
         try:
             answer = await self._payments.Void(request, timeout=CALL_SECONDS)
         except PaymentStateConflict:
             raise Later("the payment's outcome is not known yet") from None
-        if answer.operation.state == billing.OPERATION_STATE_FAILED:
-            raise RepaymentRefused(billing.FailureCode.Name(answer.operation.failure.code))
+        _require_done(answer.operation)
         if answer.payment.state in (billing.PAYMENT_STATE_AUTHORIZED, billing.PAYMENT_STATE_REQUIRES_ACTION):
             raise Later("the payment has not been released yet")
         return {"payment_id": payment_id}
 
-    async def _capture(self, order: Order) -> Event:
+    async def _do_capture(self, order: Order) -> Event:
         request = billing.CaptureRequest(
-            payment_id=order.payment_id, request_id=f"order/{order.order_id}/capture/{order.payment_attempts}"
+            payment_id=order.payment_id, request_id=f"{order.reference}/capture/{order.payment_attempts}"
         )
         answer = await self._payments.Capture(request, timeout=CALL_SECONDS)
         if answer.operation.state == billing.OPERATION_STATE_PENDING:
             raise Later("whether the money was taken is not known yet")
         if answer.operation.state == billing.OPERATION_STATE_FAILED:
-            code = billing.FailureCode.Name(answer.operation.failure.code)
-            return "CancellationBegun", {"cause": code.removeprefix("FAILURE_CODE_")}
+            return "CancellationBegun", {"cause": _cause(answer.operation.failure)}
         return "PaymentCaptured", {"captured": answer.payment.captured.minor_units}
 
-    async def _return_payment(self, order: Order, key: str = "repay") -> dict[str, Any]:
-        """Whatever has been taken, by us or by one of us that died, goes back; but for what the customer's bank has
-        taken back already."""
+    async def _undo_capture(self, order: Order) -> dict[str, Any]:
+        return await self.repay(order, "repay")
+
+    async def repay(self, order: Order, key: str) -> dict[str, Any]:
+        """Whatever has been taken for an order that is cancelled, by us or by one of us that died, goes back; but for
+        what the customer's bank has taken back already."""
         if not order.payment_id:
-            return {"nothing": "true"}
+            return _NOTHING
         known = await self._payments.GetPayment(billing.GetPaymentRequest(payment_id=order.payment_id))
         if any(operation.state == billing.OPERATION_STATE_PENDING for operation in known.operations):
             raise Later("a movement of the payment is not settled yet")
-        taken = known.payment.captured.minor_units
-        left = max(0, taken - known.payment.refunded.minor_units - known.payment.disputed.minor_units)
+        payment = known.payment
+        taken, returned = payment.captured.minor_units, payment.refunded.minor_units
+        left = max(0, taken - returned - payment.disputed.minor_units)
         if left:
-            await self._repay(order, order.payment_id, left, key)
-        return {"captured": taken, "refunded": known.payment.refunded.minor_units + left}
+            await self._pay_back(order, left, key)
+        return {"captured": taken, "refunded": returned + left}
 
-    async def _repay(self, order: Order, payment_id: str, amount: int, key: str) -> None:
+    async def _pay_back(self, order: Order, amount: int, key: str) -> None:
         """Raises RepaymentRefused; the next attempt has another key."""
         request = billing.RefundRequest(
-            payment_id=payment_id,
-            amount=Money(currency=order.currency, minor_units=amount),
+            payment_id=order.payment_id,
+            amount=order.money(amount),
             reason="order",
-            request_id=f"order/{order.order_id}/{key}/{order.repayments_refused}",
+            request_id=f"{order.reference}/{key}/{order.repayments_refused}",
         )
         answer = await self._payments.Refund(request, timeout=CALL_SECONDS)
         if answer.operation.state == billing.OPERATION_STATE_PENDING:
             raise Later("whether the money went back is not known yet")
-        if answer.operation.state == billing.OPERATION_STATE_FAILED:
-            raise RepaymentRefused(billing.FailureCode.Name(answer.operation.failure.code))
-
-    def _until(self) -> str:
-        return (now() + self._config.payment_lifetime).isoformat()
+        _require_done(answer.operation)
 
     # Labels
 
-    async def _label(self, order: Order) -> Event:
-        address = await self._store.addresses(order.order_id)
+    async def _do_label(self, order: Order) -> Event:
+        addresses = addresses_of(await self._orders.require(order.order_id))
         parcels = []
         for number, parcel in enumerate(order.parcels):
             assert order.delivery is not None, "what has parcels has a way of delivery"
-            label = shipping.LabelOrder(
+            label = shipment.LabelOrder(
                 key=_parcel_key(order, number),
                 order_id=order.order_id,
-                to=address.shipping,
-                parcel=shipping.Parcel(
-                    weight_grams=parcel.weight_grams,
-                    length_mm=parcel.length_mm,
-                    width_mm=parcel.width_mm,
-                    height_mm=parcel.height_mm,
-                ),
+                to=addresses.shipping,
+                parcel=parcel_message(dict(parcel)),
                 quote_id=order.delivery.quote_id,
             )
-            bought = (await self._shipping.ShipParcel(ShipParcelRequest(order=label), timeout=CALL_SECONDS)).shipment
-            known = {
-                "shipment_id": bought.shipment_id,
-                "carrier": bought.carrier,
-                "service": bought.service,
-                "tracking_number": bought.tracking_number,
-            }
-            parcels.append(parcel.model_copy(update=known).model_dump())
+            request = shipping.ShipParcelRequest(order=label)
+            bought = (await self._shipping.ShipParcel(request, timeout=CALL_SECONDS)).shipment
+            parcels.append(
+                {
+                    **parcel.model_dump(),
+                    "shipment_id": bought.shipment_id,
+                    "carrier": bought.carrier,
+                    "service": bought.service,
+                    "tracking_number": bought.tracking_number,
+                }
+            )
         return "LabelsBought", {"parcels": parcels}
 
     async def _parcels_under_way(self, order: Order) -> list[int]:
         found = []
         for number in range(len(order.parcels)):
-            request = GetParcelRequest(key=_parcel_key(order, number))
+            request = shipping.GetParcelRequest(key=_parcel_key(order, number))
             with contextlib.suppress(ShipmentNotFound):
                 parcel = (await self._shipping.GetParcel(request, timeout=CALL_SECONDS)).shipment
                 if parcel.state in _WITH_CARRIER:
                     found.append(number)
         return found
 
-    async def _void_labels(self, order: Order) -> dict[str, Any]:
+    async def _undo_label(self, order: Order) -> dict[str, Any]:
         """A parcel that the carrier has got since it was asked, or before the order was confirmed, cannot be called
         back; it comes back by itself, and its label is paid for."""
         kept = 0
         for number in range(len(order.parcels)):
+            request = shipping.CancelParcelRequest(key=_parcel_key(order, number))
             try:
-                request = CancelParcelRequest(key=_parcel_key(order, number))
                 await self._shipping.CancelParcel(request, timeout=CALL_SECONDS)
             except ShipmentUnderWay:
                 kept += 1
@@ -332,124 +289,124 @@ class Steps:
 
     # Invoice
 
-    async def _invoice(self, order: Order) -> Event:
-        addresses = await self._store.addresses(order.order_id)
-        content = invoice_content(order, addresses)
-        request = IssueInvoiceRequest(reference=f"order/{order.order_id}", content=content)
+    async def _do_invoice(self, order: Order) -> Event:
+        content = invoice_content(order, addresses_of(await self._orders.require(order.order_id)))
+        content.prepaid, content.order_reference = order.captured, order.order_id
+        request = invoicing.IssueInvoiceRequest(reference=order.reference, content=content)
         issued = (await self._invoices.IssueInvoice(request, timeout=CALL_SECONDS)).invoice
         return "InvoiceIssued", {"invoice_id": issued.invoice_id, "invoice_number": issued.number}
 
-    async def _credit(self, order: Order) -> dict[str, Any]:
-        request = CreditIssuedInvoiceRequest(
-            invoice_reference=f"order/{order.order_id}",
-            reference=f"order/{order.order_id}/cancelled",
+    async def _undo_invoice(self, order: Order) -> dict[str, Any]:
+        request = invoicing.CreditIssuedInvoiceRequest(
+            invoice_reference=order.reference,
+            reference=f"{order.reference}/cancelled",
             reason="The order was cancelled.",
         )
         try:
-            answer = await self._invoices.CreditIssuedInvoice(request, timeout=CALL_SECONDS)
+            note = (await self._invoices.CreditIssuedInvoice(request, timeout=CALL_SECONDS)).credit_note
         except InvoiceNotFound:
-            return {"nothing": "true"}
-        return {"credit_note_id": answer.credit_note.invoice_id, "number": answer.credit_note.number}
+            return _NOTHING
+        return {"credit_note_id": note.invoice_id, "number": note.number}
 
     # Books
 
-    async def _book(self, order: Order) -> Event:
-        sale = PostTransactionRequest(idempotency_key=_sale(order), transaction=postings.sale(order, _sale(order)))
-        await self._ledger.PostTransaction(sale, timeout=CALL_SECONDS)
+    async def _do_book(self, order: Order) -> Event:
+        sale, settlement = _bookings(order)
+        await self._post(sale, postings.sale(order, sale))
         share = 0
         if order.total > order.tax:
-            settle = SettleRequest(
-                idempotency_key=_settlement(order),
+            settle = ledger.SettleRequest(
+                idempotency_key=settlement,
                 source_account=postings.SALES.name,
                 currency=order.currency,
                 minor_units=order.total - order.tax,
                 tenant_account=postings.EARNINGS.name,
-                reference=_settlement(order),
+                reference=settlement,
             )
             share = (await self._ledger.Settle(settle, timeout=CALL_SECONDS)).platform_minor_units
         return "SaleBooked", {"platform_share": share}
 
-    async def _revert(self, order: Order) -> dict[str, Any]:
-        for reference in (_settlement(order), _sale(order)):
+    async def _undo_book(self, order: Order) -> dict[str, Any]:
+        for reference in reversed(_bookings(order)):
             try:
-                known = await self._ledger.GetTransaction(GetTransactionRequest(reference=reference))
+                known = await self._ledger.GetTransaction(ledger.GetTransactionRequest(reference=reference))
             except TransactionNotFound:
                 continue
-            revert = RevertTransactionRequest(
+            revert = ledger.RevertTransactionRequest(
                 idempotency_key=f"{reference}/revert", transaction_id=known.transaction.transaction_id
             )
             await self._ledger.RevertTransaction(revert, timeout=CALL_SECONDS)
         return {}
 
+    async def _post(self, reference: str, transaction: NewTransaction) -> None:
+        request = ledger.PostTransactionRequest(idempotency_key=reference, transaction=transaction)
+        await self._ledger.PostTransaction(request, timeout=CALL_SECONDS)
+
     # Refunds of an order that stays
 
-    async def _credit_refund(self, order: Order, refund: Refund) -> dict[str, Any]:
-        units = {**refund.lines, **({order.shipping_line: 1} if refund.shipping else {})}
-        request = CreditIssuedInvoiceRequest(
-            invoice_reference=f"order/{order.order_id}",
-            reference=f"order/{order.order_id}/refund/{refund.refund_id}",
+    async def _refund_credit(self, order: Order, refund: Refund) -> dict[str, Any]:
+        units = {**refund.lines, **({len(order.lines): 1} if refund.shipping else {})}  # the delivery is the last line
+        request = invoicing.CreditIssuedInvoiceRequest(
+            invoice_reference=order.reference,
+            reference=f"{order.reference}/refund/{refund.refund_id}",
             lines=[CreditedLine(line=line, quantity=str(quantity)) for line, quantity in sorted(units.items())],
             reason=refund.reason or "Refund",
         )
         note = (await self._invoices.CreditIssuedInvoice(request, timeout=CALL_SECONDS)).credit_note
         return {"amount": note.totals.total, "tax": note.totals.tax, "credit_note_id": note.invoice_id}
 
-    async def _pay_refund(self, order: Order, refund: Refund) -> dict[str, Any]:
+    async def _refund_pay(self, order: Order, refund: Refund) -> dict[str, Any]:
         if refund.amount:
-            await self._repay(order, order.payment_id, refund.amount, f"refund/{refund.refund_id}")
+            await self._pay_back(order, refund.amount, f"refund/{refund.refund_id}")
         return {"amount": f"{refund.amount} {order.currency}"}
 
-    async def _restock_refund(self, order: Order, refund: Refund) -> dict[str, Any]:
-        units: dict[str, int] = {}
+    async def _refund_restock(self, order: Order, refund: Refund) -> dict[str, Any]:
+        units = Counter[str]()
         for line, quantity in refund.lines.items():
-            item_id = order.lines[line].variant_id
-            units[item_id] = units.get(item_id, 0) + quantity
+            units[order.lines[line].variant_id] += quantity
         if units:
-            request = RestockReservationRequest(
+            request = stock.RestockReservationRequest(
                 reservation_id=order.reservation_id,
                 lines=[ItemQuantity(item_id=item_id, quantity=quantity) for item_id, quantity in units.items()],
-                request_id=f"order/{order.order_id}/restock/{refund.refund_id}",
+                request_id=f"{order.reference}/restock/{refund.refund_id}",
             )
             await self._stock.RestockReservation(request, timeout=CALL_SECONDS)
         return {}
 
-    async def _book_refund(self, order: Order, refund: Refund) -> dict[str, Any]:
+    async def _refund_book(self, order: Order, refund: Refund) -> dict[str, Any]:
         if refund.amount:
-            reference = f"order/{order.order_id}/refund/{refund.refund_id}"
-            transaction = postings.refund(order, refund, platform_part(order, refund), reference)
-            request = PostTransactionRequest(idempotency_key=reference, transaction=transaction)
-            await self._ledger.PostTransaction(request, timeout=CALL_SECONDS)
+            reference = f"{order.reference}/refund/{refund.refund_id}"
+            await self._post(reference, postings.refund(order, refund, platform_part(order, refund), reference))
         return {}
-
-
-class RepaymentRefused(Exception):  # noqa: N818  an answer of the provider
-    """The provider does not give the money back; somebody has to look at it."""
 
 
 def refused_for_good(step: str, error: Exception) -> str:
     """Why an order is cancelled after this fault of a step; "" when it is tried again."""
-    if isinstance(error, ReservationExpired | ReservationSettled) or step == "reserve":
+    if isinstance(error, stock_faults.ReservationExpired | stock_faults.ReservationSettled) or step == "reserve":
         return "OUT_OF_STOCK"
     return "" if step == "book" else "FAILED"
 
 
+def _require_done(operation: billing.PaymentOperation) -> None:
+    """Raises RepaymentRefused."""
+    if operation.state == billing.OPERATION_STATE_FAILED:
+        raise RepaymentRefused(billing.FailureCode.Name(operation.failure.code))
+
+
+def _cause(failure: billing.PaymentFailure) -> str:
+    return billing.FailureCode.Name(failure.code).removeprefix("FAILURE_CODE_")
+
+
 def _parcel_key(order: Order, number: int) -> str:
-    return f"order/{order.order_id}/{number}"
+    return f"{order.reference}/{number}"
 
 
-def _sale(order: Order) -> str:
-    return f"order/{order.order_id}/sale"
-
-
-def _settlement(order: Order) -> str:
-    return f"order/{order.order_id}/settlement"
+def _bookings(order: Order) -> tuple[str, str]:
+    """The references of the sale and of its settlement."""
+    return f"{order.reference}/sale", f"{order.reference}/settlement"
 
 
 def _duration(length: timedelta) -> Duration:
     result = Duration()
     result.FromTimedelta(length)
     return result
-
-
-def _text(money: Money) -> str:
-    return f"{money.minor_units} {money.currency}"

@@ -10,38 +10,37 @@ import hmac
 import json
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal, InvalidOperation
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import httpx
 from iso4217 import Currency
 
+from nexus.commerce.puabo_nuki_shipping_service.v1 import shipment_pb2 as pb
 from nexus.commerce.puabo_nuki_shipping_service.v1.faults import (
     CarrierRefused,
     CarrierUnavailable,
     SignatureInvalid,
     WebhookUnreadable,
 )
-from nexus.commerce.puabo_nuki_shipping_service.v1.shipment_pb2 import Address, Scan, ScanStatus, Shipment
+from nexus.commerce.puabo_nuki_shipping_service.v1.shipment_pb2 import Address, Scan, Shipment
 from nexus.type.v1.money_pb2 import Money
+from services.commerce.puabo_nuki_shipping_service.store import SandboxBooks
 
 SIGNATURE_HEADER = "x-hmac-signature"
 _SCHEME = "hmac-sha256-hex="
 _GRAMS_PER_OUNCE, _MM_PER_INCH = Decimal("28.349523125"), Decimal("25.4")
 
 
-@dataclass(frozen=True)
-class Bought:
+class Bought(NamedTuple):
     """What a carrier sold."""
 
     tracking_number: str
     cost: Money
 
 
-@dataclass(frozen=True)
-class Report:
+class Report(NamedTuple):
     """What a carrier reports of one parcel."""
 
     tracking_number: str
@@ -68,23 +67,22 @@ class Carrier(Protocol):
         ...
 
 
-class Books(Protocol):
-    """What the sandbox carrier remembers."""
-
-    async def sell(self, reference: str, tracking_number: str, cost: int) -> Any: ...
-
-    async def refund(self, reference: str) -> None: ...
-
-
-class Sandbox:
-    """A carrier for development and tests; it sells at once and does the same every time. What it does otherwise,
-    the recipient's postcode says: REFUSE refuses, BUSY never answers, LOST sells and loses its first answer."""
-
-    def __init__(self, books: Books) -> None:
-        self._books = books
+class _AtOnce:
+    """Needs nobody's answer, and prints its labels itself."""
 
     async def prepare(self, shipment: Shipment) -> str:
         return shipment.shipment_id
+
+    async def label(self, reference: str, shipment: Shipment) -> bytes:
+        return await asyncio.to_thread(_label, shipment)
+
+
+class Sandbox(_AtOnce):
+    """A carrier for development and tests; it sells at once and does the same every time. What it does otherwise,
+    the recipient's postcode says: REFUSE refuses, BUSY never answers, LOST sells and loses its first answer."""
+
+    def __init__(self, books: SandboxBooks) -> None:
+        self._books = books
 
     async def buy(self, reference: str, shipment: Shipment) -> Bought:
         postcode = shipment.to.postcode.upper()
@@ -92,8 +90,7 @@ class Sandbox:
             raise CarrierRefused(why="nobody delivers there")
         if postcode == "BUSY":
             raise CarrierUnavailable(carrier="sandbox", retry_after=1)
-        number = f"SB{int(hashlib.sha256(reference.encode()).hexdigest(), 16) % 10**14:014}"
-        sold = await self._books.sell(reference, number, 300 + shipment.parcel.weight_grams // 10)
+        sold = await self._books.sell(reference, _number("SB", reference), 300 + shipment.parcel.weight_grams // 10)
         if postcode == "LOST" and sold["requests"] == 1:
             raise CarrierUnavailable(carrier="sandbox", retry_after=1)
         return Bought(sold["tracking_number"], Money(currency="EUR", minor_units=sold["cost"]))
@@ -101,25 +98,15 @@ class Sandbox:
     async def void(self, reference: str) -> None:
         await self._books.refund(reference)
 
-    async def label(self, reference: str, shipment: Shipment) -> bytes:
-        return await asyncio.to_thread(_label, shipment)
 
-
-class OwnVehicles:
-    """The tenant delivers by itself: labels cost nothing and need nobody's answer."""
-
-    async def prepare(self, shipment: Shipment) -> str:
-        return shipment.shipment_id
+class OwnVehicles(_AtOnce):
+    """The tenant delivers by itself: labels cost nothing."""
 
     async def buy(self, reference: str, shipment: Shipment) -> Bought:
-        digest = hashlib.sha256(reference.encode()).hexdigest()
-        return Bought(f"LO{int(digest, 16) % 10**14:014}", Money(currency="EUR"))
+        return Bought(_number("LO", reference), Money(currency="EUR"))
 
     async def void(self, reference: str) -> None:
         """Nobody has to be told."""
-
-    async def label(self, reference: str, shipment: Shipment) -> bytes:
-        return await asyncio.to_thread(_label, shipment)
 
 
 class EasyPost:
@@ -215,27 +202,24 @@ def read_report(body: bytes) -> Report | None:
 
 
 _EASYPOST_STATUS = {
-    "pre_transit": None,
-    "unknown": None,
-    "in_transit": "IN_TRANSIT",
-    "out_for_delivery": "OUT_FOR_DELIVERY",
-    "available_for_pickup": "OUT_FOR_DELIVERY",
-    "delivered": "DELIVERED",
-    "return_to_sender": "RETURNED",
-    "failure": "EXCEPTION",
-    "error": "EXCEPTION",
-    "cancelled": "EXCEPTION",
+    "in_transit": pb.SCAN_STATUS_IN_TRANSIT,
+    "out_for_delivery": pb.SCAN_STATUS_OUT_FOR_DELIVERY,
+    "available_for_pickup": pb.SCAN_STATUS_OUT_FOR_DELIVERY,
+    "delivered": pb.SCAN_STATUS_DELIVERED,
+    "return_to_sender": pb.SCAN_STATUS_RETURNED,
+    "failure": pb.SCAN_STATUS_EXCEPTION,
+    "error": pb.SCAN_STATUS_EXCEPTION,
+    "cancelled": pb.SCAN_STATUS_EXCEPTION,
 }
 
 
 def _scan(detail: Mapping[str, Any]) -> Scan:
-    """With the status UNSPECIFIED for what says nothing of where the parcel is."""
-    status = _EASYPOST_STATUS.get(detail["status"])
+    """Without a status for what says nothing of where the parcel is."""
     place = detail.get("tracking_location") or {}
     said = json.dumps([detail["status"], detail["datetime"], detail.get("message"), place], sort_keys=True)
     scan = Scan(
         scan_id=hashlib.sha256(said.encode()).hexdigest(),
-        status=ScanStatus.Value(f"SCAN_STATUS_{status or 'UNSPECIFIED'}"),
+        status=_EASYPOST_STATUS.get(detail["status"], pb.SCAN_STATUS_UNSPECIFIED),
         place=", ".join(part for part in (place.get("city"), place.get("country")) if part)[:100],
         message=str(detail.get("message") or "")[:300],
     )
@@ -256,6 +240,10 @@ def _easypost_address(address: Address) -> dict[str, str]:
         "phone": address.phone,
         "email": address.email,
     }
+
+
+def _number(prefix: str, reference: str) -> str:
+    return f"{prefix}{int(hashlib.sha256(reference.encode()).hexdigest(), 16) % 10**14:014}"
 
 
 def _money(amount: str, currency: str) -> Money:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import permutations
 
 from nexus.commerce.puabo_nuki_shipping_service.v1.faults import ItemFitsNoBox
-from nexus.commerce.puabo_nuki_shipping_service.v1.shipment_pb2 import Box, PackedBox, PackingItem, Parcel, Placement
+from nexus.commerce.puabo_nuki_shipping_service.v1.shipment_pb2 import Box, PackedBox, PackingItem, Parcel
 
 MOST_UNITS = 250
 """How many things are packed at once."""
@@ -97,7 +97,9 @@ def pack(items: Iterable[PackingItem], boxes: Sequence[Box]) -> list[PackedBox]:
     while left:
         tried = []
         for box in by_size:
-            filling = fill(box, left)
+            filling = Filling(box, box.empty_grams)
+            for unit in left:
+                filling.take(unit)
             tried.append(filling)
             if len(filling.placed) == len(left):
                 break
@@ -108,13 +110,6 @@ def pack(items: Iterable[PackingItem], boxes: Sequence[Box]) -> list[PackedBox]:
         left = [unit for unit in left if id(unit) not in taken]
         packed.append(_as_message(best))
     return packed
-
-
-def fill(box: Box, units: Iterable[Unit]) -> Filling:
-    filling = Filling(box, box.empty_grams)
-    for unit in units:
-        filling.take(unit)
-    return filling
 
 
 def units_of(items: Iterable[PackingItem]) -> list[Unit]:
@@ -135,22 +130,17 @@ def _overlap(one: Point, size: Size, other: Point, other_size: Size) -> bool:
 
 def _as_message(filling: Filling) -> PackedBox:
     box = filling.box
-    outside = [side + box.wall_mm for side in (box.length_mm, box.width_mm, box.height_mm)]
-    return PackedBox(
+    packed = PackedBox(
         box_id=box.box_id,
         parcel=Parcel(
-            weight_grams=max(1, filling.grams), length_mm=outside[0], width_mm=outside[1], height_mm=outside[2]
+            weight_grams=max(1, filling.grams),
+            length_mm=box.length_mm + box.wall_mm,
+            width_mm=box.width_mm + box.wall_mm,
+            height_mm=box.height_mm + box.wall_mm,
         ),
-        placements=[
-            Placement(
-                item_id=unit.item_id,
-                x_mm=point[0],
-                y_mm=point[1],
-                z_mm=point[2],
-                length_mm=size[0],
-                width_mm=size[1],
-                height_mm=size[2],
-            )
-            for unit, point, size in filling.placed
-        ],
     )
+    for unit, (x, y, z), (length, width, height) in filling.placed:
+        packed.placements.add(
+            item_id=unit.item_id, x_mm=x, y_mm=y, z_mm=z, length_mm=length, width_mm=width, height_mm=height
+        )
+    return packed

@@ -59,12 +59,11 @@ def _is_within(placement: Placement, box: Box) -> bool:
 
 
 def _share_space(one: Placement, other: Placement) -> bool:
-    apart = (
-        one.x_mm + one.length_mm <= other.x_mm
-        or other.x_mm + other.length_mm <= one.x_mm
-        or one.y_mm + one.width_mm <= other.y_mm
-        or other.y_mm + other.width_mm <= one.y_mm
-        or one.z_mm + one.height_mm <= other.z_mm
-        or other.z_mm + other.height_mm <= one.z_mm
+    return (
+        one.x_mm < other.x_mm + other.length_mm
+        and other.x_mm < one.x_mm + one.length_mm
+        and one.y_mm < other.y_mm + other.width_mm
+        and other.y_mm < one.y_mm + one.width_mm
+        and one.z_mm < other.z_mm + other.height_mm
+        and other.z_mm < one.z_mm + one.height_mm
     )
-    return not apart

@@ -7,9 +7,7 @@ from zoneinfo import ZoneInfo
 from google.protobuf.duration_pb2 import Duration
 
 from nexus.commerce.puabo_nuki_shipping_service.v1.shipment_pb2 import (
-    DeliveryRoute,
     DeliveryRun,
-    DeliveryStop,
     DeliveryVehicle,
     Location,
     Shipment,
@@ -19,7 +17,7 @@ from services.chassis.clock import moment, timestamp
 
 MOST_STOPS = 200
 """More are solved in the background, and nobody waits that long for an answer."""
-AT_THE_DOOR = timedelta(minutes=3)
+_AT_THE_DOOR = Duration(seconds=180)
 _WHY = {
     routing.UNASSIGNED_REASON_TOO_LARGE: "no vehicle can carry it",
     routing.UNASSIGNED_REASON_OUT_OF_REACH: "no vehicle gets there and back in time",
@@ -33,7 +31,7 @@ def problem(
     midnight = datetime.combine(day, time(), zone)
     vehicles = list(vehicles)
     first = min(vehicle.start_second for vehicle in vehicles)
-    home = routing.Point(latitude=depot.latitude, longitude=depot.longitude)
+    home = _point(depot)
     result = routing.Problem(start_time=timestamp(midnight + timedelta(seconds=first)))
     for vehicle in vehicles:
         result.vehicles.add(
@@ -48,12 +46,9 @@ def problem(
             ),
         )
     for shipment in shipments:
-        where = shipment.to.location
-        place = routing.Place(point=routing.Point(latitude=where.latitude, longitude=where.longitude))
-        place.service_duration.CopyFrom(Duration(seconds=int(AT_THE_DOOR.total_seconds())))
         result.jobs.add(
             task_id=shipment.shipment_id,
-            place=place,
+            place=routing.Place(point=_point(shipment.to.location), service_duration=_AT_THE_DOOR),
             delivery={"grams": shipment.parcel.weight_grams, "parcels": 1},
         )
     return result
@@ -63,22 +58,15 @@ def run_of(plan: routing.Plan, delivery_run_id: str, day: date, zone: ZoneInfo) 
     midnight = datetime.combine(day, time(), zone)
     run = DeliveryRun(delivery_run_id=delivery_run_id, date=day.isoformat())
     for route in plan.routes:
-        jobs = [step for step in route.steps if step.kind == routing.STEP_KIND_JOB]
-        run.routes.append(
-            DeliveryRoute(
-                vehicle_id=route.vehicle_id,
-                distance_metres=route.distance_metres,
-                duration_seconds=route.duration.seconds,
-                stops=[
-                    DeliveryStop(
-                        shipment_id=step.task_id,
-                        sequence=at,
-                        arrival_second=int((moment(step.arrival_time) - midnight).total_seconds()),
-                    )
-                    for at, step in enumerate(jobs, start=1)
-                ],
-            )
+        planned = run.routes.add(
+            vehicle_id=route.vehicle_id,
+            distance_metres=route.distance_metres,
+            duration_seconds=route.duration.seconds,
         )
+        jobs = [step for step in route.steps if step.kind == routing.STEP_KIND_JOB]
+        for at, step in enumerate(jobs, start=1):
+            arrival = moment(step.arrival_time) - midnight
+            planned.stops.add(shipment_id=step.task_id, sequence=at, arrival_second=int(arrival.total_seconds()))
     for left_out in plan.unassigned:
         run.unplanned.add(shipment_id=left_out.task_id, reason=_WHY.get(left_out.reason, "it fits no route"))
     run.stops = sum(len(route.stops) for route in run.routes)
@@ -91,3 +79,7 @@ def is_complete(run: DeliveryRun, asked: Mapping[str, Shipment]) -> bool:
     told = [stop.shipment_id for route in run.routes for stop in route.stops]
     told += [left_out.shipment_id for left_out in run.unplanned]
     return sorted(told) == sorted(asked)
+
+
+def _point(location: Location) -> routing.Point:
+    return routing.Point(latitude=location.latitude, longitude=location.longitude)

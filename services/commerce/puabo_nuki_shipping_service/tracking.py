@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 from nexus.commerce.puabo_nuki_shipping_service.v1.faults import ScanInvalid
 from nexus.commerce.puabo_nuki_shipping_service.v1.shipment_pb2 import Scan, ScanStatus
 from services.chassis.clock import moment
+from services.chassis.messages import text_of
 
 EARLIEST = timedelta(days=365)
 SKEW = timedelta(hours=1)
@@ -28,7 +29,7 @@ def after(state: str, status: str) -> str:
 
 
 def status_of(scan: Scan) -> str:
-    return ScanStatus.Name(scan.status).removeprefix("SCAN_STATUS_")
+    return text_of(ScanStatus, scan.status)
 
 
 def check(scan: Scan, now: datetime) -> None:

@@ -15,18 +15,18 @@ from services.finance.billing_service.providers.paypal import PaypalProvider
 from services.finance.billing_service.providers.sandbox import SandboxProvider
 from services.finance.billing_service.providers.stripe import StripeProvider
 from services.finance.billing_service.spec import ACCOUNTS, Config
-from services.finance.billing_service.stores.payments import PaymentStore
+from services.finance.billing_service.store import Store
 
 _REMEMBER = 500
 
 
 class Accounts:
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, store: Store) -> None:
         self._config: Config = service.config
         self._production = service.settings.environment == "production"
         self._database = service.database
         self._sealer = service.sealer
-        self._store = PaymentStore(service.database)
+        self._store = store
         self._sandbox = SandboxProvider(service.database, self._config.sandbox_hang_seconds)
         self._made: OrderedDict[tuple[str, bytes], Provider] = OrderedDict()
 
@@ -34,10 +34,8 @@ class Accounts:
         """To go on with what has begun. Raises ProviderNotConfigured. The sandbox needs no account."""
         if name == "SANDBOX":
             return self._sandbox
-        sealed = await self._store.account(name)
-        if sealed is None:
-            raise ProviderNotConfigured(provider=name)
-        account = self._sealer.open(sealed, ACCOUNTS.purpose_of(current_tenant(), name))
+        row = await self._store.accounts.require(name)
+        account = self._sealer.open(row["account_sealed"], ACCOUNTS.purpose_of(current_tenant(), name))
         known = (f"{current_tenant()} {name}", hashlib.sha256(account).digest())
         if known not in self._made:
             self._made[known] = self._make(name, account)
@@ -48,14 +46,16 @@ class Accounts:
 
     async def require_chargeable(self, name: str) -> None:
         """Before anything new is begun. Raises ProviderNotConfigured where customers may not pay through a provider."""
-        if not may_charge(name, await self._store.account_providers(), production=self._production):
+        accounts = [row["provider"] for row in await self._store.accounts.all()]
+        if not may_charge(name, accounts, production=self._production):
             raise ProviderNotConfigured(provider=name)
 
     async def default(self) -> str:
-        return await self._store.default_provider() or "SANDBOX"
+        row = await self._store.accounts.find(is_default=True)
+        return row["provider"] if row is not None else "SANDBOX"
 
     async def set(self, name: str, account: Message, *, make_default: bool) -> bool:
-        """Returns whether it is the default now. Raises ProviderRefusedAccount."""
+        """Returns whether it is the default now, as the first one is. Raises ProviderRefusedAccount."""
         serialized = account.SerializeToString()
         candidate = self._make(name, serialized)
         try:
@@ -64,9 +64,14 @@ class Accounts:
             raise ProviderRefusedAccount(provider=name) from error
         finally:
             await candidate.close()
+        sealed = self._sealer.seal(serialized, ACCOUNTS.purpose_of(current_tenant(), name))
         async with self._database.transaction():
-            sealed = self._sealer.seal(serialized, ACCOUNTS.purpose_of(current_tenant(), name))
-            return await self._store.set_account(name, sealed, make_default=make_default)
+            default = await self._store.accounts.find(is_default=True, lock=True)
+            is_default = make_default or default is None or default["provider"] == name
+            if is_default and default is not None:
+                await self._store.accounts.change(default["provider"], is_default=False)
+            await self._store.accounts.put(provider=name, account_sealed=sealed, is_default=is_default)
+        return is_default
 
     def _make(self, name: str, account: bytes) -> Provider:
         config = self._config

@@ -11,13 +11,13 @@ from services.finance.billing_service.proration import remaining
 
 @dataclass(frozen=True)
 class Line:
-    """Amounts are in minor units of the bill's currency."""
+    """As its row has it. Amounts are in minor units of the bill's currency."""
 
     kind: str
     description: str
     amount: int
-    start: datetime
-    end: datetime
+    start_time: datetime
+    end_time: datetime
     price_id: str | None = None
     quantity: Decimal = Decimal(1)
 
@@ -38,8 +38,8 @@ class Draft:
     """What of that it took off the fee."""
 
 
-def fee_line(price: Mapping[str, Any], name: str, quantity: int, start: datetime, end: datetime) -> Line:
-    return Line("FEE", name, price["fee"] * quantity, start, end, price["price_id"], Decimal(quantity))
+def fee_line(price: Mapping[str, Any], quantity: int, start: datetime, end: datetime) -> Line:
+    return Line("FEE", price["name"], price["fee"] * quantity, start, end, price["price_id"], Decimal(quantity))
 
 
 def change_lines(
@@ -57,16 +57,9 @@ def change_lines(
     back = remaining(subscription["period_fee"], start, end, at)
     forth = remaining(fee, start, end, at)
     unused, rest = f"Unused time of {old['name']}", f"Remaining time of {new['name']}"
+    price_id, units = subscription["price_id"], Decimal(subscription["quantity"])
     lines = [
-        Line(
-            "PRORATION_CREDIT",
-            unused,
-            -back,
-            at,
-            end,
-            subscription["price_id"],
-            Decimal(subscription["quantity"]),
-        ),
+        Line("PRORATION_CREDIT", unused, -back, at, end, price_id, units),
         Line("PRORATION_CHARGE", rest, forth, at, end, new["price_id"], Decimal(quantity)),
     ]
     return [line for line in lines if line.amount]

@@ -10,7 +10,7 @@ from nexus.platform.scheduler.v1.schedules_pb2 import Cron, ScheduleSpec, Timing
 from services.chassis.clock import now
 from services.chassis.jobs import Job, slow
 from services.chassis.service import Service
-from services.finance.billing_service.engine import engine
+from services.finance.billing_service.engine import Engine
 from services.finance.billing_service.spec import SERVICE
 
 _EVERY_FIVE_MINUTES = "*/5 * * * *"
@@ -23,7 +23,7 @@ class Jobs:
     is done again, find rows locked or done."""
 
     def __init__(self, service: Service) -> None:
-        self._subscribing = engine(service).subscribing
+        self._subscribing = service.shared(Engine).subscribing
 
     @slow
     async def bill(self, payload: dict[str, Any], job: Job) -> None:

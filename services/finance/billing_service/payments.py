@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from nexus.finance.billing_service.v1.customers_pb2 import RefundPaymentRequest
 from nexus.finance.billing_service.v1.faults import AmountExceeded, CurrencyMismatch, PaymentStateConflict
-from nexus.type.v1.money_pb2 import Money
+from nexus.finance.billing_service.v1.payments_pb2 import CaptureRequest, RefundRequest, VoidRequest
 
 RETRYABLE = {"CARD_DECLINED", "INSUFFICIENT_FUNDS", "PROVIDER_REFUSED", "LOST", "AUTHENTICATION_REQUIRED"}
 """The failures after which another attempt with the same payment method makes sense."""
@@ -40,31 +41,36 @@ def later_dispute(known: str, seen: str) -> str:
     return seen if _DISPUTE_RANK[seen] > _DISPUTE_RANK[known] else known
 
 
-def amount_to_capture(payment: Mapping[str, Any], reserved: Reserved, asked: Money | None) -> int:
+def amount_to_capture(payment: Mapping[str, Any], reserved: Reserved, request: CaptureRequest) -> int:
     """Raises PaymentStateConflict, CurrencyMismatch, AmountExceeded."""
     _require(payment, ("AUTHORIZED",), "captured")
-    return _within(payment["amount"] - reserved.captured, payment["currency"], asked)
+    return _within(payment["amount"] - reserved.captured, payment["currency"], request)
 
 
-def amount_to_refund(payment: Mapping[str, Any], reserved: Reserved, asked: Money | None) -> int:
+def amount_to_refund(
+    payment: Mapping[str, Any], reserved: Reserved, request: RefundRequest | RefundPaymentRequest
+) -> int:
     """Of what has been captured, and not been taken back by the customer's bank. Raises PaymentStateConflict,
     CurrencyMismatch, AmountExceeded."""
     _require(payment, ("AUTHORIZED", "CAPTURED"), "refunded")
     left = payment["captured"] - reserved.refunded - payment["disputed"]
-    return _within(max(0, left), payment["currency"], asked)
+    return _within(max(0, left), payment["currency"], request)
+
+
+def amount_to_void(payment: Mapping[str, Any], reserved: Reserved, request: VoidRequest) -> int:
+    """What is reserved still; nothing if that is over. Raises PaymentStateConflict for a payment of which nothing is
+    known yet."""
+    if payment["state"] == "PENDING":
+        raise PaymentStateConflict(state="PENDING", verb="voided before its outcome is known")
+    if payment["state"] not in ("REQUIRES_ACTION", "AUTHORIZED"):
+        return 0
+    return int(payment["amount"] - reserved.captured)
 
 
 def require_refund_by_hand(payment: Mapping[str, Any]) -> None:
     """An order's money goes back with its invoice, its stock and its books. Raises PaymentStateConflict."""
     if payment["reference"].startswith("order/"):
         raise PaymentStateConflict(state="an order's", verb="refunded but with its order")
-
-
-def has_something_to_void(payment: Mapping[str, Any]) -> bool:
-    """Raises PaymentStateConflict for a payment of which nothing is known yet."""
-    if payment["state"] == "PENDING":
-        raise PaymentStateConflict(state="PENDING", verb="voided before its outcome is known")
-    return payment["state"] in ("REQUIRES_ACTION", "AUTHORIZED")
 
 
 def wait_before(attempt: int) -> timedelta:
@@ -77,10 +83,13 @@ def _require(payment: Mapping[str, Any], states: tuple[str, ...], verb: str) -> 
         raise PaymentStateConflict(state=payment["state"], verb=verb)
 
 
-def _within(available: int, currency: str, asked: Money | None) -> int:
-    if asked is not None and asked.currency != currency:
-        raise CurrencyMismatch(expected=currency, given=asked.currency)
-    amount = asked.minor_units if asked is not None else available
+def _within(available: int, currency: str, request: CaptureRequest | RefundRequest | RefundPaymentRequest) -> int:
+    """What is asked for, or all that there is."""
+    amount = available
+    if request.HasField("amount"):
+        if request.amount.currency != currency:
+            raise CurrencyMismatch(expected=currency, given=request.amount.currency)
+        amount = request.amount.minor_units
     if not 0 < amount <= available:
         raise AmountExceeded(available=available, currency=currency)
     return amount

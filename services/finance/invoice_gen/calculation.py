@@ -22,7 +22,7 @@ def calculate(content: InvoiceContent, *, total: int | None = None) -> InvoiceTo
     amounts = [*map(line_amount, content.lines), *(adjustment.amount for adjustment in content.adjustments)]
     if any(abs(amount) > MOST for amount in amounts) or sum(map(abs, amounts)) > MOST:
         raise ContentInvalid(why="the amounts are too large")
-    taxes = [*(line.tax for line in content.lines), *(adjustment.tax for adjustment in content.adjustments)]
+    taxes = taxes_of(content)
     nets, totals = list(amounts), InvoiceTotals()
     for category, rate in dict.fromkeys((tax.category, tax.rate_basis_points) for tax in taxes):
         members = [at for at, tax in enumerate(taxes) if (tax.category, tax.rate_basis_points) == (category, rate)]
@@ -56,6 +56,11 @@ def calculate(content: InvoiceContent, *, total: int | None = None) -> InvoiceTo
     if totals.payable < 0:
         raise ContentInvalid(why="more was paid than it comes to")
     return totals
+
+
+def taxes_of(content: InvoiceContent) -> list[Tax]:
+    """Of each line, and then of each adjustment."""
+    return [*(line.tax for line in content.lines), *(adjustment.tax for adjustment in content.adjustments)]
 
 
 def line_amount(line: InvoiceLine) -> int:

@@ -23,6 +23,7 @@ from nexus.finance.invoice_gen.v1.invoice_pb2 import (
     Seller,
     Tax,
 )
+from services.finance.invoice_gen.calculation import taxes_of
 
 LARGEST_LOGO = (4000, 2000)
 _ACROSS_BORDERS = (TAX_CATEGORY_REVERSE_CHARGE, TAX_CATEGORY_INTRA_COMMUNITY)
@@ -37,10 +38,9 @@ def check(content: InvoiceContent) -> None:
         _require(Fraction(line.quantity) > 0, f"the quantity of {line.description!r} is zero")
         start, end = as_date(line.period_start), as_date(line.period_end)
         _require(not (start and end and start > end), f"the period of {line.description!r} ends before it begins")
-    taxes = [*(line.tax for line in content.lines), *(adjustment.tax for adjustment in content.adjustments)]
-    for tax in taxes:
+    for tax in taxes_of(content):
         _check_tax(tax)
-    categories = {tax.category for tax in taxes}
+    categories = {tax.category for tax in taxes_of(content)}
     if TAX_CATEGORY_OUT_OF_SCOPE in categories:
         _require(len(categories) == 1, "nothing is taxed on an invoice that is out of the scope of the tax")
     if categories & {*_ACROSS_BORDERS}:
@@ -49,8 +49,7 @@ def check(content: InvoiceContent) -> None:
 
 def check_seller_for(content: InvoiceContent, seller: Seller) -> None:
     """Whether this seller can issue it. Raises SellerUnknown or ContentInvalid."""
-    taxes = [*(line.tax for line in content.lines), *(adjustment.tax for adjustment in content.adjustments)]
-    categories = {tax.category for tax in taxes}
+    categories = {tax.category for tax in taxes_of(content)}
     if categories & {*_ACROSS_BORDERS, TAX_CATEGORY_EXPORT}:
         _require(bool(seller.vat_id), "the seller's VAT id is missing: the supply crosses a border")
     elif categories != {TAX_CATEGORY_OUT_OF_SCOPE} and not (seller.vat_id or seller.tax_number):

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 from nexus.finance.invoice_gen.v1.faults import ContentInvalid, CreditTooHigh
 from nexus.finance.invoice_gen.v1.invoice_pb2 import CreditedLine, InvoiceContent, Tax
-from services.finance.invoice_gen.calculation import line_amount, price_of, rounded
+from services.finance.invoice_gen.calculation import line_amount, price_of, rounded, taxes_of
 
 Quantities = Mapping[int, Decimal]
 """Units by the line's place on the invoice."""
@@ -41,8 +41,7 @@ def is_last(invoice: InvoiceContent, before: Quantities, units: Quantities) -> b
 
 def credit_of(invoice: InvoiceContent, amount: int, reason: str) -> InvoiceContent:
     """The content of a credit note of an amount, tax included. Raises ContentInvalid."""
-    all_taxes = [*(line.tax for line in invoice.lines), *(adjustment.tax for adjustment in invoice.adjustments)]
-    taxes = {(tax.category, tax.rate_basis_points): tax for tax in all_taxes}
+    taxes = {(tax.category, tax.rate_basis_points): tax for tax in taxes_of(invoice)}
     if len(taxes) != 1 or amount <= 0:
         raise ContentInvalid(why="an amount is more than nothing, and of an invoice with one rate of tax")
     result = _blank(invoice)

@@ -3,6 +3,7 @@
 Names like BT-131 are the business terms of EN 16931-1, by which factur-x takes its data.
 """
 
+from collections.abc import Callable
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from fractions import Fraction
@@ -14,30 +15,26 @@ from lxml import etree  # type: ignore[import-untyped]
 
 from nexus.finance.invoice_gen.v1.invoice_pb2 import (
     INVOICE_KIND_CREDIT_NOTE,
-    TAX_CATEGORY_EXEMPT,
-    TAX_CATEGORY_EXPORT,
-    TAX_CATEGORY_INTRA_COMMUNITY,
     TAX_CATEGORY_OUT_OF_SCOPE,
-    TAX_CATEGORY_REVERSE_CHARGE,
-    TAX_CATEGORY_STANDARD,
-    TAX_CATEGORY_ZERO_RATED,
     Invoice,
+    InvoiceContent,
     PostalAddress,
     Tax,
+    TaxCategory,
 )
+from services.chassis.messages import text_of
 from services.finance.invoice_gen.content import exponent
 from services.finance.invoice_gen.wording import Wording
 
 FILE_NAME = "factur-x.xml"
-_LEVEL = "en16931"
 _CODES = {
-    TAX_CATEGORY_STANDARD: "S",
-    TAX_CATEGORY_ZERO_RATED: "Z",
-    TAX_CATEGORY_EXEMPT: "E",
-    TAX_CATEGORY_REVERSE_CHARGE: "AE",
-    TAX_CATEGORY_INTRA_COMMUNITY: "K",
-    TAX_CATEGORY_EXPORT: "G",
-    TAX_CATEGORY_OUT_OF_SCOPE: "O",
+    "STANDARD": "S",
+    "ZERO_RATED": "Z",
+    "EXEMPT": "E",
+    "REVERSE_CHARGE": "AE",
+    "INTRA_COMMUNITY": "K",
+    "EXPORT": "G",
+    "OUT_OF_SCOPE": "O",
 }
 _REASON_CODES = {"AE": "VATEX-EU-AE", "K": "VATEX-EU-IC", "G": "VATEX-EU-G", "O": "VATEX-EU-O"}
 _PRICE_PLACES = 6
@@ -45,7 +42,7 @@ _PRICE_PLACES = 6
 
 def xml_of(invoice: Invoice, wording: Wording) -> bytes:
     """The XML of a finalized document, checked against the schema."""
-    result: bytes = generate_xml(_terms(invoice, wording), level=_LEVEL, check_xsd=True, check_schematron=False)
+    result: bytes = generate_xml(_terms(invoice, wording), level="en16931", check_xsd=True, check_schematron=False)
     return result
 
 
@@ -77,27 +74,38 @@ def moment_of(invoice: Invoice) -> datetime:
 
 
 def _terms(invoice: Invoice, wording: Wording) -> dict[str, Any]:
+    """What is None, empty or an empty list is left out."""
     content, totals, seller, customer = invoice.content, invoice.totals, invoice.seller, invoice.content.customer
-    places = exponent(content.currency)
-
-    def money(minor_units: int) -> str:
-        return f"{Decimal(minor_units).scaleb(-places):.{places}f}"
-
     # Who is out of the scope of the tax shows no VAT ids (BR-O-02 to BR-O-04).
     with_ids = all(row.tax.category != TAX_CATEGORY_OUT_OF_SCOPE for row in totals.taxes)
     shown = seller.vat_id if with_ids else ""
-    deliver_to = content.delivery_address if content.HasField("delivery_address") else customer.address
     credit = invoice.kind == INVOICE_KIND_CREDIT_NOTE
-    terms: dict[str, Any] = {
+    by_transfer = bool(seller.iban) and not credit
+    notes = (content.introduction, content.note, seller.note, invoice.credit_reason)
+    adjustments = list(zip(content.adjustments, totals.adjustment_nets, strict=True))
+
+    def money(minor_units: int) -> str:
+        places = exponent(content.currency)
+        return f"{Decimal(minor_units).scaleb(-places):.{places}f}"
+
+    def adjusted(reason: str, tax: Tax, net: int) -> dict[str, Any]:
+        category, rate = _category(tax)
+        return {"amount": money(abs(net)), "reason": reason, "vat_category_code": category, "vat_rate": rate}
+
+    return {
         "BT-1": invoice.number,
-        "BT-2": date.fromisoformat(invoice.issue_date),
+        "BT-2": invoice.issue_date,
         "BT-3": "381" if credit else "380",
         "BT-5": content.currency,
-        "BT-9": date.fromisoformat(invoice.due_date),
+        "BT-9": invoice.due_date,
         "BT-10": customer.buyer_reference,
         "BT-13": content.order_reference,
-        "BT-72": date.fromisoformat(content.delivery_date or invoice.issue_date),
+        "BT-72": content.delivery_date or invoice.issue_date,
+        "BT-81": "58" if by_transfer else None,
         "BT-83": invoice.number,
+        "BT-84": seller.iban if by_transfer else None,
+        "BT-85": seller.name if by_transfer else None,
+        "BT-86": seller.bic if by_transfer else None,
         "BT-106": money(totals.lines),
         "BT-107": money(totals.allowances),
         "BT-108": money(totals.charges),
@@ -105,74 +113,55 @@ def _terms(invoice: Invoice, wording: Wording) -> dict[str, Any]:
         "BT-110": money(totals.tax),
         "BT-112": money(totals.net + totals.tax),
         "BT-113": money(content.prepaid),
+        "BT-114": money(totals.rounding) if totals.rounding else None,
         "BT-115": money(totals.payable),
-        "BG-1": [{"BT-22": note} for note in (content.introduction, content.note, seller.note) if note],
+        "BG-1": [{"BT-22": note} for note in notes if note],
+        "BG-3": [{"BT-25": invoice.credited_number}] if credit else [],
         "BG-4": {
             "name": seller.name,
-            **({} if shown else {"identifiers": {None: seller.tax_number or seller.vat_id or seller.name}}),
+            "identifiers": {} if shown else {None: seller.tax_number or seller.vat_id or seller.name},
             "vat_identifier": shown,
             "tax_identifier": seller.tax_number if with_ids or not seller.vat_id else "",
             "legal_info": seller.register_entry,
             "contacts": [{"name": seller.name, "phone": seller.phone, "email": seller.email}],
-            **_electronic(seller.email),
-            **_address(seller.address),
+            **_reached(seller.email, seller.address),
         },
         "BG-7": {
             "name": customer.name,
             "identifiers": {None: customer.customer_id} if customer.customer_id else {},
             "vat_identifier": customer.vat_id if with_ids else "",
-            **_electronic(customer.email),
-            **_address(customer.address),
+            **_reached(customer.email, customer.address),
         },
-        "BG-13": {"name": customer.name, **_address(deliver_to)},
-        "BG-20": [],
-        "BG-21": [],
+        "BG-13": {
+            "name": customer.name,
+            **_reached("", content.delivery_address if content.HasField("delivery_address") else customer.address),
+        },
+        "BG-20": [adjusted(each.reason, each.tax, net) for each, net in adjustments if net < 0],
+        "BG-21": [adjusted(each.reason, each.tax, net) for each, net in adjustments if net >= 0],
         "BG-23": [
             {"BT-116": money(row.taxable), "BT-117": money(row.amount), **_breakdown(row.tax, wording)}
             for row in totals.taxes
         ],
-        "BG-25": [_line(invoice, at, money) for at in range(len(content.lines))],
+        "BG-25": [_line(content, at, totals.line_nets[at], money) for at in range(len(content.lines))],
     }
-    if totals.rounding:
-        terms["BT-114"] = money(totals.rounding)
-    if credit:
-        terms["BG-3"] = [{"BT-25": invoice.credited_number}]
-        if invoice.credit_reason:
-            terms["BG-1"].append({"BT-22": invoice.credit_reason})
-    elif seller.iban:
-        terms |= {"BT-81": "58", "BT-84": seller.iban, "BT-85": seller.name, "BT-86": seller.bic}
-    for adjustment, net in zip(content.adjustments, totals.adjustment_nets, strict=True):
-        category, rate = _category(adjustment.tax)
-        terms["BG-20" if net < 0 else "BG-21"].append(
-            {
-                "amount": money(abs(net)),
-                "reason": adjustment.reason,
-                "vat_category_code": category,
-                "vat_rate": rate or None,
-            }
-        )
-    return terms
 
 
-def _line(invoice: Invoice, at: int, money: Any) -> dict[str, Any]:
-    content, line, net = invoice.content, invoice.content.lines[at], invoice.totals.line_nets[at]
+def _line(content: InvoiceContent, at: int, net: int, money: Callable[[int], str]) -> dict[str, Any]:
+    line = content.lines[at]
     category, rate = _category(line.tax)
-    unit = line.unit or "C62"
     result: dict[str, Any] = {
         "BT-126": str(at + 1),
         "BT-129": line.quantity,
-        "BT-130": unit,
+        "BT-130": line.unit or "C62",
         "BT-131": money(net),
+        "BT-134": line.period_start or None,
+        "BT-135": line.period_end or None,
         "BT-151": category,
-        "BT-152": rate or None,
+        "BT-152": rate,
         "BT-153": line.description,
         "BT-154": line.details,
         "BT-155": line.item_id,
     }
-    if line.period_start:
-        result["BT-134"] = date.fromisoformat(line.period_start)
-    if line.period_end:
-        result["BT-135"] = date.fromisoformat(line.period_end)
     if content.prices_include_tax:
         # The price with the tax is the seller's; the one without it follows from the line.
         each = Fraction(net) / Fraction(line.quantity) / 10 ** exponent(content.currency)
@@ -186,32 +175,24 @@ def _line(invoice: Invoice, at: int, money: Any) -> dict[str, Any]:
     return result
 
 
-def _category(tax: Tax) -> tuple[str, str]:
+def _category(tax: Tax) -> tuple[str, str | None]:
     """Its code and its rate; nothing is out of scope at a rate."""
-    code = _CODES[tax.category]
-    return code, "" if code == "O" else f"{Decimal(tax.rate_basis_points) / 100:.2f}"
+    code = _CODES[text_of(TaxCategory, tax.category)]
+    return code, None if code == "O" else f"{Decimal(tax.rate_basis_points) / 100:.2f}"
 
 
 def _breakdown(tax: Tax, wording: Wording) -> dict[str, str | None]:
     code, rate = _category(tax)
-    return {
-        "BT-118": code,
-        "BT-119": rate or None,
-        "BT-120": wording.exemption(tax),
-        "BT-121": _REASON_CODES.get(code, ""),
-    }
+    return {"BT-118": code, "BT-119": rate, "BT-120": wording.exemption(tax), "BT-121": _REASON_CODES.get(code)}
 
 
-def _address(address: PostalAddress) -> dict[str, str]:
-    lines = dict(zip(("addr_l1", "addr_l2", "addr_l3"), address.lines, strict=False))
+def _reached(email: str, address: PostalAddress) -> dict[str, str]:
+    """How a party is reached: by electronic mail (EM), where it has an address of that kind, and by post."""
     return {
-        **lines,
+        **({"einvoicing_addr": email, "einvoicing_addr_schemeid": "EM"} if email else {}),
+        **dict(zip(("addr_l1", "addr_l2", "addr_l3"), address.lines, strict=False)),
         "postcode": address.postcode,
         "city": address.city,
         "country_subdivision": address.region,
         "country_code": address.country,
     }
-
-
-def _electronic(email: str) -> dict[str, str]:
-    return {"einvoicing_addr": email, "einvoicing_addr_schemeid": "EM"} if email else {}

@@ -1,8 +1,7 @@
 """The use cases: draft, finalize, credit, settle. Whoever calls them opens the transaction."""
 
 from collections.abc import Sequence
-from datetime import date, timedelta
-from typing import Any
+from datetime import timedelta
 from zoneinfo import ZoneInfo
 
 from google.protobuf import json_format
@@ -24,18 +23,33 @@ from nexus.finance.invoice_gen.v1.faults import (
     SeriesNotFound,
 )
 from nexus.type.v1.money_pb2 import Money
-from services.chassis.clock import timestamp
+from services.chassis.messages import MessageOf
 from services.chassis.service import Service
+from services.chassis.table import Row
 from services.finance.invoice_gen import content as rules
 from services.finance.invoice_gen.calculation import calculate
-from services.finance.invoice_gen.crediting import Quantities, asked, credit, credit_of, is_last
-from services.finance.invoice_gen.store import InvoiceStore, SellerStore
+from services.finance.invoice_gen.crediting import asked, credit, credit_of, is_last
+from services.finance.invoice_gen.store import InvoiceStore, drafted
 
 INVOICE, CREDIT_NOTE = "INVOICE", "CREDIT_NOTE"
 FROM_THE_START = {
-    INVOICE: ("invoices", "INV-{year}-{number:05}"),
-    CREDIT_NOTE: ("credit-notes", "CN-{year}-{number:05}"),
+    kind: {"series": name, "kind": kind, "pattern": pattern, "shape": rules.number_shape(pattern) or ""}
+    for kind, name, pattern in (
+        (INVOICE, "invoices", "INV-{year}-{number:05}"),
+        (CREDIT_NOTE, "credit-notes", "CN-{year}-{number:05}"),
+    )
 }
+"""The series that each tenant has, by the kind of document."""
+
+_invoice_of = MessageOf(pb.Invoice, etag="version", amount_credited="credited", amount_paid="paid", amount_due="due")
+_finalized = MessageOf(events_pb2.InvoiceFinalized)
+_credited = MessageOf(
+    events_pb2.CreditNoteIssued,
+    credit_note_id="invoice_id",
+    invoice_id="credited_invoice_id",
+    invoice_number="credited_number",
+)
+_paid = MessageOf(events_pb2.InvoicePaid)
 
 
 class Invoicing:
@@ -43,47 +57,43 @@ class Invoicing:
 
     def __init__(self, service: Service) -> None:
         self._events = service.events
-        self.sellers = SellerStore(service.database)
-        self.invoices = InvoiceStore(service.database)
+        self.store = InvoiceStore(service.database)
 
-    async def seller(self) -> tuple[pb.Seller, bytes | None]:
-        """Who sells, with the digest of the logo. Raises SellerUnknown."""
-        row = await self.sellers.seller()
+    async def seller(self, document: Row | None = None) -> pb.Seller | None:
+        """With the logo, as a finalized document says it; else the present one, None for a tenant that has not said."""
+        row = document if document is not None and document["seller"] else await self.store.sellers.find()
         if row is None:
-            raise SellerUnknown()
-        return _seller(row["seller"], row["image"]), row["logo_digest"]
+            return None
+        seller = json_format.Parse(row["seller"], pb.Seller())
+        logo = await self.store.logos.get(row["logo_digest"]) if row["logo_digest"] else None
+        seller.logo = logo["image"] if logo else b""
+        return seller
 
-    async def require(self, invoice_id: str, *, locked: bool = False) -> Any:
+    async def issued(self, source: str, reference: str, *, lock: bool = False) -> Row:
         """Raises InvoiceNotFound."""
-        row = await (self.invoices.locked if locked else self.invoices.by_id)(invoice_id)
-        if row is None:
-            raise InvoiceNotFound(invoice=invoice_id)
-        return row
-
-    async def issued(self, source: str, reference: str) -> Any:
-        """Raises InvoiceNotFound."""
-        row = await self.invoices.by_reference(source, reference)
+        row = await self.store.issued(source, reference)
         if row is None:
             raise InvoiceNotFound(invoice=reference)
-        return row
+        return await self.store.lock(row["invoice_id"]) if lock else row
 
-    async def draft(self, content: pb.InvoiceContent, source: str = "", reference: str = "") -> Any:
+    async def draft(self, content: pb.InvoiceContent, source: str = "", reference: str = "") -> Row | None:
         """None when the reference was used before. Raises ContentInvalid."""
         rules.check(content)
-        return await self.invoices.insert(INVOICE, content, calculate(content), source=source, reference=reference)
+        return await self.store.insert(INVOICE, content, calculate(content), source=source, reference=reference)
 
-    async def update(self, invoice_id: str, content: pb.InvoiceContent, etag: str) -> Any:
+    async def update(self, invoice_id: str, content: pb.InvoiceContent, etag: str) -> Row:
         rules.check(content)
-        row = await self.require(invoice_id, locked=True)
+        row = await self.store.lock(invoice_id)
         if row["state"] != "DRAFT":
             raise InvoiceNotDraft(invoice=row["number"] or invoice_id)
         if etag and etag != str(row["version"]):
             raise InvoiceChanged()
-        await self.invoices.update_draft(invoice_id, content, calculate(content))
-        return await self.require(invoice_id)
+        changed = drafted(content, calculate(content))
+        await self.store.invoices.change(invoice_id, version=row["version"] + 1, **changed)
+        return await self.store.documents.require(invoice_id)
 
-    async def finalize(self, invoice_id: str, etag: str = "") -> Any:
-        row = await self.require(invoice_id, locked=True)
+    async def finalize(self, invoice_id: str, etag: str = "") -> Row:
+        row = await self.store.lock(invoice_id)
         if row["state"] == "FINALIZED":
             return row
         if row["state"] == "VOID":
@@ -92,7 +102,7 @@ class Invoicing:
             raise InvoiceChanged()
         return await self._finalize(row)
 
-    async def issue(self, source: str, reference: str, content: pb.InvoiceContent) -> Any:
+    async def issue(self, source: str, reference: str, content: pb.InvoiceContent) -> Row:
         """Raises ReferenceTaken when it was issued with other content."""
         row = await self.draft(content, source, reference)
         if row is not None:
@@ -104,24 +114,29 @@ class Invoicing:
 
     async def credit(
         self,
-        row: Any,
+        row: Row,
         lines: Sequence[pb.CreditedLine],
         reason: str,
         *,
         amount: Money | None = None,
         source: str = "",
         reference: str = "",
-    ) -> Any:
+    ) -> Row | None:
         """The credit note; None when nothing is left of the invoice. `row` is the locked invoice."""
         invoice_id = row["invoice_id"]
-        if row["kind"] != INVOICE or row["state"] != "FINALIZED":
-            raise InvoiceNotFinalized(invoice=row["number"] or invoice_id)
+        _require_final_invoice(row)
         if row["void"]:
             return None
-        invoice, before = content_of(row), await self.invoices.credited_units(invoice_id)
+        invoice, before = content_of(row), await self.store.credited_units(invoice_id)
         left = row["total"] - row["credited"]
         if amount is not None or (row["credited"] and not before):
-            content = self._credit_of(row, invoice, lines, before, amount or _money(row, left), reason)
+            # By units or by amounts: nobody could tell what is left of an invoice by both.
+            if lines or before:
+                raise ContentInvalid(why="an invoice is credited by units or by amounts, not by both")
+            amount = amount or _money(row, left)
+            if amount.currency != row["currency"]:
+                raise CurrencyDiffers(currency=row["currency"])
+            content = credit_of(invoice, amount.minor_units, reason)
             units, totals = {}, calculate(content)
             last = totals.total == left
         else:
@@ -130,7 +145,7 @@ class Invoicing:
             totals = calculate(content, total=left if last else None)
         if totals.total > left:
             raise CreditTooHigh(why="the amount is more than is left of the invoice")
-        note = await self.invoices.insert(
+        note = await self.store.insert(
             CREDIT_NOTE,
             content,
             totals,
@@ -141,171 +156,105 @@ class Invoicing:
         )
         if note is None:
             raise ReferenceTaken(reference=reference)
-        await self.invoices.note_credited_lines(note["invoice_id"], invoice_id, units)
-        await self.invoices.note_credit(invoice_id, totals.total, void=last)
+        await self.store.credited_lines.insert_all(
+            {"credit_note_id": note["invoice_id"], "invoice_id": invoice_id, "line": line, "quantity": quantity}
+            for line, quantity in units.items()
+        )
+        await self.store.balances.change(invoice_id, credited=row["credited"] + totals.total, void=last)
         note = await self._finalize(note, in_full=last)
-        await self._tell_if_paid(row, await self.require(invoice_id))
+        await self._tell_if_paid(row, await self.store.documents.require(invoice_id))
         return note
 
-    @staticmethod
-    def _credit_of(
-        row: Any,
-        invoice: pb.InvoiceContent,
-        lines: Sequence[pb.CreditedLine],
-        before: Quantities,
-        amount: Money,
-        reason: str,
-    ) -> pb.InvoiceContent:
-        """An invoice is taken back by units or by amounts, for nobody could tell what is left of one by both."""
-        if lines or before:
-            raise ContentInvalid(why="an invoice is credited by units or by amounts, not by both")
-        if amount.currency != row["currency"]:
-            raise CurrencyDiffers(currency=row["currency"])
-        return credit_of(invoice, amount.minor_units, reason)
-
-    async def settle(self, row: Any, payment_reference: str, amount: Money) -> Any:
+    async def settle(self, row: Row, payment_reference: str, amount: Money) -> Row:
         """`row` is the locked invoice. Returns it as it is then."""
-        if row["kind"] != INVOICE or row["state"] != "FINALIZED":
-            raise InvoiceNotFinalized(invoice=row["number"] or row["invoice_id"])
+        _require_final_invoice(row)
         if amount.currency != row["currency"]:
             raise CurrencyDiffers(currency=row["currency"])
         if amount.minor_units <= 0:
             raise ContentInvalid(why="a payment is more than nothing")
-        noted = await self.invoices.add_payment(row["invoice_id"], payment_reference, amount.minor_units)
-        if noted is not None:
-            if noted != amount.minor_units:
+        payment = {"invoice_id": row["invoice_id"], "payment_reference": payment_reference}
+        if await self.store.payments.insert_new(**payment, amount=amount.minor_units) is None:
+            noted = await self.store.payments.find(**payment)
+            if noted is None or noted["amount"] != amount.minor_units:
                 raise PaymentDiffers(payment_reference=payment_reference)
             return row
-        settled = await self.require(row["invoice_id"])
+        await self.store.balances.change(row["invoice_id"], paid=row["paid"] + amount.minor_units)
+        settled = await self.store.documents.require(row["invoice_id"])
         await self._tell_if_paid(row, settled)
         return settled
 
-    async def _finalize(self, row: Any, *, in_full: bool = False) -> Any:
+    async def _finalize(self, row: Row, *, in_full: bool = False) -> Row:
         """Give a draft its number. The series is locked last and held shortest."""
-        kind, content, totals = row["kind"], content_of(row), totals_of(row)
-        seller, logo_digest = await self.seller()
+        kind, content, totals, store = row["kind"], content_of(row), totals_of(row), self.store
+        stored_seller = await store.sellers.find()
+        if stored_seller is None:
+            raise SellerUnknown()
+        seller = json_format.Parse(stored_seller["seller"], pb.Seller())
         rules.check_seller_for(content, seller)
-        name, pattern = FROM_THE_START[kind]
-        if content.series in ("", name):
-            shape = rules.number_shape(pattern)
-            assert shape is not None, "the patterns from the start are good"
-            await self.sellers.ensure_series(name, kind, pattern, shape)
-        series = await self.sellers.locked_series(content.series or name)
+        first = FROM_THE_START[kind]
+        name = content.series or first["series"]
+        if name == first["series"]:
+            await store.series.insert_new(**first)
+        series = await store.locked_series(name)
         if series is None or series["kind"] != kind:
-            raise SeriesNotFound(series=content.series or name)
+            raise SeriesNotFound(series=name)
         # Numbers and dates rise together, also when a clock is put back.
         today = series["moment"].astimezone(ZoneInfo(seller.time_zone or "UTC")).date()
         issue_date = max(today, series["last_date"] or today)
         year = issue_date.year if "{year}" in series["pattern"] else 0
-        place = await self.sellers.next_number(series["series"], year)
-        number = rules.written(series["pattern"], year, place)
+        place = await store.next_number(name, year)
         days = content.payment_days if content.HasField("payment_days") else seller.payment_days
         due_date = issue_date + timedelta(days=days)
-        await self.invoices.finalize(
-            row["invoice_id"], number, series["series"], year, place, issue_date, due_date, seller, logo_digest
+        await store.invoices.change(
+            row["invoice_id"],
+            state="FINALIZED",
+            number=rules.written(series["pattern"], year, place),
+            series=name,
+            series_year=year,
+            series_number=place,
+            issue_date=issue_date,
+            due_date=due_date,
+            seller=stored_seller["seller"],
+            logo_digest=stored_seller["logo_digest"],
+            finalize_time=series["moment"],
         )
         if kind == INVOICE:
-            await self.invoices.open_balance(row["invoice_id"], totals.total, content.prepaid, due_date)
-        final = await self.require(row["invoice_id"])
-        await self._tell(final, totals, in_full=in_full)
+            await store.balances.insert(
+                invoice_id=row["invoice_id"], total=totals.total, paid=content.prepaid, due_date=due_date
+            )
+        final = await store.documents.require(row["invoice_id"])
+        tax = _money(final, totals.tax)
+        if kind == INVOICE:
+            finalized = _finalized(final, tax=tax, payable=_money(final, totals.payable))
+            await self._events.publish(finalized, aggregate=row["invoice_id"])
+        else:
+            credited = _credited(final, tax=tax, in_full=in_full)
+            await self._events.publish(credited, aggregate=row["credited_invoice_id"])
         return final
 
-    async def _tell(self, row: Any, totals: pb.InvoiceTotals, *, in_full: bool) -> None:
-        common = {
-            "number": row["number"],
-            "customer_id": row["customer_id"],
-            "source": row["source"],
-            "reference": row["reference"],
-            "total": _money(row, totals.total),
-            "tax": _money(row, totals.tax),
-            "issue_date": row["issue_date"].isoformat(),
-        }
-        if row["kind"] == INVOICE:
-            finalized = events_pb2.InvoiceFinalized(
-                invoice_id=row["invoice_id"],
-                due_date=row["due_date"].isoformat(),
-                payable=_money(row, totals.payable),
-                **common,
-            )
-            await self._events.publish(finalized, aggregate=row["invoice_id"])
-            return
-        issued = events_pb2.CreditNoteIssued(
-            credit_note_id=row["invoice_id"],
-            invoice_id=row["credited_invoice_id"],
-            invoice_number=row["credited_number"],
-            in_full=in_full,
-            **common,
-        )
-        await self._events.publish(issued, aggregate=row["credited_invoice_id"])
-
-    async def _tell_if_paid(self, before: Any, after: Any) -> None:
+    async def _tell_if_paid(self, before: Row, after: Row) -> None:
         """With the last cent that comes in. What is credited in full is not paid."""
-        if due(before) > 0 >= due(after) and not after["void"]:
-            paid = events_pb2.InvoicePaid(
-                invoice_id=after["invoice_id"],
-                number=after["number"],
-                customer_id=after["customer_id"],
-                source=after["source"],
-                reference=after["reference"],
-                total=_money(after, after["total"]),
-            )
-            await self._events.publish(paid, aggregate=after["invoice_id"])
+        if before["due"] and not after["due"] and not after["void"]:
+            await self._events.publish(_paid(after), aggregate=after["invoice_id"])
 
 
-def due(row: Any) -> int:
-    """What is left to pay of a finalized invoice."""
-    return max(0, int(row["total"] - row["credited"] - row["paid"]))
-
-
-def content_of(row: Any) -> pb.InvoiceContent:
+def content_of(row: Row) -> pb.InvoiceContent:
     return json_format.Parse(row["content"], pb.InvoiceContent())
 
 
-def totals_of(row: Any) -> pb.InvoiceTotals:
+def totals_of(row: Row) -> pb.InvoiceTotals:
     return json_format.Parse(row["totals"], pb.InvoiceTotals())
 
 
-def message_of(row: Any, seller: pb.Seller | None = None, logo: bytes | None = None) -> pb.Invoice:
-    """The document. `seller` is the present one, for a draft; `logo` the picture that a finalized one was made with."""
-    invoice = pb.Invoice(
-        invoice_id=row["invoice_id"],
-        kind=pb.InvoiceKind.Value(f"INVOICE_KIND_{row['kind']}"),
-        state=pb.InvoiceState.Value(f"INVOICE_STATE_{'VOID' if row['void'] else row['state']}"),
-        number=row["number"],
-        content=content_of(row),
-        totals=totals_of(row),
-        seller=_seller(row["seller"], logo) if row["seller"] is not None else seller,
-        series=row["series"],
-        series_year=row["series_year"],
-        series_number=row["series_number"],
-        issue_date=_day(row["issue_date"]),
-        due_date=_day(row["due_date"]),
-        credited_invoice_id=row["credited_invoice_id"],
-        credited_number=row["credited_number"],
-        credit_reason=row["credit_reason"],
-        source=row["source"],
-        reference=row["reference"],
-        etag=str(row["version"]),
-        create_time=timestamp(row["create_time"]),
-        finalize_time=timestamp(row["finalize_time"]) if row["finalize_time"] else None,
-        send_time=timestamp(row["send_time"]) if row["send_time"] else None,
-    )
-    if row["credited"] is not None:
-        invoice.amount_credited.CopyFrom(_money(row, row["credited"]))
-        invoice.amount_paid.CopyFrom(_money(row, row["paid"]))
-        invoice.amount_due.CopyFrom(_money(row, due(row)))
-    return invoice
+def message_of(row: Row) -> pb.Invoice:
+    """The document. A finalized one has its seller, but not the logo."""
+    return _invoice_of(row, **({"state": pb.INVOICE_STATE_VOID} if row["void"] else {}))
 
 
-def _seller(text: str, logo: bytes | None) -> pb.Seller:
-    seller = json_format.Parse(text, pb.Seller())
-    seller.logo = logo or b""
-    return seller
+def _require_final_invoice(row: Row) -> None:
+    if row["kind"] != INVOICE or row["state"] != "FINALIZED":
+        raise InvoiceNotFinalized(invoice=row["number"] or row["invoice_id"])
 
 
-def _money(row: Any, minor_units: int) -> Money:
+def _money(row: Row, minor_units: int) -> Money:
     return Money(currency=row["currency"], minor_units=minor_units)
-
-
-def _day(day: date | None) -> str:
-    return day.isoformat() if day is not None else ""

@@ -1,105 +1,67 @@
 """The SQL of invoice-gen."""
 
-from collections.abc import Mapping
-from datetime import date
+import hashlib
 from decimal import Decimal
 from typing import Any
 
 import asyncpg
-from google.protobuf import json_format
 
-from nexus.finance.invoice_gen.v1.faults import SeriesPatternTaken
+from nexus.finance.invoice_gen.v1.faults import InvoiceNotFound, SeriesPatternTaken
 from nexus.finance.invoice_gen.v1.invoice_pb2 import InvoiceContent, InvoiceTotals, Seller
 from services.chassis.database import Database
 from services.chassis.ids import new_id
+from services.chassis.table import Row, Table
 
-_INVOICE = """
-    i.invoice_id::text, i.kind, i.state, i.version, i.content, i.totals, i.customer_id, i.currency, i.total, i.source,
-    i.reference, i.credited_invoice_id::text, i.credit_reason, i.number, i.series, i.series_year, i.series_number,
-    i.issue_date, i.due_date, i.seller, i.logo_digest, i.create_time, i.finalize_time,
-    b.credited, b.paid, b.void, o.number AS credited_number,
+_DOCUMENTS = """
+    invoices i LEFT JOIN balances b USING (tenant_id, invoice_id)
+    LEFT JOIN (SELECT tenant_id, invoice_id AS credited_invoice_id, number AS credited_number FROM invoices) o
+        USING (tenant_id, credited_invoice_id)
+"""
+_SHOWN = """
+    i.*, b.credited, b.paid, b.total - least(b.total, b.credited + b.paid) AS due, b.void, o.credited_number,
     (SELECT max(s.send_time) FROM sendings s WHERE s.tenant_id = i.tenant_id AND s.invoice_id = i.invoice_id)
         AS send_time
 """
-_FROM = """
-    invoices i
-    LEFT JOIN balances b ON b.tenant_id = i.tenant_id AND b.invoice_id = i.invoice_id
-    LEFT JOIN invoices o ON o.tenant_id = i.tenant_id AND o.invoice_id = i.credited_invoice_id
-"""
 
 
-class SellerStore:
-    """Who sells, and the series of numbers."""
+class InvoiceStore:
+    """Who sells, the series of numbers, invoices and credit notes, and what became of them."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-
-    async def seller(self) -> asyncpg.Record | None:
-        """With its logo."""
-        return await self._database.fetchrow(
-            """
-            SELECT s.seller, s.logo_digest, l.image FROM sellers s
-            LEFT JOIN logos l ON l.tenant_id = s.tenant_id AND l.digest = s.logo_digest
-            WHERE s.tenant_id = nexus.tenant_id()
-            """
-        )
+        self.sellers = Table(database, "sellers", key="tenant_id")
+        self.logos = Table(database, "logos", key="digest")
+        self.series = Table(database, "series", key="series", order="series")
+        self.invoices = Table(database, "invoices", key="invoice_id")
+        self.documents = Table(database, _DOCUMENTS, key="invoice_id", columns=_SHOWN, missing=_not_found)
+        """Invoices and credit notes with what became of them, to be read."""
+        self.balances = Table(database, "balances", key="invoice_id")
+        self.credited_lines = Table(database, "credited_lines", key="credit_note_id")
+        self.payments = Table(database, "payments", key="payment_reference")
+        self.pdfs = Table(database, "documents", key="invoice_id")
+        self.sendings = Table(database, "sendings", key="sending_id")
 
     async def set_seller(self, seller: Seller) -> None:
+        """The logo has a table of its own."""
+        bare, digest = Seller(), None
+        bare.CopyFrom(seller)
+        bare.ClearField("logo")
         async with self._database.transaction():
-            digest = None
             if seller.logo:
-                digest = await self._database.fetchval("SELECT sha256($1)", seller.logo)
-                await self._database.execute(
-                    "INSERT INTO logos (digest, image) VALUES ($1, $2) ON CONFLICT DO NOTHING", digest, seller.logo
-                )
-            await self._database.execute(
-                """
-                INSERT INTO sellers (seller, logo_digest) VALUES ($1, $2)
-                ON CONFLICT (tenant_id) DO UPDATE SET seller = excluded.seller, logo_digest = excluded.logo_digest
-                """,
-                seller_json(seller),
-                digest,
-            )
+                digest = hashlib.sha256(seller.logo).digest()
+                await self.logos.insert_new(digest=digest, image=seller.logo)
+            await self.sellers.put(seller=bare, logo_digest=digest)
 
-    async def logo(self, digest: bytes) -> bytes:
-        image: bytes = await self._database.fetchval("SELECT image FROM logos WHERE digest = $1", digest)
-        return image
-
-    async def all_series(self) -> list[asyncpg.Record]:
-        return await self._database.fetch(
-            "SELECT series, kind, pattern FROM series WHERE tenant_id = nexus.tenant_id() ORDER BY series"
-        )
-
-    async def ensure_series(self, series: str, kind: str, pattern: str, shape: str) -> None:
-        """One that a tenant has from the start."""
-        await self._database.execute(
-            "INSERT INTO series (series, kind, pattern, shape) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
-            series,
-            kind,
-            pattern,
-            shape,
-        )
-
-    async def set_series(self, series: str, kind: str, pattern: str, shape: str) -> None:
+    async def set_series(self, **series: object) -> None:
         """Raises SeriesPatternTaken."""
         try:
-            await self._database.execute(
-                """
-                INSERT INTO series (series, kind, pattern, shape) VALUES ($1, $2, $3, $4)
-                ON CONFLICT (tenant_id, series) DO UPDATE
-                SET kind = excluded.kind, pattern = excluded.pattern, shape = excluded.shape
-                """,
-                series,
-                kind,
-                pattern,
-                shape,
-            )
+            await self.series.put(**series)
         except asyncpg.UniqueViolationError:
-            raise SeriesPatternTaken(pattern=pattern) from None
+            raise SeriesPatternTaken(pattern=series["pattern"]) from None
 
-    async def locked_series(self, series: str) -> asyncpg.Record | None:
+    async def locked_series(self, series: str) -> Row | None:
         """Nobody else takes a number from it until the transaction ends. With the time, as it is then."""
-        await self._database.execute("SELECT FROM series WHERE series = $1 FOR UPDATE", series)
+        await self.series.get(series, lock=True)
         return await self._database.fetchrow(
             """
             SELECT series, kind, pattern, clock_timestamp() AS moment,
@@ -124,7 +86,7 @@ class SellerStore:
         )
         return number
 
-    async def verify(self, series: str, year: int) -> asyncpg.Record:
+    async def verify(self, series: str, year: int) -> Row:
         """What the documents themselves say about the numbers."""
         row = await self._database.fetchrow(
             """
@@ -146,131 +108,23 @@ class SellerStore:
         assert row is not None
         return row
 
-
-class InvoiceStore:
-    """Invoices and credit notes, and what became of them."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    async def insert(
-        self,
-        kind: str,
-        content: InvoiceContent,
-        totals: InvoiceTotals,
-        *,
-        source: str = "",
-        reference: str = "",
-        credited_invoice_id: str | None = None,
-        credit_reason: str = "",
-    ) -> asyncpg.Record | None:
+    async def insert(self, kind: str, content: InvoiceContent, totals: InvoiceTotals, **more: str | None) -> Row | None:
         """A draft; None if the source used the reference before."""
-        invoice_id = await self._database.fetchval(
-            """
-            INSERT INTO invoices (invoice_id, kind, content, totals, customer_id, currency, total, source, reference,
-                                  credited_invoice_id, credit_reason)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
-            ON CONFLICT (tenant_id, source, reference) WHERE reference <> '' DO NOTHING RETURNING invoice_id::text
-            """,
-            new_id(),
-            kind,
-            as_json(content),
-            as_json(totals),
-            content.customer.customer_id,
-            content.currency,
-            totals.total,
-            source,
-            reference,
-            credited_invoice_id,
-            credit_reason,
-        )
-        return await self.by_id(invoice_id) if invoice_id is not None else None
+        columns = drafted(content, totals)
+        row = await self.invoices.insert_new(invoice_id=new_id(), kind=kind, **columns, **more)
+        return await self.documents.require(row["invoice_id"]) if row is not None else None
 
-    async def by_id(self, invoice_id: str) -> asyncpg.Record | None:
-        return await self._database.fetchrow(f"SELECT {_INVOICE} FROM {_FROM} WHERE i.invoice_id = $1", invoice_id)
+    async def lock(self, invoice_id: str) -> Row:
+        """Nobody else changes a draft, credits or settles an invoice until the transaction ends. Raises
+        InvoiceNotFound."""
+        await self.invoices.get(invoice_id, lock=True)
+        return await self.documents.require(invoice_id)
 
-    async def locked(self, invoice_id: str) -> asyncpg.Record | None:
-        """Nobody else changes a draft, credits or settles an invoice until the transaction ends."""
-        await self._database.execute("SELECT FROM invoices WHERE invoice_id = $1 FOR UPDATE", invoice_id)
-        return await self.by_id(invoice_id)
-
-    async def by_reference(self, source: str, reference: str) -> asyncpg.Record | None:
-        return await self._database.fetchrow(
-            f"""
-            SELECT {_INVOICE} FROM {_FROM}
-            WHERE i.tenant_id = nexus.tenant_id() AND i.source = $1 AND i.reference = $2 AND i.reference <> ''
-            """,
-            source,
-            reference,
-        )
-
-    async def update_draft(self, invoice_id: str, content: InvoiceContent, totals: InvoiceTotals) -> None:
-        await self._database.execute(
-            """
-            UPDATE invoices SET content = $2, totals = $3, customer_id = $4, currency = $5, total = $6,
-                                version = version + 1
-            WHERE invoice_id = $1
-            """,
-            invoice_id,
-            as_json(content),
-            as_json(totals),
-            content.customer.customer_id,
-            content.currency,
-            totals.total,
-        )
-
-    async def void_draft(self, invoice_id: str) -> None:
-        await self._database.execute("UPDATE invoices SET state = 'VOID' WHERE invoice_id = $1", invoice_id)
-
-    async def finalize(
-        self,
-        invoice_id: str,
-        number: str,
-        series: str,
-        series_year: int,
-        series_number: int,
-        issue_date: date,
-        due_date: date,
-        seller: Seller,
-        logo_digest: bytes | None,
-    ) -> None:
-        await self._database.execute(
-            """
-            UPDATE invoices SET state = 'FINALIZED', number = $2, series = $3, series_year = $4, series_number = $5,
-                                issue_date = $6, due_date = $7, seller = $8, logo_digest = $9,
-                                finalize_time = clock_timestamp()
-            WHERE invoice_id = $1
-            """,
-            invoice_id,
-            number,
-            series,
-            series_year,
-            series_number,
-            issue_date,
-            due_date,
-            seller_json(seller),
-            logo_digest,
-        )
-
-    async def open_balance(self, invoice_id: str, total: int, paid: int, due_date: date) -> None:
-        await self._database.execute(
-            "INSERT INTO balances (invoice_id, total, paid, due_date) VALUES ($1, $2, $3, $4)",
-            invoice_id,
-            total,
-            paid,
-            due_date,
-        )
-
-    async def note_credit(self, invoice_id: str, amount: int, *, void: bool) -> None:
-        await self._database.execute(
-            "UPDATE balances SET credited = credited + $2, void = $3 WHERE invoice_id = $1", invoice_id, amount, void
-        )
-
-    async def note_credited_lines(self, credit_note_id: str, invoice_id: str, units: Mapping[int, Decimal]) -> None:
-        await self._database.executemany(
-            "INSERT INTO credited_lines (credit_note_id, invoice_id, line, quantity) VALUES ($1, $2, $3, $4)",
-            [(credit_note_id, invoice_id, line, quantity) for line, quantity in units.items()],
-        )
+    async def issued(self, source: str, reference: str) -> Row | None:
+        """By what the service knows it by that issued it."""
+        with_one = {"reference <> ''": ()}  # which the index is for
+        found = await self.documents.page("", 1, source=source, reference=reference, filters=with_one)
+        return found[0] if found else None
 
     async def credited_units(self, invoice_id: str) -> dict[int, Decimal]:
         """By the line's place on the invoice."""
@@ -279,68 +133,17 @@ class InvoiceStore:
         )
         return {row["line"]: row["quantity"] for row in rows}
 
-    async def add_payment(self, invoice_id: str, payment_reference: str, amount: int) -> int | None:
-        """None if it is new; else the amount that was noted."""
-        new = await self._database.fetchval(
-            """
-            INSERT INTO payments (invoice_id, payment_reference, amount) VALUES ($1, $2, $3)
-            ON CONFLICT DO NOTHING RETURNING true
-            """,
-            invoice_id,
-            payment_reference,
-            amount,
-        )
-        if new:
-            await self._database.execute(
-                "UPDATE balances SET paid = paid + $2 WHERE invoice_id = $1", invoice_id, amount
-            )
-            return None
-        noted: int = await self._database.fetchval(
-            "SELECT amount FROM payments WHERE invoice_id = $1 AND payment_reference = $2",
-            invoice_id,
-            payment_reference,
-        )
-        return noted
 
-    async def page(self, filters: Mapping[str, Any], before: str, limit: int) -> list[asyncpg.Record]:
-        """The latest first. The filters' keys are conditions with `{}` for the value; None values count for nothing."""
-        conditions, values = ["i.tenant_id = nexus.tenant_id()"], list[Any]([limit])
-        for condition, value in (*filters.items(), ("i.invoice_id < {}", before or None)):
-            if value is not None:
-                values.append(value)
-                conditions.append(condition.format(f"${len(values)}"))
-        return await self._database.fetch(
-            f"SELECT {_INVOICE} FROM {_FROM} WHERE {' AND '.join(conditions)} ORDER BY i.invoice_id DESC LIMIT $1",
-            *values,
-        )
-
-    async def document(self, invoice_id: str, locale: str) -> bytes | None:
-        pdf: bytes | None = await self._database.fetchval(
-            "SELECT pdf FROM documents WHERE invoice_id = $1 AND locale = $2", invoice_id, locale
-        )
-        return pdf
-
-    async def keep_document(self, invoice_id: str, locale: str, pdf: bytes) -> None:
-        await self._database.execute(
-            "INSERT INTO documents (invoice_id, locale, pdf) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
-            invoice_id,
-            locale,
-            pdf,
-        )
-
-    async def note_sending(self, invoice_id: str) -> Any:
-        return await self._database.fetchval(
-            "INSERT INTO sendings (sending_id, invoice_id) VALUES ($1, $2) RETURNING send_time", new_id(), invoice_id
-        )
+def drafted(content: InvoiceContent, totals: InvoiceTotals) -> dict[str, Any]:
+    """The columns that follow from what a draft says."""
+    return {
+        "content": content,
+        "totals": totals,
+        "customer_id": content.customer.customer_id,
+        "currency": content.currency,
+        "total": totals.total,
+    }
 
 
-def as_json(message: InvoiceContent | InvoiceTotals) -> str:
-    return json_format.MessageToJson(message, indent=None)
-
-
-def seller_json(seller: Seller) -> str:
-    """Without the logo, which has a table of its own."""
-    bare = Seller()
-    bare.CopyFrom(seller)
-    bare.ClearField("logo")
-    return json_format.MessageToJson(bare, indent=None)
+def _not_found(invoice_id: str) -> InvoiceNotFound:
+    return InvoiceNotFound(invoice=invoice_id)

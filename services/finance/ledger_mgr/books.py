@@ -280,6 +280,10 @@ class Books:
         self._undo.append((where, key, where.get(key, _ABSENT)))
         where[key] = value
 
+    def changed(self, where: dict[Any, Any]) -> dict[Any, Any]:
+        """What was recorded in one of the dictionaries."""
+        return {key: where[key] for of, key, _ in self._undo if of is where}
+
     def savepoint(self) -> Savepoint:
         return Savepoint(len(self._undo), len(self.entries), len(self.legs), self.position)
 

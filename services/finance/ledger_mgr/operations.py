@@ -12,6 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from nexus.finance.ledger_mgr.v1 import books_pb2 as pb
 from nexus.finance.ledger_mgr.v1 import events_pb2, ledger_pb2
+from nexus.finance.ledger_mgr.v1.bookkeeping_pb2 import RevertJournalTransactionRequest, UpdateAccountRequest
 from nexus.finance.ledger_mgr.v1.events_pb2 import Change
 from nexus.finance.ledger_mgr.v1.faults import (
     AccountDiffers,
@@ -30,6 +31,7 @@ from nexus.finance.ledger_mgr.v1.faults import (
 from nexus.type.v1.faults import IdempotencyKeyReused, InvalidRequest
 from nexus.type.v1.money_pb2 import Money
 from services.chassis.ids import new_id
+from services.chassis.messages import text_of, values_of
 from services.finance.ledger_mgr.books import (
     HOLD,
     TRANSACTION,
@@ -45,6 +47,8 @@ from services.finance.ledger_mgr.shares import WHOLE, split
 
 PLATFORM = "platform:"
 PLATFORM_SHARE = "platform:share"
+CHANGEABLE = frozenset({"metadata", "allow_overdraft", "overdraft_limit"})
+"""What of an account is replaced where the request does not say which."""
 SKEW_SECONDS = 60
 """So far ahead of ours a caller's clock may be; what it says counts as now then."""
 
@@ -119,15 +123,8 @@ class OpenAccounts(Operation):
             if there.type != wanted.type:
                 raise AccountDiffers(account=wanted.name, field="type")
             return there  # what the tenant has set since, its overdraft too, is the tenant's
-        account = pb.Account(
-            name=wanted.name,
-            type=wanted.type,
-            state=pb.ACCOUNT_STATE_OPEN,
-            allow_overdraft=wanted.allow_overdraft,
-            overdraft_limit=wanted.overdraft_limit,
-            metadata=wanted.metadata,
-            create_time=books.now,
-        )
+        said = values_of(wanted, "name", "type", "allow_overdraft", "overdraft_limit", "metadata")
+        account = pb.Account(**said, state=pb.ACCOUNT_STATE_OPEN, create_time=books.now)
         return _record_account(books, account, self.cause)
 
 
@@ -135,28 +132,21 @@ class OpenAccounts(Operation):
 class ChangeAccount(Operation):
     """Answered with the account."""
 
-    name: str
-    fields: frozenset[str]
-    """Of metadata, allow_overdraft and overdraft_limit, those to be replaced."""
-    values: pb.NewAccount
-    etag: str = ""
+    request: UpdateAccountRequest
 
     def name_needs(self, needs: Needs) -> None:
-        needs.accounts.add(self.name)
+        needs.accounts.add(self.request.name)
 
     def apply(self, books: Books) -> pb.Account:
-        self._allow(self.name)
-        account = _copy(books.open_account(self.name))
-        if self.etag and self.etag != account.etag:
+        request, there = self.request, books.accounts.get(self.request.name)
+        self._allow(request.name)
+        account = _copy(books.open_account(request.name))
+        if request.etag and request.etag != account.etag:
             raise EtagStale()
-        if "allow_overdraft" in self.fields:
-            account.allow_overdraft = self.values.allow_overdraft
-        if "overdraft_limit" in self.fields:
-            account.overdraft_limit = self.values.overdraft_limit
-        if "metadata" in self.fields:
-            account.metadata.clear()
-            account.metadata.update(self.values.metadata)
-        return account if account == books.accounts[self.name] else _record_account(books, account, self.cause)
+        for field in request.update_mask.paths or CHANGEABLE:
+            account.ClearField(field)  # type: ignore[arg-type]
+            account.MergeFrom(pb.Account(**{field: getattr(request, field)}))
+        return account if account == there else _record_account(books, account, self.cause)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,11 +192,8 @@ class Post(Operation):
             self._allow(leg.account)
             books.open_account(leg.account)
         transaction = pb.Transaction(
+            **values_of(wanted, "legs", "reference", "description", "metadata"),
             kind=pb.TRANSACTION_KIND_POSTING,
-            legs=wanted.legs,
-            reference=wanted.reference,
-            description=wanted.description,
-            metadata=wanted.metadata,
             effective_time=_effective(wanted, books.now),
         )
         return self._record_transaction(books, transaction)
@@ -229,14 +216,9 @@ class PlaceHold(Operation):
             raise EffectiveTimeInvalid()
         books.require_free(HOLD, request.reference)
         hold = pb.Hold(
+            **values_of(request, "debit_account", "credit_account", "amount", "reference", "description", "metadata"),
             hold_id=new_id(),
             state=pb.HOLD_STATE_PENDING,
-            debit_account=request.debit_account,
-            credit_account=request.credit_account,
-            amount=request.amount,
-            reference=request.reference,
-            description=request.description,
-            metadata=request.metadata,
             create_time=books.now,
             expire_time=request.expire_time if request.HasField("expire_time") else None,
         )
@@ -259,16 +241,14 @@ class CaptureHold(Operation):
         amount = request.minor_units or left
         if amount > left:
             raise CaptureTooLarge(hold=hold.hold_id, left=left)
-        money = Money(currency=hold.amount.currency, minor_units=amount)
+        currency = hold.amount.currency
         transaction = pb.Transaction(
             kind=pb.TRANSACTION_KIND_CAPTURE,
             legs=[
-                pb.Leg(account=hold.debit_account, side=pb.SIDE_DEBIT, amount=money),
-                pb.Leg(account=hold.credit_account, side=pb.SIDE_CREDIT, amount=money),
+                _leg(hold.debit_account, pb.SIDE_DEBIT, amount, currency),
+                _leg(hold.credit_account, pb.SIDE_CREDIT, amount, currency),
             ],
-            reference=request.reference,
-            description=request.description,
-            metadata=request.metadata,
+            **values_of(request, "reference", "description", "metadata"),
             effective_time=_effective(request, books.now),
             hold_id=hold.hold_id,
         )
@@ -301,22 +281,20 @@ class ReleaseHold(Operation):
 
 @dataclass(frozen=True, kw_only=True)
 class Revert(Operation):
-    transaction_id: str
-    at_effective_time: bool
-    reference: str
-    description: str
+    request: ledger_pb2.RevertTransactionRequest | RevertJournalTransactionRequest
 
     def name_needs(self, needs: Needs) -> None:
-        needs.transactions.add(self.transaction_id)
-        _name_reference(needs, TRANSACTION, self.reference)
+        needs.transactions.add(self.request.transaction_id)
+        _name_reference(needs, TRANSACTION, self.request.reference)
 
     def apply(self, books: Books) -> Change:
-        original = books.transaction(self.transaction_id)
+        request = self.request
+        original = books.transaction(request.transaction_id)
         if original.kind == pb.TRANSACTION_KIND_REVERSAL:
-            raise TransactionNotRevertible(transaction=self.transaction_id, why="it is a reversal itself")
+            raise TransactionNotRevertible(transaction=request.transaction_id, why="it is a reversal itself")
         if original.reverted_by:
             why = f"{original.reverted_by} has reverted it already"
-            raise TransactionNotRevertible(transaction=self.transaction_id, why=why)
+            raise TransactionNotRevertible(transaction=request.transaction_id, why=why)
         for leg in original.legs:
             self._allow(leg.account)
             books.open_account(leg.account)
@@ -324,11 +302,10 @@ class Revert(Operation):
         transaction = pb.Transaction(
             kind=pb.TRANSACTION_KIND_REVERSAL,
             legs=[pb.Leg(account=leg.account, side=opposite[leg.side], amount=leg.amount) for leg in original.legs],
-            reference=self.reference,
-            description=self.description,
+            **values_of(request, "reference", "description"),
             metadata=original.metadata,
-            effective_time=original.effective_time if self.at_effective_time else books.now,
-            reverts=self.transaction_id,
+            effective_time=original.effective_time if request.at_effective_time else books.now,
+            reverts=request.transaction_id,
         )
         return self._record_transaction(books, transaction)
 
@@ -368,8 +345,7 @@ class Settle(Operation):
         transaction = pb.Transaction(
             kind=pb.TRANSACTION_KIND_SETTLEMENT,
             legs=legs,
-            reference=request.reference,
-            description=request.description,
+            **values_of(request, "reference", "description"),
             effective_time=books.now,
             platform_basis_points=due,
         )
@@ -407,8 +383,7 @@ def pending(books: Books, hold_id: str) -> pb.Hold:
     """Raises HoldNotFound, HoldResolved. A hold is over when its time is, whether or not it has been released."""
     hold = books.hold(hold_id)
     if hold.state != pb.HOLD_STATE_PENDING:
-        state = pb.HoldState.Name(hold.state).removeprefix("HOLD_STATE_").lower()
-        raise HoldResolved(hold=hold_id, state=state)
+        raise HoldResolved(hold=hold_id, state=text_of(pb.HoldState, hold.state).lower())
     if _is_expired(hold, books.now):
         raise HoldResolved(hold=hold_id, state="expired")
     return hold

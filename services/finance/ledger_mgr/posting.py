@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from google.protobuf.message import Message
 from prometheus_client import Histogram
 
 from nexus.finance.ledger_mgr.v1.faults import BatchRefused
@@ -36,7 +37,7 @@ from services.chassis.errors import Fault
 from services.chassis.events import Events, Occurrence
 from services.finance.ledger_mgr.books import Books, Entry, Needs
 from services.finance.ledger_mgr.operations import Operation, perform
-from services.finance.ledger_mgr.store import Before, LedgerStore
+from services.finance.ledger_mgr.store import LedgerStore
 
 BATCH_SIZE = Histogram(
     "nexus_ledger_batch_size", "Operations in one transaction", buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500)
@@ -138,10 +139,9 @@ class Poster:
             async with self._database.transaction():
                 head = await self._store.lock_head()
                 books = await self._store.books(tenant_id, head, needs)
-                before = Before(books)
                 outcomes = [_decide(books, job) for job in jobs]
                 if books.entries:
-                    await self._store.write(books, before, head["hash"])
+                    await self._store.write(books, head["hash"])
                     await self._events.publish_all([told for entry in books.entries for told in _told(entry)])
         BATCH_SIZE.observe(sum(len(job.operations) for job in jobs))
         return outcomes
@@ -165,16 +165,15 @@ def _decide(books: Books, job: _Job) -> list[Any]:
 
 def _told(entry: Entry) -> list[Occurrence]:
     """The event that tells other services of an entry, if any."""
-    change = entry.change
-    cause = entry.cause
+    change, cause = entry.change, entry.cause
+    event: Message
     match change.WhichOneof("kind"):
         case "transaction_posted":
-            aggregate = change.transaction_posted.transaction.transaction_id
-            return [Occurrence(change.transaction_posted, aggregate, cause.actor, cause.request_id)]
+            event, aggregate = change.transaction_posted, change.transaction_posted.transaction.transaction_id
         case "hold_placed":
-            aggregate = change.hold_placed.hold.hold_id
-            return [Occurrence(change.hold_placed, aggregate, cause.actor, cause.request_id)]
+            event, aggregate = change.hold_placed, change.hold_placed.hold.hold_id
         case "hold_released":
-            aggregate = change.hold_released.hold_id
-            return [Occurrence(change.hold_released, aggregate, cause.actor, cause.request_id)]
-    return []
+            event, aggregate = change.hold_released, change.hold_released.hold_id
+        case _:
+            return []
+    return [Occurrence(event, aggregate, cause.actor, cause.request_id)]

@@ -1,16 +1,22 @@
 """The SQL of ledger-mgr."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-import asyncpg
-
 from nexus.finance.ledger_mgr.v1 import books_pb2 as pb
+from nexus.finance.ledger_mgr.v1.bookkeeping_pb2 import (
+    ListAccountEntriesRequest,
+    ListAccountsRequest,
+    ListHoldsRequest,
+)
 from nexus.finance.ledger_mgr.v1.events_pb2 import Change
+from nexus.finance.ledger_mgr.v1.ledger_pb2 import ListEntriesRequest
 from services.chassis.clock import moment, now, timestamp
 from services.chassis.database import Database
+from services.chassis.messages import MessageOf, moment_in, values_of
+from services.chassis.table import Row, Table
 from services.finance.ledger_mgr import chain
 from services.finance.ledger_mgr.books import HOLD, TRANSACTION, Balance, Books, Needs
 
@@ -34,8 +40,6 @@ SELECT {_ACCOUNT}, {_BALANCE} FROM unnest($1::text[]) AS wanted (wanted_name), L
 LEFT JOIN LATERAL (
     SELECT {_BALANCE} FROM balances WHERE tenant_id = nexus.tenant_id() AND account = name OFFSET 0) AS b ON true
 """
-_HOLD = "h.hold_id::text, h.state, h.captured, h.resolve_time, l.change"
-_TRANSACTION = "t.transaction_id::text, t.position, t.reverted_by::text, l.change"
 _WRITE = """
 WITH logged AS (
     INSERT INTO log (create_time, position, actor, idempotency_key, request_hash, change, hash)
@@ -59,12 +63,6 @@ WITH logged AS (
 UPDATE ledgers SET position = $29, hash = $30, update_time = $1::timestamptz, agreed_basis_points = $31
 WHERE tenant_id = nexus.tenant_id()
 """
-_WRITE_ACCOUNTS = """
-INSERT INTO accounts (name, type, state, allow_overdraft, overdraft_limit, metadata, create_time, changed_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
-ON CONFLICT (tenant_id, name) DO UPDATE SET state = excluded.state, allow_overdraft = excluded.allow_overdraft,
-    overdraft_limit = excluded.overdraft_limit, metadata = excluded.metadata, changed_at = excluded.changed_at
-"""
 _WRITE_HOLDS = """
 INSERT INTO holds (hold_id, position, state, debit_account, credit_account, currency, amount, captured, reference,
                    expire_time, resolve_time)
@@ -72,7 +70,9 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
 ON CONFLICT (tenant_id, hold_id) DO UPDATE SET state = excluded.state, captured = excluded.captured,
     resolve_time = excluded.resolve_time
 """
-_UNDER = "({column} = {name} OR ({column} > {name} || ':' AND {column} < {name} || ';'))"
+account_of = MessageOf(pb.Account, etag="changed_at")
+_LOGGED, _WITH_CHANGE = "{} AS x JOIN log l USING (tenant_id, position)", "x.*, l.change"
+_UNDER = "({column} = {{}} OR ({column} > {{}} || ':' AND {column} < {{}} || ';'))"
 """The names below one: ';' comes right after ':'."""
 
 
@@ -84,12 +84,18 @@ class LedgerStore:
         self._database = database
         self._default_basis_points = default_basis_points
         self._basis_points = basis_points
+        self._accounts = Table(database, "accounts", key="name", order="name", columns=_ACCOUNT)
+        self._log = Table(database, "log", key="position", order="position")
+        self._holds = Table(database, _LOGGED.format("holds"), key="hold_id", columns=_WITH_CHANGE)
+        self._transactions = Table(database, _LOGGED.format("transactions"), key="position", columns=_WITH_CHANGE)
+        legs_order = "position DESC, leg DESC"
+        self._legs = Table(database, _LOGGED.format("legs"), key="leg", order=legs_order, columns=_WITH_CHANGE)
 
-    async def head(self) -> asyncpg.Record | None:
+    async def head(self) -> Row | None:
         """None for a tenant that has never posted."""
         return await self._database.fetchrow(_HEAD)
 
-    async def lock_head(self, mode: str = "UPDATE") -> asyncpg.Record:
+    async def lock_head(self, mode: str = "UPDATE") -> Row:
         """The head of the log. Nobody else posts until the transaction ends."""
         head = await self._database.fetchrow(f"{_HEAD} FOR {mode} OF ledgers")
         if head is None:
@@ -98,13 +104,13 @@ class LedgerStore:
         assert head is not None
         return head
 
-    def basis_points(self, head: asyncpg.Record | None, plan_id: str) -> int:
+    def basis_points(self, head: Row | None, plan_id: str) -> int:
         """What the platform is due of a settlement: as agreed with the tenant, else by its plan."""
         if head is not None and head["agreed_basis_points"] is not None:
             return int(head["agreed_basis_points"])
         return self._basis_points.get(plan_id, self._default_basis_points)
 
-    async def books(self, tenant_id: str, head: asyncpg.Record, needs: Needs) -> Books:
+    async def books(self, tenant_id: str, head: Row, needs: Needs) -> Books:
         """What the books say of all that is needed. The head is locked, so it stays true."""
         books = Books(
             tenant_id,
@@ -142,14 +148,14 @@ class LedgerStore:
             wanted = [reference for owner, reference in needs.references if owner == kind]
             if wanted:
                 rows = await self._database.fetch(
-                    f"SELECT reference, {kind}_id::text AS id FROM {table} "
+                    f"SELECT reference, {kind}_id AS id FROM {table} "
                     "WHERE tenant_id = nexus.tenant_id() AND reference <> '' AND reference = ANY ($1)",
                     wanted,
                 )
                 books.references.update({(kind, row["reference"]): row["id"] for row in rows})
 
-    async def write(self, books: Books, before: "Before", previous: bytes) -> None:
-        """Store what was recorded since `before`; `previous` is the hash of the log's last entry."""
+    async def write(self, books: Books, previous: bytes) -> None:
+        """Store what was recorded; `previous` is the hash of the log's last entry."""
         micros = books.now.ToMicroseconds()
         changes = [entry.change.SerializeToString(deterministic=True) for entry in books.entries]
         hashes = []
@@ -159,7 +165,7 @@ class LedgerStore:
                 previous, books.tenant_id, entry.position, micros, cause.actor, cause.key, cause.request_hash, change
             )
             hashes.append(previous)
-        balances = [(*place, *has) for place, has in books.balances.items() if before.balances.get(place) is not has]
+        balances = [(*place, *has) for place, has in books.changed(books.balances).items()]
         posted = [
             books.transactions[entry.change.transaction_posted.transaction.transaction_id]
             for entry in books.entries
@@ -181,28 +187,21 @@ class LedgerStore:
             previous,
             books.agreed_basis_points,
         )
-        await self._write_rare(books, before)
+        await self._write_rare(books)
 
-    async def _write_rare(self, books: Books, before: "Before") -> None:
-        accounts = [account for name, account in books.accounts.items() if before.accounts.get(name) is not account]
-        if accounts:
-            await self._database.executemany(_WRITE_ACCOUNTS, [_account_row(account) for account in accounts])
-        placed = {
-            entry.change.hold_placed.hold.hold_id: entry.position
-            for entry in books.entries
-            if entry.change.HasField("hold_placed")
-        }
-        holds = [hold for name, hold in books.holds.items() if before.holds.get(name) is not hold]
-        if holds:
+    async def _write_rare(self, books: Books) -> None:
+        if accounts := books.changed(books.accounts).values():
+            same = ("name", "type", "state", "allow_overdraft", "overdraft_limit", "metadata", "create_time")
+            await self._accounts.put_all(
+                {**values_of(account, *same), "changed_at": int(account.etag)} for account in accounts
+            )
+        if holds := books.changed(books.holds).values():
+            placed = {entry.change.hold_placed.hold.hold_id: entry.position for entry in books.entries}
             await self._database.executemany(
                 _WRITE_HOLDS, [_hold_row(hold, placed.get(hold.hold_id, 0)) for hold in holds]
             )
-        reverted = [
-            (transaction.transaction_id, transaction.reverted_by)
-            for name, transaction in books.transactions.items()
-            if name in before.transactions and transaction is not before.transactions[name]
-        ]
-        if reverted:
+        transactions = books.changed(books.transactions).values()
+        if reverted := [(each.transaction_id, each.reverted_by) for each in transactions if each.reverted_by]:
             await self._database.executemany(
                 "UPDATE transactions SET reverted_by = $2 WHERE tenant_id = nexus.tenant_id() AND transaction_id = $1",
                 reverted,
@@ -215,38 +214,29 @@ class LedgerStore:
         )
         return plan_id
 
-    async def holds(self, ids: "Sequence[str] | set[str]" = (), references: Sequence[str] = ()) -> list[pb.Hold]:
-        rows = await self._database.fetch(
+    async def holds(self, ids: Iterable[str] = (), references: Sequence[str] = ()) -> list[pb.Hold]:
+        return [hold_of(row) for row in await self._named(HOLD, ids, references)]
+
+    async def transactions(self, ids: Iterable[str] = (), references: Sequence[str] = ()) -> list[pb.Transaction]:
+        return [transaction_of(row) for row in await self._named(TRANSACTION, ids, references)]
+
+    async def _named(self, kind: str, ids: Iterable[str], references: Sequence[str]) -> list[Row]:
+        return await self._database.fetch(
             f"""
-            SELECT {_HOLD} FROM holds h JOIN log l USING (tenant_id, position)
+            SELECT {_WITH_CHANGE} FROM {_LOGGED.format(f"{kind}s")}
             WHERE tenant_id = nexus.tenant_id()
-              AND (h.hold_id = ANY ($1) OR h.reference <> '' AND h.reference = ANY ($2))
+              AND (x.{kind}_id = ANY ($1) OR x.reference <> '' AND x.reference = ANY ($2))
             """,
             list(ids),
             references,
         )
-        return [hold_of(row) for row in rows]
 
-    async def transactions(
-        self, ids: "Sequence[str] | set[str]" = (), references: Sequence[str] = ()
-    ) -> list[pb.Transaction]:
-        rows = await self._database.fetch(
-            f"""
-            SELECT {_TRANSACTION} FROM transactions t JOIN log l USING (tenant_id, position)
-            WHERE tenant_id = nexus.tenant_id()
-              AND (t.transaction_id = ANY ($1) OR t.reference <> '' AND t.reference = ANY ($2))
-            """,
-            list(ids),
-            references,
-        )
-        return [transaction_of(row) for row in rows]
-
-    async def expired(self, limit: int) -> list[asyncpg.Record]:
+    async def expired(self, limit: int) -> list[Row]:
         """Pending holds of all tenants whose time is over."""
         async with self._database.transaction(platform_wide=True):
             return await self._database.fetch(
                 """
-                SELECT h.tenant_id, h.hold_id::text FROM holds h JOIN nexus.tenants t USING (tenant_id)
+                SELECT h.tenant_id, h.hold_id FROM holds h JOIN nexus.tenants t USING (tenant_id)
                 WHERE h.state = 1 AND h.expire_time <= now() AND t.state IN ('active', 'suspended')
                 ORDER BY h.expire_time LIMIT $1
                 """,
@@ -254,38 +244,21 @@ class LedgerStore:
             )
 
     async def accounts(self, names: Sequence[str]) -> dict[str, pb.Account]:
-        rows = await self._database.fetch(f"SELECT {_ACCOUNT} FROM accounts WHERE name = ANY ($1)", names)
-        return {row["name"]: account_of(row) for row in rows}
+        return {name: account_of(row) for name, row in (await self._accounts.get_all(names)).items()}
 
-    async def account_page(
-        self,
-        under: str,
-        kind: int,
-        state: int,
-        metadata: tuple[str, str],
-        after: str,
-        limit: int,
-    ) -> list[pb.Account]:
+    async def account_page(self, wanted: ListAccountsRequest, after: str, limit: int) -> list[pb.Account]:
         """By name, those after `after`."""
-        rows = await self._database.fetch(
-            f"""
-            SELECT {_ACCOUNT} FROM accounts
-            WHERE tenant_id = nexus.tenant_id() AND name > $1
-              AND ($2 = '' OR {_UNDER.format(column="name", name="$2")})
-              AND ($3 = 0 OR type = $3) AND ($4 = 0 OR state = $4)
-              AND ($5 = '' OR CASE $6 WHEN '' THEN metadata ? $5 ELSE metadata ->> $5 = $6 END)
-            ORDER BY name LIMIT $7
-            """,
-            after,
-            under,
-            kind,
-            state,
-            *metadata,
-            limit,
-        )
-        return [account_of(row) for row in rows]
+        key, value = wanted.metadata_key, wanted.metadata_value
+        filters = {
+            _UNDER.format(column="name"): (wanted.under,) * 3 if wanted.under else None,
+            "type = {}": wanted.type or None,
+            "state = {}": wanted.state or None,
+            "metadata ? {}": key if key and not value else None,
+            "metadata ->> {} = {}": (key, value) if key and value else None,
+        }
+        return [account_of(row) for row in await self._accounts.page(after, limit, filters=filters)]
 
-    async def balances(self, names: Sequence[str], currency: str) -> list[asyncpg.Record]:
+    async def balances(self, names: Sequence[str], currency: str) -> list[Row]:
         return await self._database.fetch(
             f"""
             SELECT {_BALANCE} FROM balances
@@ -298,7 +271,7 @@ class LedgerStore:
 
     async def balances_as_of(
         self, names: Sequence[str], currency: str, as_of: datetime, known: datetime | None
-    ) -> list[asyncpg.Record]:
+    ) -> list[Row]:
         """From the legs that took effect until then, of those that were posted until `known`."""
         return await self._database.fetch(
             """
@@ -315,130 +288,68 @@ class LedgerStore:
             known,
         )
 
-    async def transaction_page(
-        self, wanted: pb.TransactionFilter, before: int | None, limit: int
-    ) -> list[pb.Transaction]:
+    async def transaction_page(self, wanted: pb.TransactionFilter, before: str, limit: int) -> list[pb.Transaction]:
         """The latest posted first, those before position `before`."""
-        rows = await self._database.fetch(
-            f"""
-            SELECT {_TRANSACTION} FROM transactions t JOIN log l USING (tenant_id, position)
-            WHERE tenant_id = nexus.tenant_id() AND ($1::bigint IS NULL OR t.position < $1)
-              AND ($2 = '' OR EXISTS (SELECT FROM legs WHERE tenant_id = nexus.tenant_id() AND position = t.position
-                                      AND {_UNDER.format(column="account", name="$2")}))
-              AND ($3 = '' OR t.reference = $3) AND ($4 = 0 OR t.kind = $4)
-              AND ($5::jsonb = '{{}}' OR t.metadata @> $5)
-              AND ($6::timestamptz IS NULL OR t.effective_time >= $6)
-              AND ($7::timestamptz IS NULL OR t.effective_time < $7)
-            ORDER BY t.position DESC LIMIT $8
-            """,
-            before,
-            wanted.account,
-            wanted.reference,
-            wanted.kind,
-            to_json(wanted.metadata),
-            moment(wanted.from_time) if wanted.HasField("from_time") else None,
-            moment(wanted.to_time) if wanted.HasField("to_time") else None,
-            limit,
-        )
-        return [transaction_of(row) for row in rows]
+        touches = f"""EXISTS (SELECT FROM legs WHERE tenant_id = nexus.tenant_id() AND position = x.position
+                                AND {_UNDER.format(column="account")})"""
+        filters = {
+            "position < {}": int(before) if before else None,
+            touches: (wanted.account,) * 3 if wanted.account else None,
+            "reference = {}": wanted.reference or None,
+            "kind = {}": wanted.kind or None,
+            "metadata @> {}": dict(wanted.metadata) or None,
+            "effective_time >= {}": moment_in(wanted, "from_time"),
+            "effective_time < {}": moment_in(wanted, "to_time"),
+        }
+        return [transaction_of(row) for row in await self._transactions.page("", limit, filters=filters)]
 
     async def entry_page(
-        self,
-        account: str,
-        currency: str,
-        since: datetime | None,
-        until: datetime | None,
-        before: tuple[int, int] | None,
-        limit: int,
-    ) -> list[asyncpg.Record]:
-        """The latest posted first, those before (position, leg)."""
-        return await self._database.fetch(
-            """
-            SELECT e.*, l.change FROM legs e JOIN log l USING (tenant_id, position)
-            WHERE tenant_id = nexus.tenant_id() AND e.account = $1 AND ($2 = '' OR e.currency = $2)
-              AND ($3::timestamptz IS NULL OR e.effective_time >= $3)
-              AND ($4::timestamptz IS NULL OR e.effective_time < $4)
-              AND ($5::bigint IS NULL OR (e.position, e.leg) < ($5, $6::smallint))
-            ORDER BY e.position DESC, e.leg DESC LIMIT $7
-            """,
-            account,
-            currency,
-            since,
-            until,
-            *(before or (None, None)),
-            limit,
-        )
+        self, wanted: ListEntriesRequest | ListAccountEntriesRequest, before: str, limit: int
+    ) -> list[Row]:
+        """The latest posted first, those before `before`: "position.leg"."""
+        filters = {
+            "account = {}": wanted.account,
+            "currency = {}": wanted.currency or None,
+            "effective_time >= {}": moment_in(wanted, "from_time"),
+            "effective_time < {}": moment_in(wanted, "to_time"),
+            "(position, leg) < ({}, {})": tuple(map(int, before.split("."))) if before else None,
+        }
+        return await self._legs.page("", limit, filters=filters)
 
-    async def hold_page(self, account: str, state: int, before: str | None, limit: int) -> list[pb.Hold]:
+    async def hold_page(self, wanted: ListHoldsRequest, before: str, limit: int) -> list[pb.Hold]:
         """The latest first, those before the hold `before`."""
-        rows = await self._database.fetch(
-            f"""
-            SELECT {_HOLD} FROM holds h JOIN log l USING (tenant_id, position)
-            WHERE tenant_id = nexus.tenant_id() AND ($1::uuid IS NULL OR h.hold_id < $1)
-              AND ($2 = '' OR h.debit_account = $2 OR h.credit_account = $2) AND ($3 = 0 OR h.state = $3)
-            ORDER BY h.hold_id DESC LIMIT $4
-            """,
-            before,
-            account,
-            state,
-            limit,
-        )
-        return [hold_of(row) for row in rows]
+        filters = {
+            "(debit_account = {} OR credit_account = {})": (wanted.account,) * 2 if wanted.account else None,
+            "state = {}": wanted.state or None,
+        }
+        return [hold_of(row) for row in await self._holds.page(before, limit, filters=filters)]
 
-    async def totals(self) -> list[asyncpg.Record]:
+    async def totals(self) -> list[Row]:
         return await self._database.fetch(
             "SELECT currency, sum(debits)::text AS debits, sum(credits)::text AS credits FROM balances "
             "WHERE tenant_id = nexus.tenant_id() GROUP BY currency ORDER BY currency"
         )
 
-    async def log(self, after: int, limit: int) -> list[asyncpg.Record]:
+    async def log(self, after: int, limit: int) -> list[Row]:
         """Entries in order, those after this position."""
-        return await self._database.fetch(
-            "SELECT position, create_time, actor, idempotency_key, request_hash, change, hash FROM log "
-            "WHERE tenant_id = nexus.tenant_id() AND position > $1 ORDER BY position LIMIT $2",
-            after,
-            limit,
-        )
+        return await self._log.page("", limit, filters={"position > {}": after})
 
     async def all_balances(self) -> dict[tuple[str, str], Balance]:
         rows = await self._database.fetch(f"SELECT {_BALANCE} FROM balances WHERE tenant_id = nexus.tenant_id()")
         return {(row["account"], row["currency"]): balance_from(row) for row in rows}
 
 
-class Before:
-    """What the books said before a batch; values are never modified, so that `is` tells what is new."""
-
-    def __init__(self, books: Books) -> None:
-        self.accounts = dict(books.accounts)
-        self.balances = dict(books.balances)
-        self.holds = dict(books.holds)
-        self.transactions = dict(books.transactions)
-
-
-def account_of(row: asyncpg.Record) -> pb.Account:
-    return pb.Account(
-        name=row["name"],
-        type=row["type"],
-        state=row["state"],
-        allow_overdraft=row["allow_overdraft"],
-        overdraft_limit=row["overdraft_limit"],
-        metadata=json.loads(row["metadata"]),
-        create_time=timestamp(row["create_time"]),
-        etag=str(row["changed_at"]),
-    )
-
-
-def balance_from(row: asyncpg.Record) -> Balance:
+def balance_from(row: Row) -> Balance:
     return Balance(row["debits"], row["credits"], row["held_debits"], row["held_credits"])
 
 
-def transaction_of(row: asyncpg.Record) -> pb.Transaction:
+def transaction_of(row: Row) -> pb.Transaction:
     transaction = Change.FromString(row["change"]).transaction_posted.transaction
     transaction.reverted_by = row["reverted_by"] or ""
     return transaction
 
 
-def hold_of(row: asyncpg.Record) -> pb.Hold:
+def hold_of(row: Row) -> pb.Hold:
     hold = Change.FromString(row["change"]).hold_placed.hold
     hold.state = row["state"]
     hold.captured_minor_units = row["captured"]
@@ -459,19 +370,6 @@ def _transaction_row(transaction: pb.Transaction) -> tuple[Any, ...]:
     )
 
 
-def _account_row(account: pb.Account) -> tuple[Any, ...]:
-    return (
-        account.name,
-        account.type,
-        account.state,
-        account.allow_overdraft,
-        account.overdraft_limit,
-        to_json(account.metadata),
-        moment(account.create_time),
-        int(account.etag),
-    )
-
-
 def _hold_row(hold: pb.Hold, position: int) -> tuple[Any, ...]:
     """`position` is that of its placing, for a hold that is new."""
     return (
@@ -484,8 +382,8 @@ def _hold_row(hold: pb.Hold, position: int) -> tuple[Any, ...]:
         hold.amount.minor_units,
         hold.captured_minor_units,
         hold.reference,
-        moment(hold.expire_time) if hold.HasField("expire_time") else None,
-        moment(hold.resolve_time) if hold.HasField("resolve_time") else None,
+        moment_in(hold, "expire_time"),
+        moment_in(hold, "resolve_time"),
     )
 
 

@@ -7,7 +7,7 @@ import asyncpg
 from services.chassis.database import Database
 
 _PASSKEY = (
-    "credential_id, user_id::text, public_key, public_key_sealed, sign_count, name, name_sealed, backed_up, "
+    "credential_id, user_id, public_key, public_key_sealed, sign_count, name, name_sealed, backed_up, "
     "create_time, last_used_time"
 )
 UNSEALED = f"SELECT tenant_id, {_PASSKEY} FROM passkeys WHERE public_key_sealed IS NULL OR name_sealed IS NULL LIMIT $1"

@@ -3,6 +3,8 @@
 import hashlib
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
+from operator import attrgetter
 from typing import Any
 
 from nexus.identity.auth_service_v2.v1 import clients_pb2 as pb
@@ -22,6 +24,7 @@ from nexus.type.v1.faults import IdempotencyKeyReused
 from services.chassis.clock import now, timestamp
 from services.chassis.context import RequestContext
 from services.chassis.ids import hash_secret, new_id, new_secret
+from services.chassis.messages import MessageOf
 from services.chassis.paging import Pager
 from services.chassis.service import Service
 from services.identity.auth_service_v2 import clients
@@ -38,6 +41,7 @@ _AUTHENTICATION = {
     pb.CLIENT_AUTHENTICATION_NONE: clients.NONE,
     pb.CLIENT_AUTHENTICATION_PRIVATE_KEY_JWT: clients.PRIVATE_KEY_JWT,
 }
+_consent = MessageOf(pb.Consent)
 
 
 class ClientService:
@@ -68,10 +72,8 @@ class ClientService:
         return pb.GetClientResponse(client=_client(await self._clients.get(request.client_id)))
 
     async def ListClients(self, request: pb.ListClientsRequest, call: RequestContext) -> pb.ListClientsResponse:
-        size = self._pager.size(request)
-        found = await self._clients.page(self._pager.cursor(request, call), size + 1)
-        more = self._pager.token(request, call, found[size - 1].client_id) if len(found) > size else ""
-        return pb.ListClientsResponse(clients=[_client(client) for client in found[:size]], next_page_token=more)
+        clients, more = await self._pager.page(request, call, self._clients.page, by=attrgetter("client_id"))
+        return pb.ListClientsResponse(clients=map(_client, clients), next_page_token=more)
 
     async def UpdateClient(self, request: pb.UpdateClientRequest, call: RequestContext) -> pb.UpdateClientResponse:
         known = await self._clients.get(request.client_id)
@@ -125,19 +127,9 @@ class ClientService:
 
     async def _consents(self, request: Any, call: RequestContext, user_id: str) -> tuple[list[pb.Consent], str]:
         """A page of them, and the token of the next."""
-        size = self._pager.size(request)
-        rows = await self._clients.consents_of(user_id, self._pager.cursor(request, call), size + 1)
-        consents = [
-            pb.Consent(
-                client_id=row["client_id"],
-                client_name=row["client_name"],
-                scopes=row["scopes"],
-                grant_time=timestamp(row["grant_time"]),
-            )
-            for row in rows[:size]
-        ]
-        more = self._pager.token(request, call, consents[-1].client_id) if len(rows) > size else ""
-        return consents, more
+        consents = partial(self._clients.consents_of, user_id)
+        rows, more = await self._pager.page(request, call, consents, by="client_id")
+        return [_consent(row) for row in rows], more
 
     async def RevokeConsent(self, request: pb.RevokeConsentRequest, call: RequestContext) -> pb.RevokeConsentResponse:
         if not await self._clients.withdraw(call.user.user_id, request.client_id):

@@ -11,13 +11,11 @@ from services.chassis.database import Database
 from services.identity.auth_service_v2.clients import Client
 
 _CLIENT = (
-    "client_id::text, client_name, authentication, secret_hash, redirect_uris, post_logout_redirect_uris, "
+    "client_id, client_name, authentication, secret_hash, redirect_uris, post_logout_redirect_uris, "
     "grant_types, scopes, audiences, first_party, create_time, jwks, id_token_algorithm, registration_hash"
 )
 _PROVIDER = "provider_id, title, issuer, client_id, client_secret, scopes, create_time"
-_DEVICE = (
-    "user_code, grant_id::text, client_id::text, scope, state, user_id::text, session_id::text, auth_time, expire_time"
-)
+_DEVICE = "user_code, grant_id, client_id, scope, state, user_id, session_id, auth_time, expire_time"
 MAX_PROVIDERS = 50
 KEEP_REQUESTS = timedelta(hours=24)
 
@@ -85,7 +83,7 @@ class ClientStore:
             return None
         return await self._database.fetchrow(
             """
-            SELECT request_hash, client_id::text FROM client_requests
+            SELECT request_hash, client_id FROM client_requests
             WHERE tenant_id = nexus.tenant_id() AND key_hash = $1
             """,
             key_hash,
@@ -163,7 +161,7 @@ class ClientStore:
     async def delete(self, client_id: str) -> str:
         """Returns its id as it was written down. Raises ClientNotFound."""
         deleted = await self._database.fetchval(
-            "DELETE FROM clients WHERE client_id = $1 RETURNING client_id::text", client_id
+            "DELETE FROM clients WHERE client_id = $1 RETURNING client_id", client_id
         )
         if deleted is None:
             raise ClientNotFound(client_id=client_id)
@@ -228,7 +226,7 @@ class ClientStore:
     async def consents_of(self, user_id: str, after: str, size: int) -> list[asyncpg.Record]:
         return await self._database.fetch(
             """
-            SELECT client_id::text, client_name, consents.scopes, grant_time
+            SELECT client_id, client_name, consents.scopes, grant_time
             FROM consents JOIN clients USING (client_id)
             WHERE consents.tenant_id = nexus.tenant_id() AND user_id = $1
               AND ($2 = '' OR client_id > nullif($2, '')::uuid)

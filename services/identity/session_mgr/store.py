@@ -7,12 +7,11 @@ import asyncpg
 from services.chassis.database import Database
 
 _SESSION = (
-    "session_id::text, user_id::text, token_hash, device_sealed, user_agent, ip_address, create_time, last_used_time, "
+    "session_id, user_id, token_hash, device_sealed, user_agent, ip_address, create_time, last_used_time, "
     "expire_time, assurance, methods, auth_time, end_time"
 )
 UNSEALED = (
-    "SELECT tenant_id, session_id::text, user_id::text, user_agent, ip_address FROM sessions "
-    "WHERE user_agent IS NOT NULL LIMIT $1"
+    "SELECT tenant_id, session_id, user_id, user_agent, ip_address FROM sessions WHERE user_agent IS NOT NULL LIMIT $1"
 )
 KEEP_ENDED = "30 days"
 _LIST_ENDED = 1_000

@@ -10,8 +10,8 @@ from nexus.identity.token_mgr.v1.faults import GrantExists
 from services.chassis.database import Database
 
 _TOKEN = """
-SELECT f.session_id::text, f.user_id::text, f.expire_time AS family_expires, f.revoke_time, f.client_id, f.scope,
-       f.audiences, f.parent_session_id::text, f.auth_time, t.expire_time AS token_expires, t.spend_time
+SELECT f.session_id, f.user_id, f.expire_time AS family_expires, f.revoke_time, f.client_id, f.scope,
+       f.audiences, f.parent_session_id, f.auth_time, t.expire_time AS token_expires, t.spend_time
 FROM refresh_tokens t JOIN token_families f USING (session_id)
 WHERE t.token_hash = $1
 """
@@ -100,7 +100,7 @@ class TokenStore:
             """
             UPDATE token_families SET revoke_time = now()
             WHERE (session_id = ANY($1) OR parent_session_id = ANY($1)) AND revoke_time IS NULL
-            RETURNING session_id::text, client_id
+            RETURNING session_id, client_id
             """,
             session_ids,
         )
@@ -111,7 +111,7 @@ class TokenStore:
             """
             UPDATE token_families SET revoke_time = now()
             WHERE tenant_id = nexus.tenant_id() AND user_id = $1 AND revoke_time IS NULL
-            RETURNING session_id::text, client_id
+            RETURNING session_id, client_id
             """,
             user_id,
         )
@@ -123,7 +123,7 @@ class TokenStore:
             DELETE FROM token_families
             WHERE tenant_id = nexus.tenant_id()
               AND (user_id = $1 OR parent_session_id IN (SELECT session_id FROM token_families WHERE user_id = $1))
-            RETURNING session_id::text
+            RETURNING session_id
             """,
             user_id,
         )

@@ -1,6 +1,7 @@
 """UserService: proto to rules and back."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -138,17 +139,9 @@ class UserService:
             found = await self._store.by_email(self._profiles.address(email))
             rows = [found] if found is not None and _fits(found, request) else []
             return pb.ListUsersResponse(users=await self._all_shown(rows))
-        size = self._pager.size(request)
-        rows = await self._store.page(
-            after=self._pager.cursor(request, call),
-            size=size + 1,
-            state=_state(request),
-            role=request.role,
-        )
-        response = pb.ListUsersResponse(users=await self._all_shown(rows[:size]))
-        if len(rows) > size:
-            response.next_page_token = self._pager.token(request, call, rows[size - 1]["user_id"])
-        return response
+        users = partial(self._store.page, state=_state(request), role=request.role)
+        rows, more = await self._pager.page(request, call, users, by="user_id")
+        return pb.ListUsersResponse(users=await self._all_shown(rows), next_page_token=more)
 
     async def UpdateUser(self, request: pb.UpdateUserRequest, call: RequestContext) -> pb.UpdateUserResponse:
         asked = request.user

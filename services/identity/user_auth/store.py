@@ -12,15 +12,15 @@ from services.chassis.ids import new_id
 from services.identity.user_auth.profiles import Address
 
 _USER = (
-    "user_id::text, profile_sealed, email_digest, email, display_name, password_hash, email_verified, roles, state, "
+    "user_id, profile_sealed, email_digest, email, display_name, password_hash, email_verified, roles, state, "
     "credentials_version, version, create_time, update_time"
 )
 _ADDRESS = "(email_digest = $1 OR email_key = $2)"
 """The user of an address. Rows that are not sealed yet have an `email_key`, the others a digest."""
 _SEAL = "profile_sealed = $2, email_digest = $3, email = NULL, email_key = NULL, display_name = NULL"
-UNSEALED = "SELECT tenant_id, user_id::text, email, display_name FROM users WHERE profile_sealed IS NULL LIMIT $1"
+UNSEALED = "SELECT tenant_id, user_id, email, display_name FROM users WHERE profile_sealed IS NULL LIMIT $1"
 _TOUCH = "version = version + 1, update_time = now()"
-_IDENTITY = "identity_id::text, user_id::text, issuer, subject, subject_sealed, create_time"
+_IDENTITY = "identity_id, user_id, issuer, subject, subject_sealed, create_time"
 UNSEALED_IDENTITIES = f"SELECT tenant_id, {_IDENTITY} FROM identities WHERE subject_sealed IS NULL LIMIT $1"
 _ROLE = "name, description, allow, deny, version"
 
@@ -93,7 +93,7 @@ class UserStore:
         count: int = await self._database.fetchval("SELECT count(*) FROM users WHERE tenant_id = nexus.tenant_id()")
         return count
 
-    async def page(self, *, after: str, size: int, state: str, role: str) -> list[asyncpg.Record]:
+    async def page(self, after: str, size: int, *, state: str, role: str) -> list[asyncpg.Record]:
         """Users in the order of their ids, which is the order in which they came."""
         conditions, values = ["tenant_id = nexus.tenant_id()"], list[Any]([size])
 
@@ -220,7 +220,7 @@ class UserStore:
         user_id: str | None = await self._database.fetchval(
             """
             DELETE FROM verification_codes WHERE code_hash = $1 AND purpose = $2 AND expire_time > now()
-            RETURNING user_id::text
+            RETURNING user_id
             """,
             code_hash,
             purpose,
@@ -245,7 +245,7 @@ class UserStore:
         async with self._database.transaction(platform_wide=True):
             return await self._database.fetch(
                 """
-                SELECT tenant_id, request_id::text FROM mail_requests r
+                SELECT tenant_id, request_id FROM mail_requests r
                 WHERE NOT EXISTS (SELECT FROM users u WHERE u.tenant_id = r.tenant_id AND u.profile_sealed IS NULL)
                 ORDER BY create_time LIMIT $1
                 """,
@@ -338,7 +338,7 @@ class IdentityStore:
             INSERT INTO identities AS i (identity_id, user_id, issuer, subject_sealed, subject_digest)
             VALUES ($1, $2, $3, $4, $5)
             ON CONFLICT ON CONSTRAINT identities_digest DO UPDATE SET issuer = i.issuer
-            RETURNING user_id::text
+            RETURNING user_id
             """,
             new_id(),
             user_id,
@@ -352,7 +352,7 @@ class IdentityStore:
         """Rows that are not sealed yet have a `subject`, the others a digest."""
         user_id: str | None = await self._database.fetchval(
             """
-            SELECT user_id::text FROM identities
+            SELECT user_id FROM identities
             WHERE tenant_id = nexus.tenant_id() AND (subject_digest = $3 OR issuer = $1 AND subject = $2)
             """,
             issuer,

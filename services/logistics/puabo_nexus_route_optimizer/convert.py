@@ -1,7 +1,8 @@
 """Contract to problem, plan to contract. Times of the contract are moments; ours count from the problem's start."""
 
 from collections.abc import Iterable, Sequence
-from datetime import UTC, timedelta
+from dataclasses import fields
+from datetime import timedelta
 from math import ceil
 from typing import Any
 
@@ -10,7 +11,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from nexus.logistics.puabo_nexus_route_optimizer.v1 import routing_pb2 as pb
 from nexus.logistics.puabo_nexus_route_optimizer.v1.faults import ProblemInvalid
-from services.chassis.clock import timestamp
+from services.chassis.clock import moment, timestamp
+from services.chassis.messages import MessageOf, text_of
 from services.logistics.puabo_nexus_route_optimizer.problem import (
     HORIZON,
     Break,
@@ -33,7 +35,16 @@ from services.logistics.puabo_nexus_route_optimizer.problem import (
 )
 from services.logistics.puabo_nexus_route_optimizer.reoptimization import OWN_SKILLS
 
+NEVER = Window(HORIZON + 1, HORIZON + 1)
 _NANOS = 1_000_000_000
+
+_unassigned = MessageOf(pb.Unassigned)
+_route = MessageOf(pb.Route, distance_metres="metres")
+_step = MessageOf(pb.Step, without=["done"], distance_metres="metres")
+_job = MessageOf(pb.Job)
+_shipment = MessageOf(pb.Shipment)
+_vehicle = MessageOf(pb.Vehicle, max_distance_metres="max_metres")
+_cost = MessageOf(pb.VehicleCost)
 
 
 class Reader:
@@ -53,11 +64,12 @@ class Reader:
 
     def vehicle(self, message: pb.Vehicle) -> Vehicle:
         shift = windows([self._span(message.shift)]) if message.HasField("shift") else (Window(),)
+        max_duration, max_travel = given(message, "max_duration"), given(message, "max_travel_time")
         cost = message.cost
         return Vehicle(
             vehicle_id=message.vehicle_id,
-            start=self.location(message.start) if message.HasField("start") else None,
-            end=self.location(message.end) if message.HasField("end") else None,
+            start=self.location(given(message, "start")),
+            end=self.location(given(message, "end")),
             mode=mode(message.profile, message.speed_factor),
             capacity=dict(message.capacity),
             skills=frozenset(message.skills),
@@ -66,15 +78,11 @@ class Reader:
                 Break(rest.break_id, windows(map(self._span, rest.windows)), seconds(rest.duration))
                 for rest in message.breaks
             ),
-            max_duration=seconds(message.max_duration) if message.HasField("max_duration") else None,
-            max_travel=seconds(message.max_travel_time) if message.HasField("max_travel_time") else None,
-            max_metres=message.max_distance_metres if message.HasField("max_distance_metres") else None,
-            max_tasks=message.max_tasks if message.HasField("max_tasks") else None,
-            cost=Cost(
-                cost.fixed,
-                cost.per_hour if cost.per_hour or cost.per_kilometre else 3600,
-                cost.per_kilometre,
-            ),
+            max_duration=None if max_duration is None else seconds(max_duration),
+            max_travel=None if max_travel is None else seconds(max_travel),
+            max_metres=given(message, "max_distance_metres"),
+            max_tasks=given(message, "max_tasks"),
+            cost=Cost(cost.fixed, cost.per_hour if cost.per_hour or cost.per_kilometre else 3600, cost.per_kilometre),
         )
 
     def job(self, message: pb.Job) -> Job:
@@ -99,11 +107,13 @@ class Reader:
 
     def place(self, message: pb.Place) -> Place:
         return Place(
-            self.location(message.point), windows(map(self._span, message.windows)), seconds(message.service_duration)
+            self.points.setdefault(point(message.point), len(self.points)),
+            windows(map(self._span, message.windows)),
+            seconds(message.service_duration),
         )
 
-    def location(self, message: pb.Point) -> int:
-        return self.points.setdefault(point(message), len(self.points))
+    def location(self, message: pb.Point | None) -> int | None:
+        return None if message is None else self.points.setdefault(point(message), len(self.points))
 
     def second(self, message: Timestamp) -> int:
         """Whole seconds from the start, rounded up."""
@@ -113,7 +123,7 @@ class Reader:
         """A plan as someone states it. A point that the problem does not have is a location of its own."""
         return Plan(
             tuple(map(self._route, message.routes)),
-            tuple(Unassigned(one.task_id, _name(pb.UnassignedReason, one.reason)) for one in message.unassigned),
+            tuple(Unassigned(one.task_id, text_of(pb.UnassignedReason, one.reason)) for one in message.unassigned),
         )
 
     def _route(self, message: pb.Route) -> Route:
@@ -121,9 +131,9 @@ class Reader:
             message.vehicle_id,
             tuple(
                 Step(
-                    kind=_name(pb.StepKind, step.kind),
+                    kind=text_of(pb.StepKind, step.kind),
                     task_id=step.task_id,
-                    location=self.location(step.point) if step.HasField("point") else None,
+                    location=self.location(given(step, "point")),
                     arrival=self.second(step.arrival_time),
                     begin=self.second(step.begin_time),
                     departure=self.second(step.departure_time),
@@ -140,8 +150,8 @@ class Reader:
         )
 
     def _span(self, message: pb.TimeWindow) -> tuple[int | None, int | None]:
-        end = self.second(message.end_time) if message.HasField("end_time") else None
-        return self.second(message.start_time) if message.HasField("start_time") else None, end
+        start, end = given(message, "start_time"), given(message, "end_time")
+        return None if start is None else self.second(start), None if end is None else self.second(end)
 
     @staticmethod
     def _nanos(message: Timestamp) -> int:
@@ -149,43 +159,32 @@ class Reader:
 
 
 class Writer:
-    """Writes what was planned from a start on, at these points."""
+    """Writes what counts from a start, at these points."""
 
     def __init__(self, start: Timestamp, points: Sequence[Point]) -> None:
-        self._start = start.ToDatetime(tzinfo=UTC)
+        self._start = moment(start)
         self._points = points
 
     def plan(self, plan: Plan) -> pb.Plan:
-        return pb.Plan(
-            routes=map(self._route, plan.routes),
-            unassigned=[
-                pb.Unassigned(task_id=one.task_id, reason=pb.UnassignedReason.Value(f"UNASSIGNED_REASON_{one.reason}"))
-                for one in plan.unassigned
-            ],
-            cost=plan.cost,
-        )
+        unassigned = [_unassigned(columns(one)) for one in plan.unassigned]
+        return pb.Plan(routes=map(self._route, plan.routes), unassigned=unassigned, cost=plan.cost)
 
     def _route(self, route: Route) -> pb.Route:
-        return pb.Route(
-            vehicle_id=route.vehicle_id,
+        return _route(
+            columns(route),
             steps=map(self._step, route.steps),
             duration=Duration(seconds=route.duration),
             travel_duration=Duration(seconds=route.travel),
             waiting_duration=Duration(seconds=route.waiting),
-            distance_metres=route.metres,
-            cost=route.cost,
         )
 
     def _step(self, step: Step) -> pb.Step:
-        return pb.Step(
-            kind=pb.StepKind.Value(f"STEP_KIND_{step.kind}"),
-            task_id=step.task_id,
-            point=None if step.location is None else point_message(self._points[step.location]),
+        return _step(
+            columns(step),
+            point=self._point(step.location),
             arrival_time=self._moment(step.arrival),
             begin_time=self._moment(step.begin),
             departure_time=self._moment(step.departure),
-            load=dict(step.load),
-            distance_metres=step.metres,
         )
 
     def problem(self, problem: Problem) -> pb.Problem:
@@ -193,25 +192,13 @@ class Writer:
         return pb.Problem(
             start_time=timestamp(self._start),
             vehicles=map(self._vehicle, problem.vehicles),
-            jobs=[
-                pb.Job(
-                    task_id=job.task_id,
-                    place=self._place(job.place),
-                    delivery=dict(job.delivery),
-                    pickup=dict(job.pickup),
-                    skills=sorted(job.skills),
-                    priority=job.priority,
-                )
-                for job in problem.jobs
-            ],
+            jobs=[_job(columns(job), place=self._place(job.place), skills=sorted(job.skills)) for job in problem.jobs],
             shipments=[
-                pb.Shipment(
-                    task_id=shipment.task_id,
+                _shipment(
+                    columns(shipment),
                     pickup=self._place(shipment.pickup),
                     delivery=self._place(shipment.delivery),
-                    amount=dict(shipment.amount),
                     skills=sorted(shipment.skills),
-                    priority=shipment.priority,
                 )
                 for shipment in problem.shipments
             ],
@@ -219,15 +206,14 @@ class Writer:
 
     def _vehicle(self, vehicle: Vehicle) -> pb.Vehicle:
         profile, factor = vehicle.mode
-        message = pb.Vehicle(
-            vehicle_id=vehicle.vehicle_id,
-            start=None if vehicle.start is None else point_message(self._points[vehicle.start]),
-            end=None if vehicle.end is None else point_message(self._points[vehicle.end]),
-            profile=pb.Profile.Value(f"PROFILE_{profile}"),
+        return _vehicle(
+            columns(vehicle),
+            start=self._point(vehicle.start),
+            end=self._point(vehicle.end),
+            profile=f"PROFILE_{profile}",
             speed_factor=factor,
-            capacity=dict(vehicle.capacity),
             skills=sorted(vehicle.skills),
-            shift=self._window(vehicle.shift or Window(HORIZON + 1, HORIZON + 1)),
+            shift=self._window(vehicle.shift or NEVER),
             breaks=[
                 pb.Break(
                     break_id=rest.break_id,
@@ -236,33 +222,34 @@ class Writer:
                 )
                 for rest in vehicle.breaks
             ],
-            max_distance_metres=vehicle.max_metres,
-            max_tasks=vehicle.max_tasks,
-            cost=pb.VehicleCost(
-                fixed=vehicle.cost.fixed, per_hour=vehicle.cost.per_hour, per_kilometre=vehicle.cost.per_kilometre
-            ),
+            max_duration=None if vehicle.max_duration is None else Duration(seconds=vehicle.max_duration),
+            max_travel_time=None if vehicle.max_travel is None else Duration(seconds=vehicle.max_travel),
+            cost=_cost(columns(vehicle.cost)),
         )
-        if vehicle.max_duration is not None:
-            message.max_duration.seconds = vehicle.max_duration
-        if vehicle.max_travel is not None:
-            message.max_travel_time.seconds = vehicle.max_travel
-        return message
 
     def _place(self, place: Place) -> pb.Place:
         return pb.Place(
-            point=point_message(self._points[place.location]),
+            point=self._point(place.location),
             windows=self._windows(place.windows),
             service_duration=Duration(seconds=place.service),
         )
 
     def _windows(self, kept: Sequence[Window]) -> list[pb.TimeWindow]:
-        return [self._window(window) for window in kept or [Window(HORIZON + 1, HORIZON + 1)]]
+        return [self._window(window) for window in kept or (NEVER,)]
 
     def _window(self, window: Window) -> pb.TimeWindow:
         return pb.TimeWindow(start_time=self._moment(window.start), end_time=self._moment(window.end))
 
+    def _point(self, location: int | None) -> pb.Point | None:
+        return None if location is None else point_message(self._points[location])
+
     def _moment(self, second: int) -> Timestamp:
         return timestamp(self._start + timedelta(seconds=second))
+
+
+def columns(value: Any) -> dict[str, Any]:
+    """The fields of one of our values, for MessageOf."""
+    return {field.name: getattr(value, field.name) for field in fields(value)}
 
 
 def require_no_own_skills(tasks: Iterable[Task], vehicles: Iterable[Vehicle] = ()) -> None:
@@ -277,7 +264,7 @@ def mode(profile: int, speed_factor: float) -> Mode:
 
 
 def profile_name(profile: int) -> str:
-    return _name(pb.Profile, profile) if profile else "CAR"
+    return text_of(pb.Profile, profile) or "CAR"
 
 
 def seconds(duration: Duration) -> int:
@@ -292,8 +279,6 @@ def point_message(place: Point) -> pb.Point:
     return pb.Point(latitude=place[0], longitude=place[1])
 
 
-def _name(enum: Any, value: int) -> str:
-    """`STEP_KIND_JOB` → `JOB`."""
-    zero: str = enum.Name(0)
-    full: str = enum.Name(value)
-    return full.removeprefix(zero.removesuffix("UNSPECIFIED"))
+def given(message: Any, field: str) -> Any:
+    """What a message has in a field; None if nobody has set it."""
+    return getattr(message, field) if message.HasField(field) else None

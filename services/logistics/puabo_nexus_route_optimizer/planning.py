@@ -1,10 +1,10 @@
 """The use cases: measure, compute in a worker, keep. Nothing here computes by itself, so nothing else waits."""
 
 import asyncio
-import contextlib
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
@@ -15,15 +15,16 @@ from nexus.logistics.puabo_nexus_route_optimizer.v1 import routing_pb2 as pb
 from nexus.logistics.puabo_nexus_route_optimizer.v1.faults import (
     InsertionImpossible,
     SolutionFinished,
-    SolutionNotFound,
     SolutionNotReady,
     SolverLimitReached,
 )
+from services.chassis.clock import now
 from services.chassis.database import acting_for
 from services.chassis.errors import Fault
 from services.chassis.service import Service
+from services.chassis.table import Row
 from services.logistics.puabo_nexus_route_optimizer import reoptimization
-from services.logistics.puabo_nexus_route_optimizer.convert import Reader, Writer, require_no_own_skills
+from services.logistics.puabo_nexus_route_optimizer.convert import Reader, Writer, point, require_no_own_skills
 from services.logistics.puabo_nexus_route_optimizer.problem import Plan, Point, Problem, Task, Violation
 from services.logistics.puabo_nexus_route_optimizer.reoptimization import Change, Progress
 from services.logistics.puabo_nexus_route_optimizer.roads import RoadNetwork, Rows, Way
@@ -36,7 +37,6 @@ INLINE_SECONDS = 17.0
 QUICK_SECONDS = 8.0
 DEFAULT_EFFORT = 1
 
-Row = Mapping[str, Any]
 Roads = dict[str, tuple[Rows, Rows]]
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Planner:
 
     def __init__(self, service: Service) -> None:
         self._config: Config = service.configuration(Config)
-        self._store = SolutionStore(service.database)
+        self.store = SolutionStore(service.database)
         self._workers = Workers(self._config.workers, self._config.worker_memory_mib)
         url = self._config.roads_url
         self.network = (
@@ -58,32 +58,31 @@ class Planner:
     async def solve(self, problem: pb.Problem, seed: int, effort: int | None, late: bool) -> Row:
         """The solution of a question, or a row that waits for it."""
         solution_id = _id_of(problem, seed, -1 if effort is None else effort, late)
-        known = await self._store.by_id(solution_id)
+        known = await self.store.solutions.get(solution_id)
         if known is not None and known["state"] not in ("FAILED", "CANCELLED"):
             return known
         read = Reader(problem.start_time).problem(problem)
         require_no_own_skills(read.tasks, read.vehicles)
         effort = DEFAULT_EFFORT if effort is None else effort
-        question = problem.SerializeToString(deterministic=True)
         if late or read.stops > self._config.inline_stops:
-            return await self._store.put(solution_id, question, seed=seed, effort=effort)
+            return await self.store.put(solution_id, problem, seed=seed, effort=effort)
         plan, source = await self._solved(read, seed, effort)
-        return await self._store.put(
+        return await self.store.put(
             solution_id,
-            question,
+            problem,
             seed=seed,
             effort=effort,
-            plan=Writer(problem.start_time, read.points).plan(plan).SerializeToString(),
+            plan=Writer(problem.start_time, read.points).plan(plan),
             travel_source=source,
         )
 
-    async def insert(self, parent: Row, job: pb.Job | None, shipment: pb.Shipment | None) -> tuple[Row, int]:
+    async def insert(self, parent: Row, new_task: pb.Job | pb.Shipment) -> tuple[Row, int]:
         """The new solution, and what it costs more. Raises InsertionImpossible."""
         question, reader, problem, plan = _opened(parent)
-        task: Task = reader.job(job) if job is not None else reader.shipment(_given(shipment))
+        task = reader.job(new_task) if isinstance(new_task, pb.Job) else reader.shipment(new_task)
         require_no_own_skills([task])
-        solution_id = _id_of(parent["solution_id"], job or shipment)
-        known = await self._store.by_id(solution_id)
+        solution_id = _id_of(parent["solution_id"], new_task)
+        known = await self.store.solutions.get(solution_id)
         if known is None:
             if reoptimization.is_under_way(problem):
                 task = reoptimization.for_vehicles_under_way(task)
@@ -96,12 +95,12 @@ class Planner:
             for one in new.unassigned:
                 if one.task_id == task.task_id:
                     raise InsertionImpossible(task_id=task.task_id, why=one.reason.lower().replace("_", " "))
-            known = await self._store.put(
+            known = await self.store.put(
                 solution_id,
-                message.SerializeToString(deterministic=True),
+                message,
                 seed=parent["seed"],
                 effort=parent["effort"],
-                plan=writer.plan(new).SerializeToString(),
+                plan=writer.plan(new),
                 history=parent["history"],
                 travel_source=source,
                 parent_id=parent["solution_id"],
@@ -115,32 +114,32 @@ class Planner:
         added: list[Task] = [*map(reader.job, request.added_jobs), *map(reader.shipment, request.added_shipments)]
         require_no_own_skills(added)
         solution_id = _id_of(request)
-        known = await self._store.by_id(solution_id)
+        known = await self.store.solutions.get(solution_id)
         if known is not None:
             return known
+        # Of those that left in an earlier round, nobody need say where they have come since.
+        progress = dict.fromkeys(history, Progress(1))
+        progress |= {one.vehicle_id: _progress(one, history, reader) for one in request.progress}
         change = Change(
             now=max(0, reader.second(request.now)),
-            progress={one.vehicle_id: _progress(one, history, reader) for one in request.progress},
+            progress=progress,
             added=tuple(added),
             removed_tasks=frozenset(request.removed_task_ids),
             removed_vehicles=frozenset(request.removed_vehicle_ids),
         )
         problem = replace(problem, points=tuple(reader.points))
-        for vehicle_id in history.keys() - change.progress.keys():
-            # It left in an earlier round; where it has come since, nobody has said.
-            change = replace(change, progress={**change.progress, vehicle_id: Progress(1)})
         left = reoptimization.remaining(problem, plan, change)
         effort = request.effort if request.HasField("effort") else DEFAULT_EFFORT
         message = Writer(question.start_time, left.points).problem(left)
         left = Reader(question.start_time).problem(message)
         new, source = await self._solved(left, request.seed, effort)
         done = {one.vehicle_id: one.steps_done for one in request.progress}
-        return await self._store.put(
+        return await self.store.put(
             solution_id,
-            message.SerializeToString(deterministic=True),
+            message,
             seed=request.seed,
             effort=effort,
-            plan=Writer(question.start_time, left.points).plan(new).SerializeToString(),
+            plan=Writer(question.start_time, left.points).plan(new),
             history=_history(parent, done).SerializeToString(),
             travel_source=source,
             parent_id=parent["solution_id"],
@@ -169,29 +168,20 @@ class Planner:
             return None
         return await self.network.way(profile, points)
 
-    async def get(self, solution_id: str) -> Row:
-        row = await self._store.by_id(solution_id)
-        if row is None:
-            raise SolutionNotFound(solution_id=solution_id)
-        return row
-
     async def finished(self, solution_id: str) -> Row:
         """A solution that has its plan. Raises SolutionNotFound, SolutionNotReady."""
-        row = await self.get(solution_id)
+        row = await self.store.solutions.require(solution_id)
         if row["state"] != "DONE":
             raise SolutionNotReady(solution_id=solution_id, state=row["state"].lower())
         return row
 
     async def cancel(self, solution_id: str) -> Row:
-        row = await self._store.cancel(solution_id)
+        row = await self.store.cancel(solution_id)
         if row is None:
-            row = await self.get(solution_id)
+            row = await self.store.solutions.require(solution_id)
             if row["state"] != "CANCELLED":
                 raise SolutionFinished(solution_id=solution_id, state=row["state"].lower())
         return row
-
-    async def page(self, before: str | None, limit: int) -> Sequence[Row]:
-        return await self._store.page(before, limit)
 
     async def _solved(self, problem: Problem, seed: int, effort: int) -> tuple[Plan, str]:
         roads, source = await self._roads(problem)
@@ -227,7 +217,8 @@ class Background:
                     failure = fault.message
                 except _LostError:
                     continue
-                await self._store.finish(row["solution_id"], row["attempts"], failure)
+                state = "FAILED" if failure else "DONE"
+                await self._store.note(row, state=state, failure=failure, finish_time=now())
 
     async def _solve(self, row: Row) -> None:
         """Raises SolverLimitReached if not even the first round was done, and _LostError if the claim was."""
@@ -240,43 +231,35 @@ class Background:
         for effort in range(row["rounds"]):
             left = deadline - asyncio.get_running_loop().time()
             try:
-                async with self._holding(row):
-                    plan: Plan = await self._workers.run(left, "solve", problem, roads, row["seed"], effort)
+                work = self._workers.run(left, "solve", problem, roads, row["seed"], effort)
+                plan = await self._held(row, work)
             except SolverLimitReached:
                 if best is None:
                     raise
                 return
             if best is None or _worth(problem, plan) < _worth(problem, best):
                 best = plan
-            await self._store.progress(
-                row["solution_id"], row["attempts"], effort + 1, writer.plan(best).SerializeToString(), source
-            )
+            found = writer.plan(best).SerializeToString()
+            await self._store.note(row, rounds_done=effort + 1, plan=found, travel_source=source)
 
-    @contextlib.asynccontextmanager
-    async def _holding(self, row: Row) -> AsyncIterator[None]:
-        """Keeps the claim while the body runs, and ends the body when the claim is lost: raises _LostError."""
-        body = asyncio.current_task()
-        assert body is not None
-        lost = False
+    async def _held(self, claim: Row, work: Awaitable[Plan]) -> Plan:
+        """What the work makes. Keeps the claim meanwhile; when that is lost, ends the work and raises _LostError."""
 
         async def hold() -> None:
-            nonlocal lost
-            while await self._store.renew(row["solution_id"], row["attempts"]):  # noqa: ASYNC110  asks the database
+            while await self._store.renew(claim):  # noqa: ASYNC110  asks the database
                 await asyncio.sleep(min(1.0, LEASE.total_seconds() / 5))
-            lost = True
-            body.cancel()
 
-        holder = asyncio.create_task(hold())
+        working, holding = asyncio.ensure_future(work), asyncio.create_task(hold())
         try:
-            yield
-        except asyncio.CancelledError:
-            if lost and body.uncancel() == 0:
-                raise _LostError from None
-            raise
+            await asyncio.wait((working, holding), return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                return working.result()
+            holding.result()
+            raise _LostError
         finally:
-            holder.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await holder
+            working.cancel()
+            holding.cancel()
+            await asyncio.gather(working, holding, return_exceptions=True)
 
 
 class _LostError(Exception):
@@ -298,14 +281,11 @@ def composed(row: Row) -> pb.Plan:
     history = {route.vehicle_id: route for route in pb.Plan.FromString(row["history"]).routes}
     routes = {route.vehicle_id: route for route in plan.routes}
     for vehicle_id, before in history.items():
-        route = routes.get(vehicle_id)
-        if route is None:
-            route = plan.routes.add(vehicle_id=vehicle_id)
+        route = routes.get(vehicle_id) or plan.routes.add(vehicle_id=vehicle_id)
+        planned = Counter(route.steps[0].load if route.steps else {})
         rest = list(route.steps)[1:]  # its start is where the history ends
-        stays = {
-            name: before.steps[-1].load.get(name, 0) - (route.steps[0].load.get(name, 0) if route.steps else 0)
-            for name in {*before.steps[-1].load, *(route.steps[0].load if route.steps else ())}
-        }
+        stays = Counter(before.steps[-1].load)
+        stays.subtract(planned)
         picked = {step.task_id for step in before.steps if step.kind == pb.STEP_KIND_PICKUP}
         travelled = max(step.distance_metres for step in before.steps)
         for step in rest:
@@ -336,7 +316,7 @@ def _progress(one: Any, history: Mapping[str, pb.Route], reader: Reader) -> Prog
     earlier = len(history[one.vehicle_id].steps) - 1 if one.vehicle_id in history else 0
     return Progress(
         done=max(one.steps_done - earlier, 1 if earlier else 0),
-        point=(one.point.latitude, one.point.longitude) if one.HasField("point") else None,
+        point=point(one.point) if one.HasField("point") else None,
         free=max(0, reader.second(one.free_time)) if one.HasField("free_time") else None,
     )
 
@@ -355,7 +335,7 @@ def _worth(problem: Problem, plan: Plan) -> tuple[int, int, int]:
     return sum(left_out), len(left_out), plan.cost
 
 
-def _id_of(*question: Message | str | int | None) -> str:
+def _id_of(*question: Message | str | int) -> str:
     """A UUIDv8 (RFC 9562, section 5.8) that is the same for the same question."""
     digest = hashlib.sha256()
     for part in question:
@@ -367,8 +347,3 @@ def _id_of(*question: Message | str | int | None) -> str:
     raw[6] = raw[6] & 0x0F | 0x80
     raw[8] = raw[8] & 0x3F | 0x80
     return str(UUID(bytes=bytes(raw)))
-
-
-def _given(shipment: pb.Shipment | None) -> pb.Shipment:
-    assert shipment is not None, "the contract asks for a job or a shipment"
-    return shipment

@@ -86,6 +86,10 @@ class Job:
     def places(self) -> tuple[Place, ...]:
         return (self.place,)
 
+    def moves(self, kind: str) -> tuple[Amounts, Amounts]:
+        """What a step of this kind takes off the vehicle, and what it puts on it."""
+        return self.delivery, self.pickup
+
 
 @dataclass(frozen=True, slots=True)
 class Shipment:
@@ -99,6 +103,9 @@ class Shipment:
     @property
     def places(self) -> tuple[Place, ...]:
         return (self.pickup, self.delivery)
+
+    def moves(self, kind: str) -> tuple[Amounts, Amounts]:
+        return ({}, self.amount) if kind == "PICKUP" else (self.amount, {})
 
 
 Task = Job | Shipment

@@ -6,14 +6,24 @@ from google.protobuf.duration_pb2 import Duration
 
 from nexus.logistics.puabo_nexus_route_optimizer.v1 import route_optimizer_pb2 as pb
 from nexus.logistics.puabo_nexus_route_optimizer.v1 import routing_pb2 as routing
-from services.chassis.clock import timestamp
 from services.chassis.context import RequestContext
+from services.chassis.messages import MessageOf
 from services.chassis.paging import Pager
 from services.chassis.service import Service
+from services.chassis.table import Row
 from services.logistics.puabo_nexus_route_optimizer import reach
-from services.logistics.puabo_nexus_route_optimizer.convert import point, point_message, profile_name, seconds
-from services.logistics.puabo_nexus_route_optimizer.planning import Background, Planner, Row, composed
-from services.logistics.puabo_nexus_route_optimizer.problem import Violation
+from services.logistics.puabo_nexus_route_optimizer.convert import (
+    columns,
+    given,
+    point,
+    point_message,
+    profile_name,
+    seconds,
+)
+from services.logistics.puabo_nexus_route_optimizer.planning import Background, Planner, composed
+
+_head = MessageOf(routing.Solution, without=["plan"], parent_solution_id="parent_id")
+_violation = MessageOf(routing.Violation)
 
 
 class RouteOptimizerService:
@@ -26,15 +36,13 @@ class RouteOptimizerService:
         return pb.SolveResponse(solution=_solution(await _solve(self._planner, request)))
 
     async def GetSolution(self, request: pb.GetSolutionRequest, call: RequestContext) -> pb.GetSolutionResponse:
-        row = await self._planner.get(request.solution_id)
+        row = await self._planner.store.solutions.require(request.solution_id)
         problem = routing.Problem.FromString(row["problem"])
         return pb.GetSolutionResponse(solution=_solution(row), problem=problem)
 
     async def ListSolutions(self, request: pb.ListSolutionsRequest, call: RequestContext) -> pb.ListSolutionsResponse:
-        size = self._pager.size(request)
-        rows = await self._planner.page(self._pager.cursor(request, call) or None, size + 1)
-        more = self._pager.token(request, call, rows[size - 1]["position"]) if len(rows) > size else ""
-        return pb.ListSolutionsResponse(solutions=map(_head, rows[:size]), next_page_token=more)
+        rows, more = await self._pager.page(request, call, self._planner.store.heads.page, by="position")
+        return pb.ListSolutionsResponse(solutions=map(_head, rows), next_page_token=more)
 
     async def CancelSolution(
         self, request: pb.CancelSolutionRequest, call: RequestContext
@@ -43,15 +51,11 @@ class RouteOptimizerService:
 
     async def CheckPlan(self, request: pb.CheckPlanRequest, call: RequestContext) -> pb.CheckPlanResponse:
         violations = await self._planner.check(request.problem, request.plan)
-        return pb.CheckPlanResponse(valid=not violations, violations=map(_violation, violations))
+        return pb.CheckPlanResponse(valid=not violations, violations=[_violation(columns(one)) for one in violations])
 
     async def Insert(self, request: pb.InsertRequest, call: RequestContext) -> pb.InsertResponse:
         parent = await self._planner.finished(request.solution_id)
-        row, added_cost = await self._planner.insert(
-            parent,
-            request.job if request.HasField("job") else None,
-            request.shipment if request.HasField("shipment") else None,
-        )
+        row, added_cost = await self._planner.insert(parent, given(request, "job") or request.shipment)
         return pb.InsertResponse(solution=_solution(row), added_cost=added_cost)
 
     async def Reoptimize(self, request: pb.ReoptimizeRequest, call: RequestContext) -> pb.ReoptimizeResponse:
@@ -107,15 +111,16 @@ class RoutePlanningService:
     async def GetPlannedRoutes(
         self, request: pb.GetPlannedRoutesRequest, call: RequestContext
     ) -> pb.GetPlannedRoutesResponse:
-        return pb.GetPlannedRoutesResponse(solution=_solution(await self._planner.get(request.solution_id)))
+        return pb.GetPlannedRoutesResponse(
+            solution=_solution(await self._planner.store.solutions.require(request.solution_id))
+        )
 
     async def MeasureTravel(self, request: pb.MeasureTravelRequest, call: RequestContext) -> pb.MeasureTravelResponse:
         return pb.MeasureTravelResponse(matrix=await _matrix(self._planner, request))
 
 
 async def _solve(planner: Planner, request: pb.SolveRequest | pb.PlanRoutesRequest) -> Row:
-    effort = request.effort if request.HasField("effort") else None
-    return await planner.solve(request.problem, request.seed, effort, request.background)
+    return await planner.solve(request.problem, request.seed, given(request, "effort"), request.background)
 
 
 async def _matrix(planner: Planner, request: pb.ComputeMatrixRequest | pb.MeasureTravelRequest) -> pb.TravelMatrix:
@@ -126,36 +131,7 @@ async def _matrix(planner: Planner, request: pb.ComputeMatrixRequest | pb.Measur
 
 
 def _solution(row: Row) -> routing.Solution:
-    solution = _head(row)
-    if row["plan"] is not None:
-        solution.plan.CopyFrom(composed(row))
-    return solution
-
-
-def _head(row: Row) -> routing.Solution:
-    return routing.Solution(
-        solution_id=row["solution_id"],
-        state=routing.SolutionState.Value(f"SOLUTION_STATE_{row['state']}"),
-        travel_source=_source(row["travel_source"] or "UNSPECIFIED"),
-        seed=row["seed"],
-        effort=row["effort"],
-        rounds_done=row["rounds_done"],
-        rounds=row["rounds"],
-        parent_solution_id=row["parent_id"] or "",
-        failure=row["failure"],
-        create_time=timestamp(row["create_time"]),
-        finish_time=timestamp(row["finish_time"]) if row["finish_time"] else None,
-    )
-
-
-def _violation(violation: Violation) -> routing.Violation:
-    return routing.Violation(
-        kind=routing.ViolationKind.Value(f"VIOLATION_KIND_{violation.kind}"),
-        vehicle_id=violation.vehicle_id,
-        step=violation.step,
-        task_id=violation.task_id,
-        description=violation.description,
-    )
+    return _head(row, plan=None if row["plan"] is None else composed(row))
 
 
 def _source(name: str) -> Any:

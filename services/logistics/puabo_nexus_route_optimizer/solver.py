@@ -18,7 +18,6 @@ from services.logistics.puabo_nexus_route_optimizer.problem import (
     Plan,
     Problem,
     Route,
-    Shipment,
     Step,
     Task,
     Unassigned,
@@ -59,18 +58,15 @@ def route_of(vehicle: Vehicle, steps: Iterable[Step], tasks: Mapping[str, Task],
     load: Counter[str] = Counter()
     for step in steps:
         if step.kind == "JOB":
-            load.update(_job(tasks, step).delivery)
+            load.update(tasks[step.task_id].moves("JOB")[0])
     travel = metres = 0
     last: int | None = None
     finished = []
     for step in steps:
-        if step.kind == "JOB":
-            load.subtract(_job(tasks, step).delivery)
-            load.update(_job(tasks, step).pickup)
-        elif step.kind == "PICKUP":
-            load.update(_shipment(tasks, step).amount)
-        elif step.kind == "DELIVERY":
-            load.subtract(_shipment(tasks, step).amount)
+        if step.kind in _WORK:
+            off, on = tasks[step.task_id].moves(step.kind)
+            load.subtract(off)
+            load.update(on)
         if step.location is not None:
             if last is not None:
                 travel += int(leg.seconds[last, step.location])
@@ -103,15 +99,11 @@ def _within_durations(problem: Problem, travel: Travel, seed: int, effort: int) 
         }
         if not long:
             return routes
-        problem = replace(
-            problem,
-            vehicles=tuple(
-                replace(vehicle, shift=_shift(vehicle, long[vehicle.vehicle_id]))
-                if vehicle.vehicle_id in long
-                else vehicle
-                for vehicle in problem.vehicles
-            ),
+        vehicles = (
+            replace(vehicle, shift=_shift(vehicle, long[vehicle.vehicle_id])) if vehicle.vehicle_id in long else vehicle
+            for vehicle in problem.vehicles
         )
+        problem = replace(problem, vehicles=tuple(vehicles))
 
 
 def _shift(vehicle: Vehicle, start: int) -> Window:
@@ -171,10 +163,7 @@ def _solve(problem: Problem, travel: Travel, seed: int, effort: int) -> tuple[Ro
         else:
             ends = [
                 vroom.ShipmentStep(
-                    index,
-                    number[place.location],
-                    default_service=place.service,
-                    time_windows=_windows(place.windows),
+                    index, number[place.location], default_service=place.service, time_windows=_windows(place.windows)
                 )
                 for place in task.places
             ]
@@ -288,15 +277,3 @@ def _without_windows(task: Task) -> Task:
         return replace(task, place=Place(task.place.location, service=task.place.service))
     pickup, delivery = (Place(place.location, service=place.service) for place in task.places)
     return replace(task, pickup=pickup, delivery=delivery)
-
-
-def _job(tasks: Mapping[str, Task], step: Step) -> Job:
-    task = tasks[step.task_id]
-    assert isinstance(task, Job)
-    return task
-
-
-def _shipment(tasks: Mapping[str, Task], step: Step) -> Shipment:
-    task = tasks[step.task_id]
-    assert isinstance(task, Shipment)
-    return task

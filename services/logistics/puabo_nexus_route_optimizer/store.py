@@ -1,20 +1,23 @@
 """The SQL of puabo-nexus-route-optimizer."""
 
 from datetime import timedelta
+from typing import Any
 
-import asyncpg
+from google.protobuf.message import Message
 
+from nexus.logistics.puabo_nexus_route_optimizer.v1.faults import SolutionNotFound
+from services.chassis.clock import now
 from services.chassis.database import Database
 from services.chassis.ids import new_id
+from services.chassis.table import Row, Table
 
 LEASE = timedelta(seconds=15)
 ATTEMPTS = 3
 """How many processes a problem may take with it before it is given up."""
 KEEP = "30 days"
 
-_HEAD = """solution_id::text, position::text, state, travel_source, seed, effort, rounds, rounds_done, parent_id::text,
-    failure, create_time, finish_time"""
-_SOLUTION = f"{_HEAD}, problem, plan, history"
+_HEAD = """solution_id, position, state, travel_source, seed, effort, rounds, rounds_done, parent_id, failure,
+    create_time, finish_time"""
 
 
 class SolutionStore:
@@ -22,123 +25,80 @@ class SolutionStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-
-    async def by_id(self, solution_id: str) -> asyncpg.Record | None:
-        return await self._database.fetchrow(f"SELECT {_SOLUTION} FROM solutions WHERE solution_id = $1", solution_id)
-
-    async def page(self, before: str | None, limit: int) -> list[asyncpg.Record]:
-        """The latest first, those before the position `before`; without problems and plans."""
-        return await self._database.fetch(
-            f"""
-            SELECT {_HEAD} FROM solutions
-            WHERE tenant_id = nexus.tenant_id() AND ($1::uuid IS NULL OR position < $1)
-            ORDER BY position DESC LIMIT $2
-            """,
-            before,
-            limit,
-        )
+        self.solutions = Table(database, "solutions", key="solution_id", missing=SolutionNotFound)
+        self.heads = Table(database, "solutions", key="position", columns=_HEAD)
+        """Without problems and plans; the latest first."""
+        self._running = Table(database, "solutions", key="solution_id", columns="solution_id")
 
     async def put(
-        self,
-        solution_id: str,
-        problem: bytes,
-        *,
-        seed: int,
-        effort: int,
-        plan: bytes | None = None,
-        history: bytes = b"",
-        travel_source: str = "",
-        parent_id: str | None = None,
-    ) -> asyncpg.Record:
+        self, solution_id: str, problem: Message, *, effort: int, plan: Message | None = None, **values: Any
+    ) -> Row:
         """A solution with its plan, or one that waits for it. Of two that come at once, and of one that is there, the
         first stays, unless it has failed or was cancelled."""
-        row = await self._database.fetchrow(
-            f"""
-            INSERT INTO solutions AS s (solution_id, position, state, problem, plan, history, travel_source, seed,
-                                        effort, rounds, rounds_done, parent_id, finish_time)
-            VALUES ($1, $2, CASE WHEN $4::bytea IS NULL THEN 'QUEUED' ELSE 'DONE' END, $3, $4, $5, $6, $7, $8,
-                    CASE WHEN $4 IS NULL THEN $8 + 1 ELSE 1 END, CASE WHEN $4 IS NULL THEN 0 ELSE 1 END, $9,
-                    CASE WHEN $4 IS NULL THEN NULL ELSE now() END)
-            ON CONFLICT (tenant_id, solution_id) DO UPDATE
-            SET position = excluded.position, state = excluded.state, plan = excluded.plan, failure = '', attempts = 0,
-                rounds_done = excluded.rounds_done, lease_time = NULL, create_time = now(),
-                finish_time = excluded.finish_time
-            WHERE s.state IN ('FAILED', 'CANCELLED')
-            RETURNING {_SOLUTION}
-            """,
-            solution_id,
-            new_id(),
-            problem,
-            plan,
-            history,
-            travel_source,
-            seed,
-            effort,
-            parent_id,
+        begun: dict[str, Any] = {
+            "position": new_id(),
+            "state": "DONE" if plan is not None else "QUEUED",
+            "plan": plan.SerializeToString(deterministic=True) if plan is not None else None,
+            "rounds_done": 1 if plan is not None else 0,
+            "finish_time": now() if plan is not None else None,
+        }
+        rounds = 1 if plan is not None else effort + 1
+        question = problem.SerializeToString(deterministic=True)
+        row = await self.solutions.insert_new(
+            solution_id=solution_id, problem=question, effort=effort, rounds=rounds, **begun, **values
         )
         if row is None:
-            row = await self.by_id(solution_id)
-        assert row is not None, "it has just been found"
+            row = await self.solutions.require(solution_id)
+            if row["state"] in ("FAILED", "CANCELLED"):
+                begun |= {"failure": "", "attempts": 0, "lease_time": None, "create_time": now()}
+                begun_again = await self.solutions.update(solution_id, where={"state": row["state"]}, **begun)
+                row = begun_again or await self.solutions.require(solution_id)
         return row
 
-    async def cancel(self, solution_id: str) -> asyncpg.Record | None:
+    async def cancel(self, solution_id: str) -> Row | None:
         """None if there is nothing to cancel."""
         return await self._database.fetchrow(
-            f"""
+            """
             UPDATE solutions SET state = 'CANCELLED', finish_time = now()
-            WHERE solution_id = $1 AND state IN ('QUEUED', 'RUNNING') RETURNING {_SOLUTION}
+            WHERE solution_id = $1 AND state IN ('QUEUED', 'RUNNING') RETURNING *
             """,
             solution_id,
         )
 
-    async def claim(self) -> asyncpg.Record | None:
+    async def claim(self) -> Row | None:
         """Take what has waited longest, of all tenants, or what another has let go of; `attempts` counts and, with the
         id, names the claim."""
         async with self._database.transaction(platform_wide=True):
             return await self._database.fetchrow(
-                f"""
+                """
                 UPDATE solutions SET state = 'RUNNING', attempts = attempts + 1, rounds_done = 0,
                                      lease_time = clock_timestamp() + $1::interval
                 WHERE (tenant_id, solution_id) = (
                     SELECT tenant_id, solution_id FROM solutions
                     WHERE state = 'QUEUED' OR (state = 'RUNNING' AND lease_time < clock_timestamp())
                     ORDER BY create_time LIMIT 1 FOR UPDATE SKIP LOCKED)
-                RETURNING {_SOLUTION}, tenant_id, attempts
+                RETURNING *
                 """,
                 LEASE,
             )
 
-    async def renew(self, solution_id: str, attempt: int) -> bool:
+    async def renew(self, claim: Row) -> bool:
         """Whether the claim still holds: nobody has cancelled it, or taken over."""
-        return bool(
-            await self._database.execute(
-                "UPDATE solutions SET lease_time = clock_timestamp() + $3::interval "
-                "WHERE solution_id = $1 AND attempts = $2 AND state = 'RUNNING'",
-                solution_id,
-                attempt,
-                LEASE,
-            )
+        touched = await self._database.execute(
+            """
+            UPDATE solutions SET lease_time = clock_timestamp() + $3::interval
+            WHERE solution_id = $1 AND attempts = $2 AND state = 'RUNNING'
+            """,
+            claim["solution_id"],
+            claim["attempts"],
+            LEASE,
         )
+        return touched > 0
 
-    async def progress(self, solution_id: str, attempt: int, rounds_done: int, plan: bytes, travel_source: str) -> None:
-        await self._database.execute(
-            "UPDATE solutions SET rounds_done = $3, plan = $4, travel_source = $5 "
-            "WHERE solution_id = $1 AND attempts = $2 AND state = 'RUNNING'",
-            solution_id,
-            attempt,
-            rounds_done,
-            plan,
-            travel_source,
-        )
-
-    async def finish(self, solution_id: str, attempt: int, failure: str = "") -> None:
-        await self._database.execute(
-            "UPDATE solutions SET state = CASE WHEN $3 = '' THEN 'DONE' ELSE 'FAILED' END, failure = $3, "
-            "finish_time = now() WHERE solution_id = $1 AND attempts = $2 AND state = 'RUNNING'",
-            solution_id,
-            attempt,
-            failure,
-        )
+    async def note(self, claim: Row, **values: Any) -> None:
+        """Set columns, if the claim still holds."""
+        where = {"attempts": claim["attempts"], "state": "RUNNING"}
+        await self._running.update(claim["solution_id"], where=where, **values)
 
     async def forget_old(self) -> int:
         async with self._database.transaction(platform_wide=True):

@@ -4,7 +4,7 @@ import asyncio
 import hmac
 import json
 import time
-from functools import cached_property
+from functools import cached_property, partial
 
 import asyncpg
 from google.api.httpbody_pb2 import HttpBody
@@ -173,24 +173,16 @@ class ApiKeyService:
     async def ListApiKeys(
         self, request: api_keys_pb2.ListApiKeysRequest, call: RequestContext
     ) -> api_keys_pb2.ListApiKeysResponse:
-        size = self._pager.size(request)
-        rows = await self._store.page(
-            request.include_ended, before=self._pager.cursor(request, call) or None, limit=size + 1
-        )
-        page = rows[:size]
-        more = self._pager.token(request, call, page[-1]["key_id"]) if len(rows) > size else ""
-        return api_keys_pb2.ListApiKeysResponse(api_keys=map(_api_key, page), next_page_token=more)
+        listing = partial(self._store.page, include_ended=request.include_ended)
+        rows, more = await self._pager.page(request, call, listing, by="key_id")
+        return api_keys_pb2.ListApiKeysResponse(api_keys=map(_api_key, rows), next_page_token=more)
 
     async def ListUserApiKeys(
         self, request: api_keys_pb2.ListUserApiKeysRequest, call: RequestContext
     ) -> api_keys_pb2.ListUserApiKeysResponse:
-        size = self._pager.size(request)
-        rows = await self._store.page(
-            True, before=self._pager.cursor(request, call) or None, limit=size + 1, user_id=request.user_id
-        )
-        page = rows[:size]
-        more = self._pager.token(request, call, page[-1]["key_id"]) if len(rows) > size else ""
-        return api_keys_pb2.ListUserApiKeysResponse(api_keys=map(_api_key, page), next_page_token=more)
+        listing = partial(self._store.page, include_ended=True, user_id=request.user_id)
+        rows, more = await self._pager.page(request, call, listing, by="key_id")
+        return api_keys_pb2.ListUserApiKeysResponse(api_keys=map(_api_key, rows), next_page_token=more)
 
     async def RevokeApiKey(
         self, request: api_keys_pb2.RevokeApiKeyRequest, call: RequestContext

@@ -8,7 +8,7 @@ from nexus.platform.backend_api.v1.faults import ApiKeysTooMany
 from services.chassis.database import Database
 
 _KEY = (
-    "tenant_id, key_id::text, prefix, secret_hash, title, user_id::text, scopes, rate, create_time, expire_time, "
+    "tenant_id, key_id, prefix, secret_hash, title, user_id, scopes, rate, create_time, expire_time, "
     "last_used_time, revoke_time"
 )
 _WORKS = "revoke_time IS NULL AND (expire_time IS NULL OR expire_time > now())"
@@ -66,7 +66,7 @@ class ApiKeyStore:
         return count
 
     async def page(
-        self, include_ended: bool, before: str | None, limit: int, user_id: str | None = None
+        self, before: str, limit: int, *, include_ended: bool, user_id: str | None = None
     ) -> list[asyncpg.Record]:
         """The latest first, those made before the key `before`; of one user or of all."""
         return await self._database.fetch(
@@ -77,7 +77,7 @@ class ApiKeyStore:
             ORDER BY key_id DESC LIMIT $3
             """,
             include_ended,
-            before,
+            before or None,
             limit,
             user_id,
         )

@@ -2,6 +2,8 @@
 
 import json
 from datetime import timedelta
+from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import asyncpg
@@ -49,10 +51,8 @@ class KeyService:
         return pb.GetKeyResponse(key=_key(await self._keyring.get(request.key_id)))
 
     async def ListKeys(self, request: pb.ListKeysRequest, call: RequestContext) -> pb.ListKeysResponse:
-        size = self._pager.size(request)
-        keys = await self._store.page(self._pager.cursor(request, call) or None, size + 1)
-        more = self._pager.token(request, call, keys[size - 1].key_id) if len(keys) > size else ""
-        return pb.ListKeysResponse(keys=map(_key, keys[:size]), next_page_token=more)
+        keys, more = await self._pager.page(request, call, self._store.page, by=attrgetter("key_id"))
+        return pb.ListKeysResponse(keys=map(_key, keys), next_page_token=more)
 
     async def ListPublicKeys(
         self, request: pb.ListPublicKeysRequest, call: RequestContext
@@ -62,10 +62,8 @@ class KeyService:
 
     async def ListKeyUses(self, request: pb.ListKeyUsesRequest, call: RequestContext) -> pb.ListKeyUsesResponse:
         key = await self._keyring.get(request.key_id)
-        size = self._pager.size(request)
-        rows = await self._store.uses(key.key_id, self._pager.cursor(request, call) or None, size + 1)
-        more = self._pager.token(request, call, rows[size - 1]["use_id"]) if len(rows) > size else ""
-        return pb.ListKeyUsesResponse(uses=map(_use, rows[:size]), next_page_token=more)
+        rows, more = await self._pager.page(request, call, partial(self._store.uses, key.key_id), by="use_id")
+        return pb.ListKeyUsesResponse(uses=map(_use, rows), next_page_token=more)
 
     async def RotateKey(self, request: pb.RotateKeyRequest, call: RequestContext) -> pb.RotateKeyResponse:
         return pb.RotateKeyResponse(key=_key(await self._keyring.rotate(request.key_id)))

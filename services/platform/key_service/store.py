@@ -13,7 +13,7 @@ from services.platform.key_service.lifecycle import Key, State
 from services.platform.key_service.material import Algorithm, Label
 from services.platform.key_service.roots import Wrapped
 
-_KEY = """k.tenant_id, k.key_id::text, k.owner, k.name, k.subject, k.algorithm, k.state, k.primary_version,
+_KEY = """k.tenant_id, k.key_id, k.owner, k.name, k.subject, k.algorithm, k.state, k.primary_version,
     k.minimum_version, k.rotation_period, k.next_rotation_time, k.create_time, k.destroy_time"""
 _VERSION = f"{_KEY}, v.version, v.root, v.wrapped, v.public_key, v.create_time AS version_time"
 _BATCH = 20
@@ -110,7 +110,7 @@ class KeyStore:
         )
         return _key(row) if row is not None else None
 
-    async def page(self, before: str | None, limit: int) -> list[Key]:
+    async def page(self, before: str, limit: int) -> list[Key]:
         """Keys of no subject, the latest first, those made before the key `before`."""
         rows = await self._database.fetch(
             f"""
@@ -118,7 +118,7 @@ class KeyStore:
             WHERE tenant_id = nexus.tenant_id() AND subject = '' AND ($1::uuid IS NULL OR key_id < $1)
             ORDER BY key_id DESC LIMIT $2
             """,
-            before,
+            before or None,
             limit,
         )
         return [_key(row) for row in rows]
@@ -265,7 +265,7 @@ class KeyStore:
             )
             INSERT INTO key_uses (key_id, version, use_id, operation, caller, user_id, request_id, context, succeeded)
             SELECT key_id, version, use_id, $4, $5, $6, $7, $8, true FROM usable
-            RETURNING key_id::text
+            RETURNING key_id
             """,
             [version.key.key_id for version in versions],
             [version.version for version in versions],
@@ -278,17 +278,17 @@ class KeyStore:
         )
         return {row["key_id"] for row in rows}
 
-    async def uses(self, key_id: str, before: str | None, limit: int) -> list[asyncpg.Record]:
+    async def uses(self, key_id: str, before: str, limit: int) -> list[asyncpg.Record]:
         """The latest first, those before the use `before`."""
         return await self._database.fetch(
             """
-            SELECT use_id::text, version, operation, caller, user_id, request_id, context, succeeded, create_time
+            SELECT use_id, version, operation, caller, user_id, request_id, context, succeeded, create_time
             FROM key_uses
             WHERE tenant_id = nexus.tenant_id() AND key_id = $1 AND ($2::uuid IS NULL OR use_id < $2)
             ORDER BY use_id DESC LIMIT $3
             """,
             key_id,
-            before,
+            before or None,
             limit,
         )
 

@@ -40,6 +40,10 @@ class NewJob:
     schedule_id: str | None = None
     scheduled_for: datetime | None = None
 
+    def row(self, now: datetime) -> dict[str, Any]:
+        """As it begins."""
+        return {**vars(self), "create_time": now, "state": "DELAYED" if self.run_time > now else "READY"}
+
 
 def new_job(template: pb.JobTemplate, run_time: datetime, **more: Any) -> NewJob:
     """A job with everything that the template leaves open. Raises PayloadTooLarge."""

@@ -1,26 +1,18 @@
 """The SQL of the scheduler. Queries of the call's tenant, and, in platform-wide transactions, of all tenants."""
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-import asyncpg
-
+from nexus.platform.scheduler.v1.faults import JobNotFound, ScheduleNotFound
 from services.chassis.database import Database
 from services.chassis.ids import new_id
-from services.platform.scheduler.attempts import Afterwards, NewJob
+from services.chassis.table import Row, Table
+from services.platform.scheduler.attempts import NewJob
 
-_SCHEDULE = (
-    "tenant_id, schedule_id::text, name, spec, paused, next_time, last_time, create_time, update_time, etag::text"
-)
 _RUN = (
-    "r.run_id::text, r.schedule_id::text, r.scheduled_for, r.cause, r.outcome, r.job_id::text, r.missed_until, "
-    "r.create_time, j.state AS job_state"
-)
-_JOB = (
-    "tenant_id, job_id::text, queue, state, payload, priority, max_attempts, first_backoff, longest_backoff, "
-    "run_timeout, unique_key, serial_key, attempts, run_time, create_time, start_time, end_time, lease_id::text, "
-    "lease_expire_time, worker, last_error, schedule_id::text, scheduled_for"
+    "r.run_id, r.schedule_id, r.scheduled_for, r.cause, r.outcome, r.job_id, r.missed_until, r.create_time, "
+    "j.state AS job_state"
 )
 _OPEN = "state IN ('DELAYED', 'READY', 'LEASED')"
 _OF_ACTIVE_TENANT = "EXISTS (SELECT FROM nexus.tenants t WHERE t.tenant_id = {table}.tenant_id AND t.state = 'active')"
@@ -56,7 +48,7 @@ WITH RECURSIVE waiting AS (  -- one look at the index for each tenant, however m
 UPDATE jobs SET state = 'LEASED', lease_id = gen_random_uuid(), attempts = attempts + 1, worker = $5,
                 start_time = $3, lease_expire_time = $3::timestamptz + least($4::interval, run_timeout)
 WHERE (tenant_id, job_id) IN (SELECT tenant_id, job_id FROM chosen) AND state = 'READY'
-RETURNING {_JOB}
+RETURNING *
 """
 
 
@@ -80,27 +72,18 @@ Settled = tuple[str, str, datetime | None, datetime | None, bool]
 class ScheduleStore:
     def __init__(self, database: Database) -> None:
         self._database = database
+        self.schedules = Table(
+            database,
+            "schedules",
+            key="schedule_id",
+            missing=ScheduleNotFound,
+            on_update="update_time = now(), etag = gen_random_uuid()",
+        )
 
     async def now(self) -> datetime:
         """The time by which everything here goes: all replicas have the same."""
         result: datetime = await self._database.fetchval("SELECT clock_timestamp()")
         return result
-
-    async def insert(
-        self, name: str, spec: str, next_time: datetime | None, *, paused: bool = False
-    ) -> asyncpg.Record | None:
-        """None if the name is taken."""
-        return await self._database.fetchrow(
-            f"""
-            INSERT INTO schedules (schedule_id, name, spec, next_time, paused) VALUES ($1, $2, $3, $4, $5)
-            ON CONFLICT (tenant_id, name) DO NOTHING RETURNING {_SCHEDULE}
-            """,
-            new_id(),
-            name,
-            spec,
-            next_time,
-            paused,
-        )
 
     async def count_own(self) -> int:
         """How many schedules the tenant's users have made; counted by one call at a time."""
@@ -109,63 +92,6 @@ class ScheduleStore:
             "SELECT count(*) FROM schedules WHERE tenant_id = nexus.tenant_id() AND name NOT LIKE '%.%'"
         )
         return count
-
-    async def by_id(self, schedule_id: str, *, lock: bool = False) -> asyncpg.Record | None:
-        return await self._database.fetchrow(
-            f"SELECT {_SCHEDULE} FROM schedules WHERE schedule_id = $1 {'FOR UPDATE' if lock else ''}", schedule_id
-        )
-
-    async def by_name(self, name: str, *, lock: bool = False) -> asyncpg.Record | None:
-        return await self._database.fetchrow(
-            f"""
-            SELECT {_SCHEDULE} FROM schedules
-            WHERE tenant_id = nexus.tenant_id() AND name = $1 {"FOR UPDATE" if lock else ""}
-            """,
-            name,
-        )
-
-    async def page(self, before: str | None, limit: int) -> list[asyncpg.Record]:
-        """The latest first, those made before the schedule `before`."""
-        return await self._database.fetch(
-            f"""
-            SELECT {_SCHEDULE} FROM schedules
-            WHERE tenant_id = nexus.tenant_id() AND ($1::uuid IS NULL OR schedule_id < $1)
-            ORDER BY schedule_id DESC LIMIT $2
-            """,
-            before,
-            limit,
-        )
-
-    async def update(self, schedule_id: str, name: str, spec: str, next_time: datetime | None) -> asyncpg.Record:
-        """Raises asyncpg.UniqueViolationError for a name that is taken."""
-        row = await self._database.fetchrow(
-            f"""
-            UPDATE schedules SET name = $2, spec = $3, next_time = $4, update_time = now(), etag = gen_random_uuid()
-            WHERE schedule_id = $1 RETURNING {_SCHEDULE}
-            """,
-            schedule_id,
-            name,
-            spec,
-            next_time,
-        )
-        assert row is not None, "it is locked"
-        return row
-
-    async def set_paused(self, schedule_id: str, next_time: datetime | None, *, paused: bool) -> asyncpg.Record:
-        row = await self._database.fetchrow(
-            f"""
-            UPDATE schedules SET paused = $2, next_time = $3, update_time = now(), etag = gen_random_uuid()
-            WHERE schedule_id = $1 RETURNING {_SCHEDULE}
-            """,
-            schedule_id,
-            paused,
-            next_time,
-        )
-        assert row is not None, "it is locked"
-        return row
-
-    async def delete(self, schedule_id: str) -> None:
-        await self._database.execute("DELETE FROM schedules WHERE schedule_id = $1", schedule_id)
 
     async def anything_due(self, now: datetime) -> bool:
         """Whether there is something to do, of whichever tenant."""
@@ -179,11 +105,11 @@ class ScheduleStore:
         )
         return found
 
-    async def lock_due(self, now: datetime, limit: int) -> list[asyncpg.Record]:
+    async def lock_due(self, now: datetime, limit: int) -> list[Row]:
         """Schedules of all tenants whose time has come and that no other replica is working on."""
         return await self._database.fetch(
             f"""
-            SELECT {_SCHEDULE} FROM schedules s WHERE next_time <= $1 AND {_OF_ACTIVE_TENANT.format(table="s")}
+            SELECT * FROM schedules s WHERE next_time <= $1 AND {_OF_ACTIVE_TENANT.format(table="s")}
             ORDER BY next_time LIMIT $2 FOR UPDATE SKIP LOCKED
             """,
             now,
@@ -210,7 +136,7 @@ class ScheduleStore:
             ON CONFLICT ON CONSTRAINT runs_once DO UPDATE
                 SET cause = excluded.cause, outcome = excluded.outcome, job_id = excluded.job_id, missed_until = NULL
                 WHERE r.outcome <> 'ENQUEUED' AND excluded.outcome = 'ENQUEUED'
-            RETURNING tenant_id, schedule_id::text, scheduled_for
+            RETURNING tenant_id, schedule_id, scheduled_for
             """,
             [run.tenant_id for run in runs],
             [new_id() for _ in runs],
@@ -226,7 +152,7 @@ class ScheduleStore:
 
     async def runs(
         self, schedule_id: str, outcome: str | None, before: tuple[datetime, str] | None, limit: int
-    ) -> list[asyncpg.Record]:
+    ) -> list[Row]:
         """The latest time first, those after the run `before` in that order."""
         time, run_id = before or (None, None)
         return await self._database.fetch(
@@ -243,7 +169,7 @@ class ScheduleStore:
             limit,
         )
 
-    async def runs_at(self, schedule_id: str, times: Sequence[datetime]) -> list[asyncpg.Record]:
+    async def runs_at(self, schedule_id: str, times: Sequence[datetime]) -> list[Row]:
         return await self._database.fetch(
             f"""
             SELECT {_RUN} FROM runs r LEFT JOIN jobs j ON j.tenant_id = r.tenant_id AND j.job_id = r.job_id
@@ -269,57 +195,17 @@ class ScheduleStore:
 class JobStore:
     def __init__(self, database: Database) -> None:
         self._database = database
+        self.jobs = Table(database, "jobs", key="job_id", missing=JobNotFound)
+        self.queues = Table(database, "queues", key="queue")
 
-    async def insert(self, job: NewJob, now: datetime) -> asyncpg.Record | None:
-        """None if its unique key is taken."""
+    async def with_unique_key(self, queue: str, unique_key: str) -> Row | None:
         return await self._database.fetchrow(
             f"""
-            INSERT INTO jobs ({_NEW_JOB}, create_time, state)
-            VALUES ({_PLACES}, $14, CASE WHEN $9::timestamptz > $14::timestamptz THEN 'DELAYED' ELSE 'READY' END)
-            ON CONFLICT (tenant_id, queue, unique_key) WHERE unique_key <> '' AND {_OPEN} DO NOTHING RETURNING {_JOB}
-            """,
-            *astuple(job),
-            now,
-        )
-
-    async def insert_all(self, jobs: Sequence[tuple[str, NewJob]], now: datetime) -> None:
-        """Jobs without unique keys, each with its tenant; in a platform-wide transaction."""
-        await self._database.executemany(
-            f"""
-            INSERT INTO jobs ({_NEW_JOB}, create_time, state, tenant_id)
-            VALUES ({_PLACES}, $14, CASE WHEN $9::timestamptz > $14::timestamptz THEN 'DELAYED' ELSE 'READY' END, $15)
-            """,
-            [(*astuple(job), now, tenant) for tenant, job in jobs],
-        )
-
-    async def with_unique_key(self, queue: str, unique_key: str) -> asyncpg.Record | None:
-        return await self._database.fetchrow(
-            f"""
-            SELECT {_JOB} FROM jobs
+            SELECT * FROM jobs
             WHERE tenant_id = nexus.tenant_id() AND queue = $1 AND unique_key = $2 AND {_OPEN}
             """,
             queue,
             unique_key,
-        )
-
-    async def by_id(self, job_id: str, *, lock: bool = False) -> asyncpg.Record | None:
-        return await self._database.fetchrow(
-            f"SELECT {_JOB} FROM jobs WHERE job_id = $1 {'FOR UPDATE' if lock else ''}", job_id
-        )
-
-    async def page(self, queue: str, state: str | None, before: str | None, limit: int) -> list[asyncpg.Record]:
-        """The latest first, those made before the job `before`."""
-        return await self._database.fetch(
-            f"""
-            SELECT {_JOB} FROM jobs
-            WHERE tenant_id = nexus.tenant_id() AND ($1 = '' OR queue = $1) AND ($2::text IS NULL OR state = $2)
-              AND ($3::uuid IS NULL OR job_id < $3)
-            ORDER BY job_id DESC LIMIT $4
-            """,
-            queue,
-            state,
-            before,
-            limit,
         )
 
     async def lock_queue(self, name: str) -> None:
@@ -327,7 +213,7 @@ class JobStore:
         run together."""
         await self._database.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 5))", name)
 
-    async def lease(self, queue: str, most: int, now: datetime, lease: timedelta, worker: str) -> list[asyncpg.Record]:
+    async def lease(self, queue: str, most: int, now: datetime, lease: timedelta, worker: str) -> list[Row]:
         """Hand out jobs of one queue, which is locked."""
         return await self._database.fetch(_LEASE, queue, most, now, lease, worker)
 
@@ -357,33 +243,6 @@ class JobStore:
         )
         return queue
 
-    async def set_failed(self, job: asyncpg.Record, then: Afterwards, error: str) -> None:
-        await self._database.execute(
-            """
-            UPDATE jobs SET state = $3::text, run_time = $4::timestamptz, attempts = $5, last_error = $6,
-                            lease_expire_time = NULL, end_time = CASE WHEN $3::text = 'DEAD' THEN $4::timestamptz END
-            WHERE tenant_id = $1 AND job_id = $2
-            """,
-            job["tenant_id"],
-            job["job_id"],
-            then.state,
-            then.run_time,
-            then.attempts,
-            error or job["last_error"],
-        )
-
-    async def set_cancelled(self, job_id: str, now: datetime) -> asyncpg.Record:
-        row = await self._database.fetchrow(
-            f"""
-            UPDATE jobs SET state = 'CANCELLED', end_time = $2, lease_id = NULL, lease_expire_time = NULL
-            WHERE job_id = $1 RETURNING {_JOB}
-            """,
-            job_id,
-            now,
-        )
-        assert row is not None, "it is locked"
-        return row
-
     async def cancel_of_schedules(self, schedules: Sequence[tuple[str, str]], now: datetime) -> None:
         """Cancel what (tenant, schedule) have on their queues."""
         await self._database.executemany(
@@ -394,28 +253,15 @@ class JobStore:
             [(*schedule, now) for schedule in schedules],
         )
 
-    async def set_ready_again(self, job_id: str, now: datetime) -> asyncpg.Record:
-        """Raises asyncpg.UniqueViolationError if another has its unique key now."""
-        row = await self._database.fetchrow(
-            f"""
-            UPDATE jobs SET state = 'READY', attempts = 0, run_time = $2, end_time = NULL WHERE job_id = $1
-            RETURNING {_JOB}
-            """,
-            job_id,
-            now,
-        )
-        assert row is not None, "it is locked"
-        return row
-
     async def busy_schedules(self, schedule_ids: Sequence[str]) -> set[str]:
         """Those of the schedules with a job that has not ended."""
         rows = await self._database.fetch(
-            f"SELECT DISTINCT schedule_id::text FROM jobs WHERE schedule_id = ANY ($1::uuid[]) AND {_OPEN}",
+            f"SELECT DISTINCT schedule_id FROM jobs WHERE schedule_id = ANY ($1::uuid[]) AND {_OPEN}",
             schedule_ids,
         )
         return {row["schedule_id"] for row in rows}
 
-    async def wake(self, now: datetime, limit: int) -> list[asyncpg.Record]:
+    async def wake(self, now: datetime, limit: int) -> list[Row]:
         """Jobs of all tenants whose time has come become ready; returns their tenants and queues."""
         return await self._database.fetch(
             """
@@ -427,11 +273,11 @@ class JobStore:
             limit,
         )
 
-    async def lock_expired(self, now: datetime, limit: int) -> list[asyncpg.Record]:
+    async def lock_expired(self, now: datetime, limit: int) -> list[Row]:
         """Leased jobs of all tenants whose worker has not been heard of."""
         return await self._database.fetch(
-            f"""
-            SELECT {_JOB} FROM jobs WHERE state = 'LEASED' AND lease_expire_time <= $1
+            """
+            SELECT * FROM jobs WHERE state = 'LEASED' AND lease_expire_time <= $1
             ORDER BY lease_expire_time LIMIT $2 FOR UPDATE SKIP LOCKED
             """,
             now,
@@ -442,19 +288,8 @@ class JobStore:
         """In a platform-wide transaction: rows that are written from here on are the tenant's."""
         await self._database.execute("SELECT set_config('nexus.tenant_id', $1, true)", tenant_id)
 
-    async def set_queue(self, queue: str, max_leased: int, paused: bool) -> None:
-        await self._database.execute(
-            """
-            INSERT INTO queues (queue, max_leased, paused) VALUES ($1, $2, $3)
-            ON CONFLICT (tenant_id, queue) DO UPDATE SET max_leased = $2, paused = $3
-            """,
-            queue,
-            max_leased,
-            paused,
-        )
-
-    async def queues(self, after: str, limit: int, only: str | None = None) -> list[asyncpg.Record]:
-        """By name, those after `after`."""
+    async def fillings(self, after: str, limit: int, only: str | None = None) -> list[Row]:
+        """Queues with how full they are, by name, those after `after`."""
         return await self._database.fetch(
             """
             SELECT n.queue, coalesce(q.max_leased, 0) AS max_leased, coalesce(q.paused, false) AS paused, c.*
@@ -477,7 +312,7 @@ class JobStore:
             only,
         )
 
-    async def count_by_state(self) -> list[asyncpg.Record]:
+    async def count_by_state(self) -> list[Row]:
         """How many open and dead jobs services' queues have, and those of all tenants together."""
         async with self._database.transaction(platform_wide=True):
             return await self._database.fetch(
@@ -486,7 +321,3 @@ class JobStore:
                 FROM jobs WHERE state IN ('DELAYED', 'READY', 'LEASED', 'DEAD') GROUP BY 1, 2
                 """
             )
-
-
-_NEW_JOB = ", ".join(field.name for field in fields(NewJob))
-_PLACES = ", ".join(f"${number}" for number in range(1, 1 + len(fields(NewJob))))

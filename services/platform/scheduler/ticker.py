@@ -12,8 +12,7 @@ from nexus.platform.scheduler.v1 import schedules_pb2 as pb
 from services.chassis.database import Database
 from services.platform.scheduler import times
 from services.platform.scheduler.attempts import NewJob, new_job
-from services.platform.scheduler.bell import Bell
-from services.platform.scheduler.board import Board, Now, topic
+from services.platform.scheduler.board import Board, topic
 from services.platform.scheduler.store import JobStore, NewRun, ScheduleStore, Settled
 
 BATCH = 100
@@ -40,18 +39,16 @@ def job_at(spec: pb.ScheduleSpec, schedule_id: str, scheduled_for: datetime, ove
 
 
 class Ticker:
-    def __init__(self, database: Database, board: Board, bell: Bell, now: Now) -> None:
+    def __init__(self, database: Database, board: Board) -> None:
         self._database = database
         self._schedules = ScheduleStore(database)
         self._jobs = JobStore(database)
         self._board = board
-        self._bell = bell
-        self._now = now
 
     async def round(self) -> int:
         """Do everything that is due, of all tenants; returns how much that was."""
         async with self._database.transaction(platform_wide=True):
-            now = await self._now()
+            now = await self._board.now()
             if not await self._schedules.anything_due(now):
                 return 0
         done = 0
@@ -92,17 +89,17 @@ class Ticker:
         """Write runs and their jobs, in the running transaction; returns those that are new."""
         new = await self._schedules.insert_runs(runs)
         jobs = [(run.tenant_id, run.job) for run in new if run.job is not None]
-        await self._jobs.insert_all(jobs, now)
-        topics = {topic(tenant, job.queue) for tenant, job in jobs if job.run_time <= now}
-        self._database.after_commit(lambda: self._tell(new, topics, now))
+        await self._jobs.jobs.insert_all({"tenant_id": tenant, **job.row(now)} for tenant, job in jobs)
+        self._board.ring({topic(tenant, job.queue) for tenant, job in jobs if job.run_time <= now})
+        self._database.after_commit(lambda: _count(new, now))
         return new
 
-    def _tell(self, runs: Sequence[NewRun], topics: set[str], now: datetime) -> None:
-        self._bell.ring(*topics)
-        for run in runs:
-            RUNS.labels(run.outcome.lower()).inc()
-            if run.cause == "TIME" and run.outcome == "ENQUEUED":
-                LATENESS.observe((now - run.scheduled_for).total_seconds())
+
+def _count(runs: Sequence[NewRun], now: datetime) -> None:
+    for run in runs:
+        RUNS.labels(run.outcome.lower()).inc()
+        if run.cause == "TIME" and run.outcome == "ENQUEUED":
+            LATENESS.observe((now - run.scheduled_for).total_seconds())
 
 
 def plan(schedule: Any, spec: pb.ScheduleSpec, due: times.Due, *, busy: bool) -> list[NewRun]:

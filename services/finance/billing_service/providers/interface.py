@@ -37,9 +37,9 @@ class SignatureInvalid(Exception):  # noqa: N818
 
 @dataclass(frozen=True)
 class Card:
-    """A payment method, as the provider keeps it."""
+    """A payment method, as the provider keeps it, and as its row has it."""
 
-    token: str
+    provider_token: str
     provider_customer: str
     brand: str
     last_digits: str = ""
@@ -123,7 +123,7 @@ class Provider(Protocol):
     async def attach(self, token: str, customer_id: str, key: str) -> Card:
         """Take in a payment method. Raises MethodRefused."""
 
-    async def detach(self, card: Card) -> None:
+    async def detach(self, token: str) -> None:
         """Forget a payment method."""
 
     async def authorize(self, charge: Charge) -> Snapshot: ...

@@ -71,8 +71,8 @@ class PaypalProvider:
             details.get("expiry", ""),
         )
 
-    async def detach(self, card: Card) -> None:
-        await self._call("DELETE", f"/v3/vault/payment-tokens/{card.token}")
+    async def detach(self, token: str) -> None:
+        await self._call("DELETE", f"/v3/vault/payment-tokens/{token}")
 
     async def authorize(self, charge: Charge) -> Snapshot:
         source = "paypal" if charge.token.startswith("paypal") else "card"

@@ -112,8 +112,8 @@ class StripeProvider:
         expiry = f"{card['exp_year']}-{card['exp_month']:02}" if card.get("exp_year") else ""
         return Card(method.id, customer.id, card.get("brand") or kind["type"], card.get("last4") or "", expiry)
 
-    async def detach(self, card: Card) -> None:
-        await self._ask(self._api.payment_methods.detach_async(card.token))
+    async def detach(self, token: str) -> None:
+        await self._ask(self._api.payment_methods.detach_async(token))
 
     async def authorize(self, charge: Charge) -> Snapshot:
         parameters: dict[str, Any] = {

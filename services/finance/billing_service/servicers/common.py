@@ -1,85 +1,55 @@
-"""What the servicers of billing share: whom a call is about, which request it is, and messages of rows."""
+"""What the servicers of billing share: whom a call is about, and messages of rows."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from google.protobuf.message import Message
-
 from nexus.finance.billing_service.v1 import payments_pb2 as pb
 from nexus.type.v1.faults import PermissionMissing
-from nexus.type.v1.money_pb2 import Money
-from services.chassis.clock import timestamp
 from services.chassis.context import RequestContext
-from services.chassis.sealing import Sealer
+from services.chassis.messages import MessageOf
+from services.chassis.table import Row, Table
 from services.finance.billing_service.payments import RETRYABLE
 
 MANAGE = "billing.manage"
 
+_payment = MessageOf(pb.Payment)
+_operation = MessageOf(pb.PaymentOperation)
+_failure_of = MessageOf(pb.PaymentFailure, code="failure", provider_reason="failure_reason")
 
-def customer_of(customer_id: str, call: RequestContext, permission: str = MANAGE) -> str:
+
+def customer_of(customer_id: str, call: RequestContext) -> str:
     """The customer that a call is about: the caller, or somebody else's with the permission. Raises
     PermissionMissing."""
     own = call.user.user_id
-    if customer_id and customer_id != own and not call.user.may(permission):
-        raise PermissionMissing(permission=permission)
+    if customer_id and customer_id != own:
+        require_manager(call)
     return customer_id or own
 
 
-def request_of(request: Any, call: RequestContext, sealer: Sealer) -> dict[str, Any]:
-    """Who asks, with which key, and for what: by these a repeat is known."""
-    caller = call.signed_in.user_id if call.signed_in is not None else call.caller
-    serialized: Message = request
-    return {
-        "scope": f"{call.method.name} {caller}",
-        "request_id": request.request_id,
-        "request_hash": sealer.digest(serialized.SerializeToString(deterministic=True)),
-    }
+def require_manager(call: RequestContext) -> None:
+    if not call.user.may(MANAGE):
+        raise PermissionMissing(permission=MANAGE)
 
 
-def payment_message(row: Mapping[str, Any]) -> pb.Payment:
-    def money(amount: int) -> Money:
-        return Money(currency=row["currency"], minor_units=amount)
-
-    return pb.Payment(
-        payment_id=row["payment_id"],
-        customer_id=row["customer_id"],
-        payment_method_id=row["payment_method_id"],
-        provider=pb.PaymentProvider.Value(f"PAYMENT_PROVIDER_{row['provider']}"),
-        provider_payment_id=row["provider_payment_id"],
-        state=pb.PaymentState.Value(f"PAYMENT_STATE_{row['state']}"),
-        amount=money(row["amount"]),
-        captured=money(row["captured"]),
-        refunded=money(row["refunded"]),
-        disputed=money(row["disputed"]),
-        reference=row["reference"],
-        description=row["description"],
-        failure=_failure(row),
-        action_url=row["action_url"],
-        client_token=row["client_token"],
-        create_time=timestamp(row["create_time"]),
-        update_time=timestamp(row["update_time"]),
-    )
+async def own(table: Table, key: str, call: RequestContext) -> Row:
+    """A row of the customer that a call is about. Raises PermissionMissing, and what the table is made with."""
+    row = await table.require(key)
+    customer_of(row["customer_id"], call)
+    return row
 
 
-def operation_message(row: Mapping[str, Any], currency: str) -> pb.PaymentOperation:
-    return pb.PaymentOperation(
-        operation_id=row["operation_id"],
-        kind=pb.OperationKind.Value(f"OPERATION_KIND_{row['kind']}"),
-        state=pb.OperationState.Value(f"OPERATION_STATE_{row['state']}"),
-        amount=Money(currency=currency, minor_units=row["amount"]),
-        provider_operation_id=row["provider_operation_id"],
-        failure=_failure(row),
-        attempts=row["attempts"],
-        create_time=timestamp(row["create_time"]),
-        settle_time=timestamp(row["settle_time"]) if row["settle_time"] is not None else None,
-    )
+def payment_message(row: Row) -> pb.Payment:
+    return _payment(row, failure=_failure(row))
+
+
+def operation_message(row: Row, payment: Row) -> pb.PaymentOperation:
+    return _operation({**row, "currency": payment["currency"]}, failure=_failure(row))
+
+
+def outcome(payment: Row, operation: Row) -> dict[str, Any]:
+    """Of an operation, as the answers have it."""
+    return {"payment": payment_message(payment), "operation": operation_message(operation, payment)}
 
 
 def _failure(row: Mapping[str, Any]) -> pb.PaymentFailure | None:
-    if not row["failure"]:
-        return None
-    return pb.PaymentFailure(
-        code=pb.FailureCode.Value(f"FAILURE_CODE_{row['failure']}"),
-        provider_reason=row["failure_reason"],
-        retryable=row["failure"] in RETRYABLE,
-    )
+    return _failure_of(row, retryable=row["failure"] in RETRYABLE) if row["failure"] else None

@@ -8,12 +8,12 @@ from nexus.finance.billing_service.v1 import plans_pb2 as pb
 from nexus.finance.billing_service.v1.faults import CouponCodeTaken, PlanChanged, PlanKeyTaken
 from services.chassis.context import RequestContext
 from services.chassis.ids import new_id
-from services.chassis.messages import MessageOf, moment_in, text_of
+from services.chassis.messages import MessageOf, moment_in, text_of, values_of
 from services.chassis.paging import Pager
 from services.chassis.service import Service
 from services.chassis.table import Row
 from services.finance.billing_service import rating
-from services.finance.billing_service.stores.plans import PlanStore
+from services.finance.billing_service.store import Store
 
 _plan = MessageOf(pb.Plan)
 _price = MessageOf(pb.Price, interval="interval_unit")
@@ -22,16 +22,12 @@ _coupon_of = MessageOf(pb.Coupon, redeem_until_time="redeem_until")
 
 class BillingPlanService:
     def __init__(self, service: Service) -> None:
-        self._store = PlanStore(service.database)
+        self._store = Store(service.database)
         self._pager = Pager(service.sealer)
 
     async def CreatePlan(self, request: pb.CreatePlanRequest, call: RequestContext) -> pb.CreatePlanResponse:
         row = await self._store.plans.insert_new(
-            plan_id=new_id(),
-            key=request.key,
-            name=request.name,
-            description=request.description,
-            features=request.features,
+            plan_id=new_id(), **values_of(request, "key", "name", "description", "features")
         )
         if row is None:
             raise PlanKeyTaken(key=request.key)
@@ -47,11 +43,7 @@ class BillingPlanService:
 
     async def UpdatePlan(self, request: pb.UpdatePlanRequest, call: RequestContext) -> pb.UpdatePlanResponse:
         row = await self._store.plans.update(
-            request.plan_id,
-            etag=request.etag,
-            name=request.name,
-            description=request.description,
-            features=request.features,
+            request.plan_id, etag=request.etag, **values_of(request, "name", "description", "features")
         )
         if row is None:
             await self._store.plans.require(request.plan_id)
@@ -70,13 +62,11 @@ class BillingPlanService:
             await self._store.meters.require(usage_price.meter_key)
         row = await self._store.prices.insert(
             price_id=new_id(),
-            plan_id=request.plan_id,
             currency=request.fee.currency,
             fee=request.fee.minor_units,
             interval_unit=text_of(pb.Interval, request.interval),
             interval_count=request.interval_count or 1,
-            trial_days=request.trial_days,
-            usage_prices=request.usage_prices,
+            **values_of(request, "plan_id", "trial_days", "usage_prices"),
         )
         return pb.AddPriceResponse(price=_price(row))
 
@@ -87,14 +77,10 @@ class BillingPlanService:
     async def CreateCoupon(self, request: pb.CreateCouponRequest, call: RequestContext) -> pb.CreateCouponResponse:
         row = await self._store.coupons.insert_new(
             coupon_id=new_id(),
-            code=request.code,
-            name=request.name,
-            basis_points=request.basis_points,
             currency=request.amount.currency,
             amount=request.amount.minor_units,
-            bills=request.bills,
             redeem_until=moment_in(request, "redeem_until_time"),
-            max_redemptions=request.max_redemptions,
+            **values_of(request, "code", "name", "basis_points", "bills", "max_redemptions"),
         )
         if row is None:
             raise CouponCodeTaken()

@@ -1,18 +1,17 @@
 """UsageService: meters, and the events that they read."""
 
-import json
 from collections.abc import Sequence
 
 from nexus.finance.billing_service.v1 import usage_pb2 as pb
 from nexus.finance.billing_service.v1.faults import MeterKeyTaken
 from services.chassis.clock import moment, now
 from services.chassis.context import RequestContext
-from services.chassis.messages import MessageOf, text_of
+from services.chassis.messages import MessageOf, text_of, values_of
 from services.chassis.paging import Pager
 from services.chassis.service import Service
 from services.finance.billing_service import usage
 from services.finance.billing_service.servicers.common import customer_of
-from services.finance.billing_service.stores.plans import PlanStore
+from services.finance.billing_service.store import Store
 
 _MOST_SUMS = 10_000
 _WINDOWS = {
@@ -28,18 +27,14 @@ _sum = MessageOf(pb.UsageSum, start_time="start", end_time="end", group="group_v
 class UsageService:
     def __init__(self, service: Service) -> None:
         self._database = service.database
-        self._store = PlanStore(service.database)
+        self._store = Store(service.database)
         self._pager = Pager(service.sealer)
 
     async def CreateMeter(self, request: pb.CreateMeterRequest, call: RequestContext) -> pb.CreateMeterResponse:
         aggregation = text_of(pb.Aggregation, request.aggregation)
         usage.require_meter(aggregation, request.value_property)
         row = await self._store.meters.insert_new(
-            key=request.key,
-            event_name=request.event_name,
-            aggregation=aggregation,
-            value_property=request.value_property,
-            unit=request.unit,
+            aggregation=aggregation, **values_of(request, "key", "event_name", "value_property", "unit")
         )
         if row is None:
             raise MeterKeyTaken(key=request.key)
@@ -74,12 +69,4 @@ class UsageService:
             uses = usage.accept(events, meters, now())
             # In one order everywhere, so that two calls with the same events do not wait for each other.
             uses.sort(key=lambda use: (use.event.source, use.event.event_id))
-            return await self._store.insert_events(
-                [use.event.source for use in uses],
-                [use.event.event_id for use in uses],
-                [use.event.name for use in uses],
-                [use.event.customer_id for use in uses],
-                [use.time for use in uses],
-                [use.value for use in uses],
-                [json.dumps(dict(use.event.properties)) for use in uses],
-            )
+            return await self._store.insert_uses(uses)

@@ -7,17 +7,16 @@ from nexus.finance.billing_service.v1.faults import ProviderAway, WebhookSignatu
 from services.chassis.context import RequestContext, acting_for
 from services.chassis.service import Service
 from services.chassis.tenants import TenantDirectory
-from services.finance.billing_service.engine import engine
+from services.finance.billing_service.engine import Engine
 from services.finance.billing_service.providers.interface import InDoubt, SignatureInvalid
-from services.finance.billing_service.stores.payments import PaymentStore
 
 
 class WebhookService:
     def __init__(self, service: Service) -> None:
         self._tenants = TenantDirectory(service.database, service.signals)
-        self._store = PaymentStore(service.database)
-        self._accounts = engine(service).accounts
-        self._charging = engine(service).charging
+        self._store = service.shared(Engine).store
+        self._accounts = service.shared(Engine).accounts
+        self._charging = service.shared(Engine).charging
 
     async def ReceiveStripe(self, request: pb.ReceiveStripeRequest, call: RequestContext) -> pb.ReceiveStripeResponse:
         await self._receive("STRIPE", request.tenant, request.notice, call)
@@ -38,8 +37,7 @@ class WebhookService:
                 raise WebhookSignatureInvalid() from error
             except InDoubt as error:
                 raise ProviderAway(provider=provider_name, retry_after=5) from error
-            if await self._store.notice_known(provider_name, notice.notice_id):
-                return
-            if notice.provider_payment_id:
-                await self._charging.refresh(provider_name, notice.provider_payment_id)
-            await self._store.note_notice(provider_name, notice.notice_id)
+            if await self._store.notices.find(provider=provider_name, notice_id=notice.notice_id) is None:
+                if notice.provider_payment_id:
+                    await self._charging.refresh(provider_name, notice.provider_payment_id)
+                await self._store.notices.insert_new(provider=provider_name, notice_id=notice.notice_id)

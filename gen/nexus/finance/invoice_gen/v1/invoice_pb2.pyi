@@ -503,6 +503,7 @@ class Seller(_message.Message):
     TIME_ZONE_FIELD_NUMBER: _builtins.int
     PAYMENT_DAYS_FIELD_NUMBER: _builtins.int
     NOTE_FIELD_NUMBER: _builtins.int
+    MAIL_DOCUMENTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     vat_id: _builtins.str
     """With the country's prefix: "DE123456789"."""
@@ -528,6 +529,8 @@ class Seller(_message.Message):
     """Days until an invoice is due."""
     note: _builtins.str
     """On every document, below the totals."""
+    mail_documents: _builtins.bool
+    """Documents are mailed when they are final, to customers of whom there is an address."""
     @_builtins.property
     def address(self) -> Global___PostalAddress: ...
     def __init__(
@@ -550,10 +553,11 @@ class Seller(_message.Message):
         time_zone: _builtins.str = ...,
         payment_days: _builtins.int = ...,
         note: _builtins.str = ...,
+        mail_documents: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["address", b"address"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "bank_name", b"bank_name", "bic", b"bic", "colour", b"colour", "email", b"email", "iban", b"iban", "locale", b"locale", "logo", b"logo", "name", b"name", "note", b"note", "payment_days", b"payment_days", "phone", b"phone", "register_entry", b"register_entry", "tax_number", b"tax_number", "time_zone", b"time_zone", "vat_id", b"vat_id", "website", b"website"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "bank_name", b"bank_name", "bic", b"bic", "colour", b"colour", "email", b"email", "iban", b"iban", "locale", b"locale", "logo", b"logo", "mail_documents", b"mail_documents", "name", b"name", "note", b"note", "payment_days", b"payment_days", "phone", b"phone", "register_entry", b"register_entry", "tax_number", b"tax_number", "time_zone", b"time_zone", "vat_id", b"vat_id", "website", b"website"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
