@@ -10,13 +10,7 @@ from datetime import datetime
 
 from nexus.commerce.puabo_nuki_product_catalog.v1 import events_pb2
 from nexus.commerce.puabo_nuki_product_catalog.v1 import products_pb2 as pb
-from nexus.commerce.puabo_nuki_product_catalog.v1.faults import (
-    AttributeNotFound,
-    ImportOffsetWrong,
-    ImportStateWrong,
-    ImportUnreadable,
-    PriceListNotFound,
-)
+from nexus.commerce.puabo_nuki_product_catalog.v1.faults import AttributeNotFound, PriceListNotFound
 from nexus.commerce.puabo_nuki_product_catalog.v1.prices_pb2 import NewPrice
 from services.chassis.context import acting_for
 from services.chassis.database import Database
@@ -43,45 +37,6 @@ class Importing:
         self._worker = new_id()
         self.store = ImportStore(database)
 
-    async def upload(self, import_id: str, offset: int, data: bytes) -> Row:
-        """Raises ImportNotFound, ImportStateWrong, ImportOffsetWrong, ImportUnreadable."""
-        async with self._database.transaction():
-            found = await self.store.imports.require(import_id, lock=True)
-            _require_uploading(found)
-            end = offset + len(data)
-            if end <= found["received"]:
-                return found
-            if offset != found["received"]:
-                raise ImportOffsetWrong(received=found["received"])
-            if end > rows.MOST_BYTES:
-                raise ImportUnreadable(why=f"it has more than {rows.MOST_BYTES} bytes")
-            await self.store.chunks.insert(import_id=import_id, position=offset, data=data)
-            return await self.store.imports.change(import_id, received=end)
-
-    async def start(self, import_id: str) -> Row:
-        """Raises ImportNotFound, ImportStateWrong, ImportUnreadable, PriceListNotFound, AttributeNotFound."""
-        async with self._database.transaction():
-            found = await self.store.imports.require(import_id, lock=True)
-            if found["state"] in ("running", "done"):
-                return found
-            _require_uploading(found)
-            file = await self._file(import_id)
-            price_lists = set(file.named(rows.PRICE))
-            for missing in sorted(price_lists - (await self._pricing.store.lists_by_key.get_all(price_lists)).keys()):
-                raise PriceListNotFound(price_list=missing)
-            known = await self._catalog.products.attributes()
-            for missing in sorted(set(file.named(rows.ATTRIBUTE)) - known.keys()):
-                raise AttributeNotFound(attribute=missing)
-            return await self.store.imports.change(import_id, state="running", row_count=len(file.rows))
-
-    async def cancel(self, import_id: str) -> Row:
-        """Raises ImportNotFound, ImportStateWrong."""
-        async with self._database.transaction():
-            found = await self.store.imports.require(import_id, lock=True)
-            if found["state"] == "done":
-                raise ImportStateWrong(state="done")
-            return found if found["state"] == "cancelled" else await self.store.finish(import_id, "cancelled")
-
     async def run(self) -> None:
         """Import the files that wait, of all tenants, until there are none. Replicas may do so at once."""
         while (found := await self.store.take(self._worker)) is not None:
@@ -90,7 +45,7 @@ class Importing:
 
     async def _run(self, found: Row) -> None:
         import_id, done = found["import_id"], found["rows_done"]
-        file = await self._file(import_id)
+        file = await self.file(import_id)
         while done < len(file.rows):
             until = min(done + ROWS_AT_ONCE, len(file.rows))
             try:
@@ -110,7 +65,17 @@ class Importing:
                     import_id,
                 )
 
-    async def _file(self, import_id: str) -> File:
+    async def require_known(self, file: File) -> None:
+        """What its columns name. Raises PriceListNotFound, AttributeNotFound."""
+        price_lists = set(file.named(rows.PRICE))
+        for missing in sorted(price_lists - (await self._pricing.store.lists_by_key.get_all(price_lists)).keys()):
+            raise PriceListNotFound(price_list=missing)
+        attributes = await self._catalog.products.attributes()
+        for missing in sorted(set(file.named(rows.ATTRIBUTE)) - attributes.keys()):
+            raise AttributeNotFound(attribute=missing)
+
+    async def file(self, import_id: str) -> File:
+        """Raises ImportUnreadable."""
         return await asyncio.to_thread(rows.read, await self.store.file(import_id))
 
     async def _import(self, file: File, since: int, until: int, actor: str) -> Outcome:
@@ -200,8 +165,3 @@ def _current(on_record: Iterable[Sequence[Entry]], now: datetime) -> dict[tuple[
             by_list[entry.price_list_id, entry.variant_id].append(entry)
     found = {place: price_at(entries, now) for place, entries in by_list.items()}
     return {place: price.minor_units for place, price in found.items() if price is not None}
-
-
-def _require_uploading(found: Row) -> None:
-    if found["state"] != "uploading":
-        raise ImportStateWrong(state=found["state"])

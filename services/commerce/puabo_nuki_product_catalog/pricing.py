@@ -1,4 +1,4 @@
-"""Putting prices on record, and reading them back: each method one transaction.
+"""Putting prices on record, and reading them back.
 
 Who writes is alone (an advisory lock of the tenant), and what is written is in force from a moment after the lock was
 taken. Who has to be sure reads under the same lock, shared: what is put on record later is in force later.
@@ -11,20 +11,13 @@ from typing import Any
 
 from nexus.commerce.puabo_nuki_product_catalog.v1 import events_pb2
 from nexus.commerce.puabo_nuki_product_catalog.v1 import prices_pb2 as pb
-from nexus.commerce.puabo_nuki_product_catalog.v1.faults import (
-    PriceListEnded,
-    PriceListTaken,
-    PricePast,
-    VariantNotFound,
-)
+from nexus.commerce.puabo_nuki_product_catalog.v1.faults import PricePast
 from services.chassis.database import Database
 from services.chassis.events import Events
 from services.chassis.ids import new_id
-from services.chassis.messages import moment_in, values_of
-from services.chassis.table import Row
+from services.chassis.messages import moment_in
 from services.commerce.puabo_nuki_product_catalog.prices import FOREVER, Entry, periods
 from services.commerce.puabo_nuki_product_catalog.store.prices import PriceStore
-from services.commerce.puabo_nuki_product_catalog.store.products import ProductStore
 
 DEFAULT_CHANNEL = "default"
 
@@ -34,63 +27,12 @@ class Pricing:
         self._database = database
         self._events = events
         self.store = PriceStore(database)
-        self._products = ProductStore(database)
-
-    async def create_list(self, asked: pb.PriceList) -> Row:
-        """Raises PriceListTaken, PricePast."""
-        async with self._database.transaction():
-            start = _from(await self.store.lock(), moment_in(asked, "start_time"))
-            end = moment_in(asked, "end_time") or FOREVER
-            if end <= start:
-                raise PricePast(why="the list would end before it starts")
-            row = await self.store.lists.insert_new(
-                price_list_id=new_id(),
-                **values_of(asked, "key", "name", "currency", "priority", "tax_included"),
-                channel=asked.channel or DEFAULT_CHANNEL,
-                kind="sale" if asked.kind == pb.PRICE_LIST_KIND_SALE else "regular",
-                start_time=start,
-                end_time=end,
-            )
-        if row is None:
-            raise PriceListTaken(price_list=asked.key)
-        return row
-
-    async def end_list(self, price_list_id: str, end: datetime | None) -> Row:
-        """Raises PriceListNotFound, PriceListEnded, PricePast."""
-        async with self._database.transaction():
-            now = await self.store.lock()
-            found = await self.store.lists.require(price_list_id)
-            ends = _from(now, end)
-            if found["end_time"] == ends:
-                return found
-            if found["end_time"] < ends:
-                if end is None:
-                    return found  # it has ended already
-                raise PriceListEnded(price_list=found["key"])
-            ended = await self.store.lists.change(price_list_id, end_time=ends)
-            await self.refresh(await self.store.products_in_list(price_list_id), now)
-        return ended
-
-    async def set(self, price_list_id: str, prices: Sequence[pb.NewPrice], actor: str) -> list[Row]:
-        """Returns the entries. Raises PriceListNotFound, PriceListEnded, VariantNotFound, PricePast."""
-        async with self._database.transaction():
-            variants = await self._products.variant_rows.get_all([price.variant_id for price in prices])
-            for price in prices:
-                if price.variant_id not in variants:
-                    raise VariantNotFound(variant_id=price.variant_id)
-            now = await self.store.lock()
-            found = await self.store.lists.require(price_list_id)
-            if found["end_time"] <= now:
-                raise PriceListEnded(price_list=found["key"])
-            entry_ids = await self.record(price_list_id, prices, now, actor)
-            await self.refresh({variant["product_id"] for variant in variants.values()}, now)
-            return await self.store.of_ids(entry_ids)
 
     async def record(self, price_list_id: str, prices: Sequence[pb.NewPrice], now: datetime, actor: str) -> list[str]:
         """Write prices, under lock; returns the ids of the entries. Raises PricePast."""
         entries: dict[str, dict[str, Any]] = {}
         for price in prices:
-            start, end = _from(now, moment_in(price, "start_time")), moment_in(price, "end_time") or FOREVER
+            start, end = starting(now, moment_in(price, "start_time")), moment_in(price, "end_time") or FOREVER
             if end <= start:
                 raise PricePast(why="a price would end before it starts")
             entry_id = new_id()
@@ -142,8 +84,8 @@ class Pricing:
         return found
 
 
-def _from(now: datetime, start: datetime | None) -> datetime:
-    """Raises PricePast."""
+def starting(now: datetime, start: datetime | None) -> datetime:
+    """From when on it holds: from now on when None is said. Raises PricePast."""
     if start is None:
         return now
     if start < now:

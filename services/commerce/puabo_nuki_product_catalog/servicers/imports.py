@@ -1,6 +1,11 @@
 """ImportService: proto to rules and back."""
 
 from nexus.commerce.puabo_nuki_product_catalog.v1 import imports_pb2 as pb
+from nexus.commerce.puabo_nuki_product_catalog.v1.faults import (
+    ImportOffsetWrong,
+    ImportStateWrong,
+    ImportUnreadable,
+)
 from services.chassis.context import RequestContext
 from services.chassis.ids import new_id
 from services.chassis.messages import MessageOf
@@ -8,6 +13,7 @@ from services.chassis.paging import Pager
 from services.chassis.service import Service
 from services.chassis.table import Row
 from services.commerce.puabo_nuki_product_catalog.importing import LOOK_SECONDS, Importing
+from services.commerce.puabo_nuki_product_catalog.rows import MOST_BYTES
 
 _import = MessageOf(pb.Import, rows="row_count")
 _error = MessageOf(pb.ImportError, row="row_number", column="column_name")
@@ -15,6 +21,7 @@ _error = MessageOf(pb.ImportError, row="row_number", column="column_name")
 
 class ImportService:
     def __init__(self, service: Service) -> None:
+        self._database = service.database
         self._importing = Importing(service.database, service.events)
         self._store = self._importing.store
         self._pager = Pager(service.sealer)
@@ -25,14 +32,37 @@ class ImportService:
         return pb.CreateImportResponse(product_import=_import(row))
 
     async def UploadImport(self, request: pb.UploadImportRequest, call: RequestContext) -> pb.UploadImportResponse:
-        row = await self._importing.upload(request.import_id, request.offset, request.data)
+        end = request.offset + len(request.data)
+        async with self._database.transaction():
+            row = await self._store.imports.require(request.import_id, lock=True)
+            _require_uploading(row)
+            if end > row["received"]:
+                if request.offset != row["received"]:
+                    raise ImportOffsetWrong(received=row["received"])
+                if end > MOST_BYTES:
+                    raise ImportUnreadable(why=f"it has more than {MOST_BYTES} bytes")
+                await self._store.chunks.insert(import_id=request.import_id, position=request.offset, data=request.data)
+                row = await self._store.imports.change(request.import_id, received=end)
         return pb.UploadImportResponse(product_import=_import(row))
 
     async def StartImport(self, request: pb.StartImportRequest, call: RequestContext) -> pb.StartImportResponse:
-        return pb.StartImportResponse(product_import=_import(await self._importing.start(request.import_id)))
+        async with self._database.transaction():
+            row = await self._store.imports.require(request.import_id, lock=True)
+            if row["state"] not in ("running", "done"):
+                _require_uploading(row)
+                file = await self._importing.file(request.import_id)
+                await self._importing.require_known(file)
+                row = await self._store.imports.change(request.import_id, state="running", row_count=len(file.rows))
+        return pb.StartImportResponse(product_import=_import(row))
 
     async def CancelImport(self, request: pb.CancelImportRequest, call: RequestContext) -> pb.CancelImportResponse:
-        return pb.CancelImportResponse(product_import=_import(await self._importing.cancel(request.import_id)))
+        async with self._database.transaction():
+            row = await self._store.imports.require(request.import_id, lock=True)
+            if row["state"] == "done":
+                raise ImportStateWrong(state="done")
+            if row["state"] != "cancelled":
+                row = await self._store.finish(request.import_id, "cancelled")
+        return pb.CancelImportResponse(product_import=_import(row))
 
     async def GetImport(self, request: pb.GetImportRequest, call: RequestContext) -> pb.GetImportResponse:
         return pb.GetImportResponse(product_import=_import(await self._store.imports.require(request.import_id)))
@@ -53,3 +83,8 @@ class ImportService:
 
         rows, more = await self._pager.page(request, call, fetch, by="row_number")
         return pb.ListImportErrorsResponse(errors=map(_error, rows), next_page_token=more)
+
+
+def _require_uploading(row: Row) -> None:
+    if row["state"] != "uploading":
+        raise ImportStateWrong(state=row["state"])
