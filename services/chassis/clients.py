@@ -55,12 +55,18 @@ class Clients:
         self._calls = calls
         self._callees: dict[str, _Callee] = {}
 
-    def stub(self, stub_class: Callable[["grpc.aio.Channel"], Stub]) -> Stub:
-        """The stub of a service. Raises ValueError for one that is not declared in the spec's `calls`."""
+    def stub(self, stub_class: Callable[["grpc.aio.Channel"], Stub], *, timeout: float | None = None) -> Stub:
+        """The stub of a service. Raises ValueError for one that is not declared in the spec's `calls`.
+
+        `timeout` is in seconds, for each call that does not say otherwise; none outlasts the call that it is made for.
+        """
         callee = stub_class.__module__.split(".")[2].replace("_", "-")
         if self._calls is not None and callee not in self._calls:
             raise ValueError(f"{self._caller} does not declare {callee} in its calls")
-        return self.infrastructure(stub_class, callee)
+        stub = self.infrastructure(stub_class, callee)
+        for method in vars(stub).values():
+            method.timeout = timeout
+        return stub
 
     def infrastructure(self, stub_class: Callable[["grpc.aio.Channel"], Stub], callee: str) -> Stub:
         """A stub for what the chassis itself needs of any service: its public keys, its health."""
@@ -154,6 +160,7 @@ class _Callable:
 
     def __init__(self, callee: _Callee, kind: str, path: str, args: Any, kwargs: Any) -> None:
         self._callee = callee
+        self.timeout: float | None = None
         self._path = path
         self._package = path[1:].partition("/")[0].rpartition(".")[0]
         self._method: Method | None = contract.methods().get(path)
@@ -241,7 +248,7 @@ class _Unary(_Callable):
         """Raises the callee's faults, or DependencyUnavailable and DeadlineExceeded when it does not answer."""
         attempts = ATTEMPTS if self._repeatable(request) else 1
         for attempt in range(1, attempts + 1):
-            limit = self._time_limit(timeout)
+            limit = self._time_limit(timeout or self.timeout)
             self._admit()
             started = time.monotonic()
             try:
@@ -271,7 +278,7 @@ class _Stream(_Callable):
     """A method that streams its answers."""
 
     async def __call__(self, request: Any, timeout: float | None = None, metadata: Any = None) -> AsyncIterator[Any]:
-        limit = self._time_limit(timeout)
+        limit = self._time_limit(timeout or self.timeout)
         self._admit()
         started = time.monotonic()
         try:

@@ -214,6 +214,15 @@ async def test_a_shorter_timeout_of_the_call_itself_wins(callee: UserAuth, users
     assert callee.seconds < 2
 
 
+async def test_a_stub_may_have_a_timeout_for_its_calls(callee: UserAuth, clients: Clients) -> None:
+    users = clients.stub(UserServiceStub, timeout=1)
+    await during(call_of(USERS + READ, seconds=5), get_user(users))
+    assert callee.seconds is not None
+    assert callee.seconds < 2
+    await during(call_of(USERS + READ, seconds=5), get_user(users, timeout=4))
+    assert 3 < callee.seconds < 5
+
+
 async def test_the_last_moments_are_kept_back_and_nothing_is_sent_in_them(
     callee: UserAuth, users: "UserServiceAsyncStub"
 ) -> None:

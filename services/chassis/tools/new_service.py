@@ -58,7 +58,6 @@ def write(domain: str, service_id: str) -> list[Path]:
         "reasons.proto": f"proto/nexus/{domain}/{package}/v1/reasons.proto",
         "spec.py": f"services/{domain}/{package}/spec.py",
         "servicer.py": f"services/{domain}/{package}/servicer.py",
-        "store.py": f"services/{domain}/{package}/store.py",
         "notes.sql": f"services/{domain}/{package}/migrations/0001_notes.sql",
         "test.py": f"tests/{domain}/test_{package}.py",
     }

@@ -83,11 +83,11 @@ class Carts:
         self._store = CartStore(service.database)
         self._carts = self._store.carts
         self._orders = OrderStore(service.database)
-        self._prices = service.clients.stub(PriceServiceStub)
-        self._stock = service.clients.stub(InventoryServiceStub)
-        self._shipping = service.clients.stub(ShippingServiceStub)
-        self._fulfilment = service.clients.stub(FulfilmentServiceStub)
-        self._invoices = service.clients.stub(IssuingServiceStub)
+        self._prices = service.clients.stub(PriceServiceStub, timeout=_CALL_SECONDS)
+        self._stock = service.clients.stub(InventoryServiceStub, timeout=_CALL_SECONDS)
+        self._shipping = service.clients.stub(ShippingServiceStub, timeout=_CALL_SECONDS)
+        self._fulfilment = service.clients.stub(FulfilmentServiceStub, timeout=_CALL_SECONDS)
+        self._invoices = service.clients.stub(IssuingServiceStub, timeout=_CALL_SECONDS)
         service.every(SWEEP_SECONDS, self._forget_old)
 
     def secret(self, cart_id: str) -> str:
@@ -151,7 +151,7 @@ class Carts:
             currency=row["currency"],
             goods_value=priced.draft.goods,
         )
-        quotes = (await self._shipping.QuoteRates(request, timeout=_CALL_SECONDS)).quotes
+        quotes = (await self._shipping.QuoteRates(request)).quotes
         offers = [
             Delivery(
                 price=quote.price.minor_units,
@@ -188,10 +188,8 @@ class Carts:
             channel=row["channel"],
             currency=row["currency"],
         )
-        answer = await self._prices.ResolveVariants(request, timeout=_CALL_SECONDS)
-        in_stock = await self._stock.GetAvailability(
-            GetAvailabilityRequest(item_ids=list(wanted)), timeout=_CALL_SECONDS
-        )
+        answer = await self._prices.ResolveVariants(request)
+        in_stock = await self._stock.GetAvailability(GetAvailabilityRequest(item_ids=list(wanted)))
         available = {item.item_id: item.available for item in in_stock.items}
         rates = await self._rates(addresses)
         for (variant_id, quantity), found in zip(wanted.items(), answer.variants, strict=True):
@@ -218,7 +216,7 @@ class Carts:
             draft.total += draft.delivery.price
         if addresses is not None and draft.lines:
             calculation = CalculateInvoiceRequest(content=invoice_content(draft, addresses))
-            totals = (await self._invoices.CalculateInvoice(calculation, timeout=_CALL_SECONDS)).totals
+            totals = (await self._invoices.CalculateInvoice(calculation)).totals
             draft.tax, draft.total = totals.tax, totals.total
         return priced
 
@@ -279,7 +277,7 @@ class Carts:
                 for found, (length, width, height) in zip(things, sizes, strict=True)
             ]
             with contextlib.suppress(BoxNotFound, ItemFitsNoBox):
-                packed = await self._fulfilment.PackOrder(PackOrderRequest(items=items), timeout=_CALL_SECONDS)
+                packed = await self._fulfilment.PackOrder(PackOrderRequest(items=items))
                 return _PARCELS.validate_python([box.parcel for box in packed.boxes], from_attributes=True)
         weight = sum(found.variant.weight_grams * found.quantity for found in things)
         return [Parcel(weight_grams=min(max(weight, 1), _HEAVIEST_GRAMS))]

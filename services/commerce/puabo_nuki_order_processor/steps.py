@@ -81,11 +81,11 @@ class Steps:
     def __init__(self, service: Service) -> None:
         self._config: Config = service.config
         self._orders = OrderStore(service.database).orders
-        self._stock = service.clients.stub(ReservationServiceStub)
-        self._payments = service.clients.stub(PaymentServiceStub)
-        self._shipping = service.clients.stub(FulfilmentServiceStub)
-        self._invoices = service.clients.stub(IssuingServiceStub)
-        self._ledger = service.clients.stub(LedgerServiceStub)
+        self._stock = service.clients.stub(ReservationServiceStub, timeout=CALL_SECONDS)
+        self._payments = service.clients.stub(PaymentServiceStub, timeout=CALL_SECONDS)
+        self._shipping = service.clients.stub(FulfilmentServiceStub, timeout=CALL_SECONDS)
+        self._invoices = service.clients.stub(IssuingServiceStub, timeout=CALL_SECONDS)
+        self._ledger = service.clients.stub(LedgerServiceStub, timeout=CALL_SECONDS)
 
     async def do(self, order: Order, step: str) -> Event | None:
         """The event that tells of it; None when the customer is still waited for."""
@@ -112,7 +112,7 @@ class Steps:
             reference=order.reference,
             request_id=order.reference,
         )
-        reservation = (await self._stock.Reserve(request, timeout=CALL_SECONDS)).reservation
+        reservation = (await self._stock.Reserve(request)).reservation
         expire_time = moment(reservation.expire_time).isoformat()
         return "StockReserved", {"reservation_id": reservation.reservation_id, "expire_time": expire_time}
 
@@ -121,12 +121,12 @@ class Steps:
         if order.reservation_id:
             request = stock.ReleaseReservationRequest(reservation_id=order.reservation_id)
             with contextlib.suppress(stock_faults.ReservationSettled):  # committed, and what it took is back by now
-                await self._stock.ReleaseReservation(request, timeout=CALL_SECONDS)
+                await self._stock.ReleaseReservation(request)
         return {}
 
     async def _do_commit(self, order: Order) -> Event:
         request = stock.CommitReservationRequest(reservation_id=order.reservation_id)
-        await self._stock.CommitReservation(request, timeout=CALL_SECONDS)
+        await self._stock.CommitReservation(request)
         return "StockCommitted", {}
 
     async def _undo_commit(self, order: Order) -> dict[str, Any]:
@@ -134,7 +134,7 @@ class Steps:
             reservation_id=order.reservation_id, note="order cancelled", request_id=f"{order.reference}/restock"
         )
         try:
-            await self._stock.RestockReservation(request, timeout=CALL_SECONDS)
+            await self._stock.RestockReservation(request)
         except (stock_faults.ReservationSettled, stock_faults.ReservationNotFound):  # it was not committed
             return _NOTHING
         return {}
@@ -149,7 +149,7 @@ class Steps:
                 hold = stock.ExtendReservationRequest(
                     reservation_id=order.reservation_id, lifetime=_duration(self._config.hold_lifetime)
                 )
-                await self._stock.ExtendReservation(hold, timeout=CALL_SECONDS)
+                await self._stock.ExtendReservation(hold)
             payment = await self._payment(order)
         except _NO_PAYMENT as refusal:
             return "PaymentDeclined", {"cause": refusal.reason, "expire_time": until}
@@ -176,7 +176,7 @@ class Steps:
             description=f"Order {order.order_id}",
             request_id=f"{order.reference}/authorise/{order.payment_attempts}",
         )
-        return (await self._payments.Authorize(request, timeout=CALL_SECONDS)).payment
+        return (await self._payments.Authorize(request)).payment
 
     async def _undo_authorise(self, order: Order) -> dict[str, Any]:
         if not order.payment_attempts:
@@ -189,7 +189,7 @@ class Steps:
             payment_id=payment_id, request_id=f"{order.reference}/void/{order.repayments_refused}"
         )
         try:
-            answer = await self._payments.Void(request, timeout=CALL_SECONDS)
+            answer = await self._payments.Void(request)
         except PaymentStateConflict:
             raise Later("the payment's outcome is not known yet") from None
         _require_done(answer.operation)
@@ -201,7 +201,7 @@ class Steps:
         request = billing.CaptureRequest(
             payment_id=order.payment_id, request_id=f"{order.reference}/capture/{order.payment_attempts}"
         )
-        answer = await self._payments.Capture(request, timeout=CALL_SECONDS)
+        answer = await self._payments.Capture(request)
         if answer.operation.state == billing.OPERATION_STATE_PENDING:
             raise Later("whether the money was taken is not known yet")
         if answer.operation.state == billing.OPERATION_STATE_FAILED:
@@ -234,7 +234,7 @@ class Steps:
             reason="order",
             request_id=f"{order.reference}/{key}/{order.repayments_refused}",
         )
-        answer = await self._payments.Refund(request, timeout=CALL_SECONDS)
+        answer = await self._payments.Refund(request)
         if answer.operation.state == billing.OPERATION_STATE_PENDING:
             raise Later("whether the money went back is not known yet")
         _require_done(answer.operation)
@@ -254,7 +254,7 @@ class Steps:
                 quote_id=order.delivery.quote_id,
             )
             request = shipping.ShipParcelRequest(order=label)
-            bought = (await self._shipping.ShipParcel(request, timeout=CALL_SECONDS)).shipment
+            bought = (await self._shipping.ShipParcel(request)).shipment
             known = values_of(bought, "shipment_id", "carrier", "service", "tracking_number")
             parcels.append({**parcel.model_dump(), **known})
         return "LabelsBought", {"parcels": parcels}
@@ -264,7 +264,7 @@ class Steps:
         for number in range(len(order.parcels)):
             request = shipping.GetParcelRequest(key=_parcel_key(order, number))
             with contextlib.suppress(ShipmentNotFound):
-                parcel = (await self._shipping.GetParcel(request, timeout=CALL_SECONDS)).shipment
+                parcel = (await self._shipping.GetParcel(request)).shipment
                 if parcel.state in _WITH_CARRIER:
                     found.append(number)
         return found
@@ -276,7 +276,7 @@ class Steps:
         for number in range(len(order.parcels)):
             request = shipping.CancelParcelRequest(key=_parcel_key(order, number))
             try:
-                await self._shipping.CancelParcel(request, timeout=CALL_SECONDS)
+                await self._shipping.CancelParcel(request)
             except ShipmentUnderWay:
                 kept += 1
         return {"kept": str(kept)} if kept else {}
@@ -287,7 +287,7 @@ class Steps:
         content = invoice_content(order, addresses_of(await self._orders.require(order.order_id)))
         content.prepaid, content.order_reference = order.captured, order.order_id
         request = invoicing.IssueInvoiceRequest(reference=order.reference, content=content)
-        issued = (await self._invoices.IssueInvoice(request, timeout=CALL_SECONDS)).invoice
+        issued = (await self._invoices.IssueInvoice(request)).invoice
         return "InvoiceIssued", {"invoice_id": issued.invoice_id, "invoice_number": issued.number}
 
     async def _undo_invoice(self, order: Order) -> dict[str, Any]:
@@ -297,7 +297,7 @@ class Steps:
             reason="The order was cancelled.",
         )
         try:
-            note = (await self._invoices.CreditIssuedInvoice(request, timeout=CALL_SECONDS)).credit_note
+            note = (await self._invoices.CreditIssuedInvoice(request)).credit_note
         except InvoiceNotFound:
             return _NOTHING
         return {"credit_note_id": note.invoice_id, "number": note.number}
@@ -317,7 +317,7 @@ class Steps:
                 tenant_account=postings.EARNINGS.name,
                 reference=settlement,
             )
-            share = (await self._ledger.Settle(settle, timeout=CALL_SECONDS)).platform_minor_units
+            share = (await self._ledger.Settle(settle)).platform_minor_units
         return "SaleBooked", {"platform_share": share}
 
     async def _undo_book(self, order: Order) -> dict[str, Any]:
@@ -329,12 +329,12 @@ class Steps:
             revert = ledger.RevertTransactionRequest(
                 idempotency_key=f"{reference}/revert", transaction_id=known.transaction.transaction_id
             )
-            await self._ledger.RevertTransaction(revert, timeout=CALL_SECONDS)
+            await self._ledger.RevertTransaction(revert)
         return {}
 
     async def _post(self, reference: str, transaction: NewTransaction) -> None:
         request = ledger.PostTransactionRequest(idempotency_key=reference, transaction=transaction)
-        await self._ledger.PostTransaction(request, timeout=CALL_SECONDS)
+        await self._ledger.PostTransaction(request)
 
     # Refunds of an order that stays
 
@@ -346,7 +346,7 @@ class Steps:
             lines=[CreditedLine(line=line, quantity=str(quantity)) for line, quantity in sorted(units.items())],
             reason=refund.reason or "Refund",
         )
-        note = (await self._invoices.CreditIssuedInvoice(request, timeout=CALL_SECONDS)).credit_note
+        note = (await self._invoices.CreditIssuedInvoice(request)).credit_note
         return {"amount": note.totals.total, "tax": note.totals.tax, "credit_note_id": note.invoice_id}
 
     async def _refund_pay(self, order: Order, refund: Refund) -> dict[str, Any]:
@@ -364,7 +364,7 @@ class Steps:
                 lines=[ItemQuantity(item_id=item_id, quantity=quantity) for item_id, quantity in units.items()],
                 request_id=f"{order.reference}/restock/{refund.refund_id}",
             )
-            await self._stock.RestockReservation(request, timeout=CALL_SECONDS)
+            await self._stock.RestockReservation(request)
         return {}
 
     async def _refund_book(self, order: Order, refund: Refund) -> dict[str, Any]:

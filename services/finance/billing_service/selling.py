@@ -32,8 +32,8 @@ class Selling:
 
     def __init__(self, service: Service, store: Store) -> None:
         self._store = store
-        self._ledger = service.clients.stub(LedgerServiceStub)
-        self._invoices = service.clients.stub(IssuingServiceStub)
+        self._ledger = service.clients.stub(LedgerServiceStub, timeout=_CALL_SECONDS)
+        self._invoices = service.clients.stub(IssuingServiceStub, timeout=_CALL_SECONDS)
 
     async def unpaid(self, bill_id: str) -> Row | None:
         """A bill that is owed, of a subscription that has begun."""
@@ -50,7 +50,7 @@ class Selling:
         tax = share = 0
         if bill["tax_basis_points"]:
             request = pb.CalculateInvoiceRequest(content=await self._content(bill))
-            tax = (await self._invoices.CalculateInvoice(request, timeout=_CALL_SECONDS)).totals.tax
+            tax = (await self._invoices.CalculateInvoice(request)).totals.tax
         await self.post(postings.sale(bill, tax))
         if bill["total"] > tax:
             settlement = SettleRequest(
@@ -61,7 +61,7 @@ class Selling:
                 tenant_account=postings.EARNINGS.name,
                 reference=f"bill/{bill_id}/settlement",
             )
-            share = (await self._ledger.Settle(settlement, timeout=_CALL_SECONDS)).platform_minor_units
+            share = (await self._ledger.Settle(settlement)).platform_minor_units
         return await self._store.bills.change(bill_id, tax=tax, platform_share=share)
 
     async def refunded(self, message: PaymentRefunded) -> None:
@@ -89,7 +89,7 @@ class Selling:
         amount = Money(currency=bill["currency"], minor_units=bill["total"])
         if bill["state"] == "PAID" and issued.content.prepaid == 0:
             settle = pb.SettleInvoiceRequest(reference=reference, payment_reference=reference, amount=amount)
-            await self._invoices.SettleInvoice(settle, timeout=_CALL_SECONDS)
+            await self._invoices.SettleInvoice(settle)
         for refund in await self._refunds(bill):
             credit = pb.CreditIssuedInvoiceRequest(
                 invoice_reference=reference,
@@ -97,7 +97,7 @@ class Selling:
                 reason="The payment was refunded.",
                 amount=Money(currency=bill["currency"], minor_units=refund["amount"]),
             )
-            await self._invoices.CreditIssuedInvoice(credit, timeout=_CALL_SECONDS)
+            await self._invoices.CreditIssuedInvoice(credit)
         if not bill["invoice_id"]:  # last, since a bill that has its invoice is not looked after any more
             await self._store.bills.change(bill["bill_id"], invoice_id=issued.invoice_id)
 
@@ -113,9 +113,9 @@ class Selling:
         if not bill["invoice_id"]:
             request = pb.IssueInvoiceRequest(reference=reference, content=await self._content(bill))
             with contextlib.suppress(ReferenceTaken):  # the customer has moved since somebody issued it and died
-                return (await self._invoices.IssueInvoice(request, timeout=_CALL_SECONDS)).invoice
+                return (await self._invoices.IssueInvoice(request)).invoice
         known = pb.GetIssuedInvoiceRequest(reference=reference)
-        return (await self._invoices.GetIssuedInvoice(known, timeout=_CALL_SECONDS)).invoice
+        return (await self._invoices.GetIssuedInvoice(known)).invoice
 
     async def _refunds(self, bill: Row) -> list[Row]:
         if bill["payment_id"] is None:
@@ -125,7 +125,7 @@ class Selling:
     async def post(self, transaction: NewTransaction, key: str = "") -> None:
         """Once for a key; by itself, that is what it refers to."""
         request = PostTransactionRequest(idempotency_key=key or transaction.reference, transaction=transaction)
-        await self._ledger.PostTransaction(request, timeout=_CALL_SECONDS)
+        await self._ledger.PostTransaction(request)
 
     async def _content(self, bill: Row) -> InvoiceContent:
         customer = await self._store.customers.require(bill["customer_id"])
