@@ -1,6 +1,6 @@
 """Rows to messages. A column becomes the field of its name; what kind of value that is, the contract says.
 
-bill_of = MessageOf(pb.Bill, total_price="total")
+bill_of = MessageOf(pb.Bill, pay_time="paid_at")
 bill_of(row, lines=map(line_of, lines))
 """
 
@@ -144,5 +144,11 @@ def moment_in(message: Any, field: str) -> datetime | None:
 
 
 def values_of(message: Any, *fields: str) -> dict[str, Any]:
-    """Fields of a message, for columns of the same names: `table.insert(**values_of(request, "key", "name"))`."""
-    return {field: getattr(message, field) for field in fields}
+    """Fields of a message, for columns of the same names: `table.insert(**values_of(request, "key", "name"))`. None for
+    a message, or a time, that is not set."""
+    return {field: _value(message, field) for field in fields}
+
+
+def _value(message: Any, name: str) -> Any:
+    value = getattr(message, name)
+    return None if isinstance(value, Message) and not message.HasField(name) else value

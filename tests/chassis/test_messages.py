@@ -2,6 +2,7 @@
 
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
@@ -120,6 +121,13 @@ def test_intervals_become_durations() -> None:
 def test_enum_values_as_rows_have_them() -> None:
     assert text_of(pb.BillState, pb.BILL_STATE_PAST_DUE) == "PAST_DUE"
     assert text_of(pb.BillState, pb.BILL_STATE_UNSPECIFIED) == ""
+
+
+def test_what_is_not_set_in_a_message_is_none_in_a_row() -> None:
+    bill = bill_of(BILL)
+    unset: dict[str, Any] = {"pay_time": None, "tax": None, "payment_id": "", "lines": []}
+    assert values_of(bill, *unset) == unset
+    assert values_of(bill, "total", "create_time") == {"total": bill.total, "create_time": bill.create_time}
 
 
 def test_a_moment_that_is_not_there_is_none() -> None:
