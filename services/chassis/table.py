@@ -50,9 +50,10 @@ class Table:
         on_update: str = "",
     ) -> None:
         """`key` is the column that names a row within its tenant. `missing` is what `require` raises, made with the
-        key. `order` is the column that pages go by, upwards; without one they go by the key, downwards: the latest
-        first, where keys are UUIDv7. `columns` are what rows come with. `on_update` is what every update sets besides,
-        in SQL that names columns with their table."""
+        key. `order` is the column that pages go by, upwards, another in every row; without one they go by the key,
+        downwards: the latest first, where keys are UUIDv7. By several columns, or downwards, a page begins where a
+        filter says. `columns` are what rows come with. `on_update` is what every update sets besides, in SQL that
+        names columns with their table."""
         self._database = database
         self._name = name
         self._key = key
@@ -98,6 +99,7 @@ class Table:
         for an empty one: {"create_time >= {}": since, "attention <> ''": ()}."""
         wanted = {f"{column} = {{}}": value for column, value in equal.items()} | dict(filters or {})
         if after:
+            assert " " not in self._order, f"{self._name}: where a page by {self._order} begins, a filter says"
             wanted[f"{self._order or self._key} {'>' if self._order else '<'} {{}}"] = after
         values = [value for value in wanted.values() if value is not None]
         conditions = tuple(condition for condition, value in wanted.items() if value is not None)

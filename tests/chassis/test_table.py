@@ -148,6 +148,15 @@ async def test_rows_are_selected_by_any_condition(roles: Table) -> None:
     assert [row["name"] for row in found] == ["clerk", "chief"]
 
 
+async def test_pages_by_several_columns_begin_where_a_filter_says(database: Database, roles: Table) -> None:
+    await add(roles, "a", "b", "c")
+    by_both = Table(database, "roles", key="name", order="description, name")
+    after = {"(description, name) > ({}, {})": ("", "a")}
+    assert [row["name"] for row in await by_both.page("", 10, filters=after)] == ["b", "c"]
+    with pytest.raises(AssertionError, match="a filter says"):
+        await by_both.page("a", 10)
+
+
 async def test_nothing_reaches_the_rows_of_another_tenant(roles: Table, other_tenant: Tenant) -> None:
     await add(roles, "clerk")
     with acting_for(other_tenant.tenant_id):
