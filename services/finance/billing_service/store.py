@@ -371,6 +371,9 @@ class Store:
         belonging = {"subscription_id": subscription_id, "bill_id": bill_id}
         await self.lines.insert_all({"line_id": new_id(), **belonging, **asdict(line)} for line in lines)
 
+    async def lines_of(self, bill_ids: Sequence[str]) -> list[Row]:
+        return await self.lines.select("bill_id = ANY ($1::uuid[]) ORDER BY line_id", bill_ids)
+
     async def waiting(self, subscription_id: str) -> list[Row]:
         """The lines that wait for the next bill."""
         return await self.lines.select("subscription_id = $1 AND bill_id IS NULL ORDER BY line_id", subscription_id)

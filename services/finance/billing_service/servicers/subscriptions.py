@@ -1,5 +1,7 @@
 """SubscriptionService: subscriptions, bills, entitlements, dunning."""
 
+from collections import defaultdict
+from collections.abc import Sequence
 from functools import partial
 
 from nexus.finance.billing_service.v1 import subscriptions_pb2 as pb
@@ -39,7 +41,7 @@ class SubscriptionService:
         bill = await self._store.bills.get(subscription["bill_id"])
         return pb.CreateSubscriptionResponse(
             subscription=_subscription(subscription),
-            bill=await self._with_lines(bill) if bill is not None else None,
+            bill=(await self._with_lines([bill]))[0] if bill is not None else None,
             payment=await self._payment(bill) if bill is not None else None,
         )
 
@@ -100,17 +102,19 @@ class SubscriptionService:
         )
 
     async def GetBill(self, request: pb.GetBillRequest, call: RequestContext) -> pb.GetBillResponse:
-        return pb.GetBillResponse(bill=await self._with_lines(await own(self._store.bills, request.bill_id, call)))
+        [bill] = await self._with_lines([await own(self._store.bills, request.bill_id, call)])
+        return pb.GetBillResponse(bill=bill)
 
     async def ListBills(self, request: pb.ListBillsRequest, call: RequestContext) -> pb.ListBillsResponse:
         own_ones = partial(self._store.bills.page, customer_id=customer_of(request.customer_id, call))
         rows, more = await self._pager.page(request, call, own_ones, by="bill_id")
-        return pb.ListBillsResponse(bills=[await self._with_lines(row) for row in rows], next_page_token=more)
+        return pb.ListBillsResponse(bills=await self._with_lines(rows), next_page_token=more)
 
     async def PayBill(self, request: pb.PayBillRequest, call: RequestContext) -> pb.PayBillResponse:
         await own(self._store.bills, request.bill_id, call)
-        bill = await self._subscribing.pay(request.bill_id)
-        return pb.PayBillResponse(bill=await self._with_lines(bill), payment=await self._payment(bill))
+        row = await self._subscribing.pay(request.bill_id)
+        [bill] = await self._with_lines([row])
+        return pb.PayBillResponse(bill=bill, payment=await self._payment(row))
 
     async def ListEntitlements(
         self, request: pb.ListEntitlementsRequest, call: RequestContext
@@ -165,9 +169,11 @@ class SubscriptionService:
             collected=outcomes["PAID"], failed=outcomes["PAST_DUE"], given_up=outcomes["UNCOLLECTIBLE"]
         )
 
-    async def _with_lines(self, bill: Row) -> pb.Bill:
-        lines = await self._store.lines.all(bill_id=bill["bill_id"])
-        return _bill(bill, lines=[_line(line, bill["currency"]) for line in lines])
+    async def _with_lines(self, bills: Sequence[Row]) -> list[pb.Bill]:
+        lines: defaultdict[str, list[Row]] = defaultdict(list)
+        for line in await self._store.lines_of([bill["bill_id"] for bill in bills]):
+            lines[line["bill_id"]].append(line)
+        return [_bill(bill, lines=[_line(line, bill["currency"]) for line in lines[bill["bill_id"]]]) for bill in bills]
 
     async def _payment(self, bill: Row) -> Payment | None:
         """The payment that a bill waits for or was paid with."""
