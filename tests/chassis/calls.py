@@ -3,13 +3,14 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import grpc.aio
 
 from services.chassis import contract
 from services.chassis.context import RequestContext, User
 from services.chassis.contract import Method
+from services.chassis.service import Service
 
 USERS = "/nexus.identity.user_auth.v1.UserService/"
 PLATFORM = "/nexus.platform.backend_api.v1.PlatformService/"
@@ -62,3 +63,10 @@ def call_of(path: str, tenant: str | None = None, seconds: float | None = None, 
 
 def user_of(tenant: str, *permissions: str, user_id: str = "0197f0c1-2345-7abc-8def-0123456789ab") -> User:
     return User(user_id, tenant, "session", frozenset(permissions), int(time.time()) + 600)
+
+
+def unconnected_service(config: Any = None) -> Service:
+    """A service with no database, no broker and no neighbours: it can be made, and can do nothing."""
+    nothing = cast(Any, None)
+    parts = ("spec", "settings", "database", "redis", "events", "clients", "signals", "sealer", "mailer")
+    return Service(config=config, **dict.fromkeys(parts, nothing))
