@@ -9,8 +9,12 @@ import psutil
 import pytest
 
 from nexus.logistics.puabo_nexus_route_optimizer.v1.faults import SolverLimitReached
+from services.logistics.puabo_nexus_route_optimizer import planning
 from services.logistics.puabo_nexus_route_optimizer.problem import Job, Place, Plan, Problem, Vehicle
+from services.logistics.puabo_nexus_route_optimizer.servicer import RouteOptimizerService, RoutePlanningService
+from services.logistics.puabo_nexus_route_optimizer.spec import DEFAULT, SERVICE
 from services.logistics.puabo_nexus_route_optimizer.workers import Workers
+from tests.chassis.calls import unconnected_service
 
 EASY = Problem(((48.0, 11.0), (48.1, 11.1)), (Vehicle("van", 0, 0),), (Job("job", Place(1)),))
 HARD = Problem(
@@ -51,6 +55,22 @@ async def gone(process: psutil.Process) -> None:
     async with asyncio.timeout(20):
         while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:  # noqa: ASYNC110  not ours to signal
             await asyncio.sleep(0.02)
+
+
+def test_a_pod_has_the_memory_of_all_its_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of both services together: more would be ended by the kernel before they find a problem too large."""
+    made: list[tuple[int, int]] = []
+
+    class Noted(Workers):
+        def __init__(self, size: int, memory_mib: int) -> None:
+            super().__init__(size, memory_mib)
+            made.append((size, memory_mib))
+
+    monkeypatch.setattr(planning, "Workers", Noted)
+    service = unconnected_service(DEFAULT)
+    RouteOptimizerService(service)
+    RoutePlanningService(service)
+    assert sum(size * memory for size, memory in made) < SERVICE.memory_mib
 
 
 async def test_a_process_is_used_again(workers: Workers) -> None:

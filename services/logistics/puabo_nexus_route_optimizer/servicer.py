@@ -28,7 +28,7 @@ _violation = MessageOf(routing.Violation)
 
 class RouteOptimizerService:
     def __init__(self, service: Service) -> None:
-        self._planner = Planner(service)
+        self._planner = service.shared(Planner)
         self._background = Background(service, self._planner.network)
         self._pager = Pager(service.sealer)
 
@@ -103,7 +103,7 @@ class RoutePlanningService:
     """Has workers of its own: services do not wait behind users, nor users behind services."""
 
     def __init__(self, service: Service) -> None:
-        self._planner = Planner(service)
+        self._planner = service.shared(Planner)
 
     async def PlanRoutes(self, request: pb.PlanRoutesRequest, call: RequestContext) -> pb.PlanRoutesResponse:
         return pb.PlanRoutesResponse(solution=_solution(await _solve(self._planner, request)))
