@@ -16,7 +16,7 @@ class Documents:
     def __init__(self, service: Service) -> None:
         self._database = service.database
         self._mailer = service.mailer
-        self._invoicing = Invoicing(service)
+        self._invoicing = service.shared(Invoicing)
         self._store = self._invoicing.store
 
     async def message(self, row: Row) -> Invoice:

@@ -37,9 +37,9 @@ class InvoiceService:
     def __init__(self, service: Service) -> None:
         self._database = service.database
         self._pager = Pager(service.sealer)
-        self._invoicing = Invoicing(service)
+        self._invoicing = service.shared(Invoicing)
         self._store = self._invoicing.store
-        self._documents = Documents(service)
+        self._documents = service.shared(Documents)
 
     async def GetSeller(self, request: pb.GetSellerRequest, call: RequestContext) -> pb.GetSellerResponse:
         seller = await self._invoicing.seller()
@@ -186,7 +186,7 @@ class InvoiceService:
 class IssuingService:
     def __init__(self, service: Service) -> None:
         self._database = service.database
-        self._invoicing = Invoicing(service)
+        self._invoicing = service.shared(Invoicing)
 
     async def IssueInvoice(self, request: pb.IssueInvoiceRequest, call: RequestContext) -> pb.IssueInvoiceResponse:
         async with self._database.transaction():

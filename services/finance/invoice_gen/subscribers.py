@@ -12,8 +12,8 @@ class Subscribers:
     until the mail server has taken it."""
 
     def __init__(self, service: Service) -> None:
-        self._invoicing = Invoicing(service)
-        self._documents = Documents(service)
+        self._invoicing = service.shared(Invoicing)
+        self._documents = service.shared(Documents)
 
     async def on_invoice_finalized(self, message: InvoiceFinalized, event: Event) -> None:
         await self._mail(message.invoice_id)
