@@ -171,14 +171,18 @@ async def test_nothing_reaches_the_rows_of_another_tenant(roles: Table, other_te
     assert [row["description"] for row in await roles.all()] == [""]
 
 
-async def test_a_locked_row_waits_for_nobody_else(database: Database, roles: Table, settings: Settings) -> None:
+async def test_nobody_else_changes_a_row_that_is_locked(
+    database: Database, roles: Table, settings: Settings, tenant: Tenant
+) -> None:
     await add(roles, "clerk")
+    assert settings.database_url is not None
     async with database.transaction():
         assert await roles.get("clerk", lock=True)
-        other = await asyncpg.connect(settings.database_url.get_secret_value())  # type: ignore[union-attr]
+        table = f"{discover()['user-auth'].schema}.roles"
+        other = await asyncpg.connect(settings.database_url.get_secret_value())
         try:
             with pytest.raises(asyncpg.LockNotAvailableError):
-                await other.fetch(f"SELECT FROM {discover()['user-auth'].schema}.roles FOR UPDATE NOWAIT")
+                await other.fetch(f"SELECT FROM {table} WHERE tenant_id = $1 FOR UPDATE NOWAIT", tenant.tenant_id)
         finally:
             await other.close()
 
