@@ -10,7 +10,7 @@ from typing import Literal
 
 import segno.helpers
 from fpdf import FPDF
-from fpdf.enums import XPos, YPos
+from fpdf.enums import MethodReturnValue, XPos, YPos
 
 from nexus.finance.invoice_gen.v1.invoice_pb2 import (
     INVOICE_KIND_CREDIT_NOTE,
@@ -358,7 +358,10 @@ class Letter(FPDF):
         if not text.strip():
             return 0
         self._pick(size, style)
-        return float(self.multi_cell(_DESCRIPTION_WIDTH, size * LEADING, text, dry_run=True, output="HEIGHT"))  # type: ignore[arg-type]
+        as_lines = MethodReturnValue.LINES
+        lines = self.multi_cell(_DESCRIPTION_WIDTH, size * LEADING, text, dry_run=True, output=as_lines)
+        assert isinstance(lines, list)
+        return len(lines) * size * LEADING
 
     def _room(self, height: float) -> None:
         """Go to the next page if there is no room for this on the page."""

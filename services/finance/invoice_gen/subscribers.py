@@ -4,12 +4,12 @@ from nexus.finance.invoice_gen.v1.events_pb2 import CreditNoteIssued, InvoiceFin
 from nexus.type.v1.event_pb2 import Event
 from services.chassis.service import Service
 from services.finance.invoice_gen.documents import Documents
-from services.finance.invoice_gen.invoicing import Invoicing
+from services.finance.invoice_gen.invoicing import Invoicing, message_of
 
 
 class Subscribers:
     """Documents are mailed by their own events: they say so if and only if the document is final, and are retried
-    until the mail server has taken it."""
+    until the mail server has taken it. A process that dies just then has sent it, and another sends it again."""
 
     def __init__(self, service: Service) -> None:
         self._invoicing = service.shared(Invoicing)
@@ -24,6 +24,6 @@ class Subscribers:
     async def _mail(self, invoice_id: str) -> None:
         """If the seller wants that, and the customer has an address."""
         row = await self._invoicing.store.documents.require(invoice_id)
-        invoice = await self._documents.message(row)
+        invoice = message_of(row)
         if invoice.seller.mail_documents and invoice.content.customer.email:
             await self._documents.send(row)
