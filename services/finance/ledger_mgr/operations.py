@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from nexus.finance.ledger_mgr.v1 import books_pb2 as pb
@@ -143,9 +144,8 @@ class ChangeAccount(Operation):
         account = _copy(books.open_account(request.name))
         if request.etag and request.etag != account.etag:
             raise EtagStale()
-        for field in request.update_mask.paths or CHANGEABLE:
-            account.ClearField(field)  # type: ignore[arg-type]
-            account.MergeFrom(pb.Account(**{field: getattr(request, field)}))
+        mask = FieldMask(paths=request.update_mask.paths or CHANGEABLE)
+        mask.MergeMessage(pb.Account(**values_of(request, *CHANGEABLE)), account, True, True)
         return account if account == there else _record_account(books, account, self.cause)
 
 
