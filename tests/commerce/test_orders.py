@@ -89,6 +89,25 @@ async def test_from_the_search_to_the_invoice(open_shop: Shop) -> None:
     assert await all_is_well(shop) == []
 
 
+async def test_a_guests_cart_is_kept_while_the_customers_own_is_being_checked_out(open_shop: Shop) -> None:
+    shop = open_shop
+    variant = await stocked(shop, "Linen dress", 5)
+    buyer = await Buyer.of(shop)
+    own, _ = await buyer.cart({variant: 1}, ship=False)
+    _, guest = await buyer.guest_cart({variant: 2})
+    # A checkout holds the cart for the blink in which it reserves; here somebody died in it.
+    handed_over = "UPDATE puabo_nuki_order_processor.carts SET order_id = $1 WHERE cart_id = $2"
+    admin = await shop.tenant.platform.admin()
+    await admin.execute(handed_over, new_id(), own["cartId"])
+    taking = {"currency": "EUR", "guestCartId": guest["cartId"], "guestCartSecret": guest["cartSecret"]}
+    refused = await buyer.ask("POST", "/api/v1/my/cart", taking)
+    assert reason(refused) == "CART_NOT_FOUND"
+    await admin.execute(handed_over, None, own["cartId"])
+    await admin.close()
+    taken = (await buyer.post("/api/v1/my/cart", **taking))["cart"]
+    assert [line["quantity"] for line in taken["lines"]] == [3]
+
+
 async def test_a_hundred_buyers_of_the_last_ten_get_ten(open_shop: Shop) -> None:
     shop = open_shop
     variant = await stocked(shop, "Last scarf", 10)
