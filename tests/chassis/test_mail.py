@@ -27,6 +27,9 @@ class Mailbox:
         self.envelopes: list[Envelope] = []
         self.answer = "250 OK"
 
+    def mails(self) -> list[EmailMessage]:
+        return [parsed(content) for envelope in self.envelopes if isinstance(content := envelope.content, bytes)]
+
     async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:
         if self.answer.startswith("250"):
             self.envelopes.append(envelope)
@@ -44,7 +47,7 @@ async def mailbox() -> AsyncIterator[Mailbox]:
     await server.wait_closed()
 
 
-def mailer(port: int) -> Mailer:
+def to_server(port: int) -> Mailer:
     return Mailer(Settings(smtp_url=SecretStr(f"smtp://127.0.0.1:{port}")))
 
 
@@ -63,7 +66,7 @@ def check(message: EmailMessage) -> None:
 
 
 async def test_a_mail_goes_to_the_server(mailbox: Mailbox) -> None:
-    await mailer(mailbox.port).send("ann@example.com", "Prüfe deine Adresse", BODY)
+    await to_server(mailbox.port).send("ann@example.com", "Prüfe deine Adresse", BODY)
     (envelope,) = mailbox.envelopes
     assert envelope.rcpt_tos == ["ann@example.com"]
     assert envelope.mail_from == "no-reply@nexus.local"
@@ -78,6 +81,17 @@ async def test_without_a_server_a_mail_goes_to_the_outbox(tmp_path: Path) -> Non
     first, second = sorted((tmp_path / "outbox").iterdir())
     check(parsed(first.read_bytes()))
     assert parsed(second.read_bytes())["Subject"] == "Another"
+
+
+async def test_a_mail_that_is_sent_again_is_the_same_mail(mailbox: Mailbox, tmp_path: Path) -> None:
+    for mailer in (Mailer(Settings(home=tmp_path)), to_server(mailbox.port)):
+        for _ in range(2):
+            await mailer.send("ann@example.com", "Once", BODY, mail_id="invoice-1")
+        await mailer.send("ann@example.com", "Once", BODY)
+    assert len(list((tmp_path / "outbox").iterdir())) == 2
+    sent = [mail["Message-ID"] for mail in mailbox.mails()]
+    assert sent[:2] == ["<invoice-1@nexus.local>"] * 2
+    assert sent[2] not in sent[:2]
 
 
 async def test_files_come_with_a_mail(tmp_path: Path) -> None:
@@ -118,7 +132,7 @@ async def test_nobody_ever_sees_half_a_mail_in_the_outbox(tmp_path: Path) -> Non
 
 async def test_a_server_that_is_away_is_an_unavailable_dependency() -> None:
     with pytest.raises(DependencyUnavailable) as raised:
-        await mailer(1).send("ann@example.com", "Subject", BODY)
+        await to_server(1).send("ann@example.com", "Subject", BODY)
     assert raised.value.metadata == {"dependency": "mail server"}
     assert raised.value.retry_after == 5
 
@@ -126,11 +140,11 @@ async def test_a_server_that_is_away_is_an_unavailable_dependency() -> None:
 async def test_a_server_that_refuses_for_now_is_an_unavailable_dependency(mailbox: Mailbox) -> None:
     mailbox.answer = "451 try later"
     with pytest.raises(DependencyUnavailable):
-        await mailer(mailbox.port).send("ann@example.com", "Subject", BODY)
+        await to_server(mailbox.port).send("ann@example.com", "Subject", BODY)
 
 
 @pytest.mark.parametrize("to", ["ann@example.com\nBcc: eve@example.com", "ann@example.com\r\n\r\nInjected"])
 async def test_an_address_cannot_add_headers(mailbox: Mailbox, to: str) -> None:
     with pytest.raises(ValueError, match=r"newline|linefeed"):
-        await mailer(mailbox.port).send(to, "Subject", BODY)
+        await to_server(mailbox.port).send(to, "Subject", BODY)
     assert mailbox.envelopes == []

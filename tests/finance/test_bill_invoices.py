@@ -8,6 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
+from nexus.finance.invoice_gen.v1.invoice_gen_pb2 import IssueInvoiceRequest
+from nexus.finance.invoice_gen.v1.invoice_gen_pb2_grpc import IssuingServiceStub
 from nexus.finance.ledger_mgr.v1.faults import AccountNotFound
 from nexus.finance.ledger_mgr.v1.ledger_pb2 import GetBalancesRequest
 from nexus.finance.ledger_mgr.v1.ledger_pb2_grpc import LedgerServiceStub
@@ -16,7 +18,7 @@ from services.chassis.clock import now
 from services.chassis.ids import new_id
 from services.finance.billing_service.invoicing import part
 from tests.finance.billing import Billing
-from tests.finance.invoices import SELLER
+from tests.finance.invoices import SELLER, content_message, line
 from tests.finance.ledgers import problems
 from tests.platforms import Tenant
 
@@ -121,8 +123,9 @@ async def test_an_invoice_comes_to_what_its_bill_does_whatever_is_on_it(billing:
         assert int(invoice["totals"]["allowances"]) > 0
 
 
+@pytest.mark.parametrize("died", [False, True], ids=["", "and somebody dies who has just issued its invoice"])
 async def test_a_bill_waits_for_the_letterhead_and_not_for_its_bookings(
-    other_tenant: Tenant, http: httpx.AsyncClient, operator: Clients
+    died: bool, other_tenant: Tenant, http: httpx.AsyncClient, operator: Clients
 ) -> None:
     billing = await Billing.of(other_tenant, http, operator)
     await put(billing, "/billing/invoicing-policy", {"policy": POLICY})
@@ -140,6 +143,12 @@ async def test_a_bill_waits_for_the_letterhead_and_not_for_its_bookings(
     )
     assert not (await billing.read(f"/bills/{made['bill']['billId']}"))["bill"].get("invoiceId")
     await put(billing, "/invoicing/seller", SELLER)
+    if died:
+        issued = IssueInvoiceRequest(
+            reference=f"bill/{made['bill']['billId']}",
+            content=content_message(line(1190), pricesIncludeTax=True),
+        )
+        await operator.stub(IssuingServiceStub).IssueInvoice(issued, metadata=billing.metadata)
     await billing.run_billing(now())
     _, invoice = await invoiced(billing, made["bill"]["billId"])
     assert (invoice["totals"]["tax"], invoice["amountCredited"]["minorUnits"]) == ("190", "595")

@@ -45,9 +45,9 @@ class Documents:
         """Of a finalized document."""
         return await asyncio.to_thread(_xml_of, await self.message(row))
 
-    async def send(self, row: Row, email: str = "", text: str = "") -> Row:
+    async def send(self, row: Row, mail_id: str, email: str = "", text: str = "") -> Row:
         """Mail a finalized document: to its customer unless to somebody else, with the usual text unless with another.
-        Returns the sending. Raises RecipientMissing."""
+        What is sent again under the same id is the same mail. Returns the sending. Raises RecipientMissing."""
         invoice = await self.message(row)
         to = email or invoice.content.customer.email
         if not to:
@@ -56,7 +56,7 @@ class Documents:
         pdf = Attachment(f"{invoice.number.replace('/', '-')}.pdf", "application/pdf", await self.pdf(row, ""))
         async with self._database.transaction():
             sending = await self._store.sendings.insert(sending_id=new_id(), invoice_id=row["invoice_id"])
-            await self._mailer.send(to, subject, text or body, [pdf])
+            await self._mailer.send(to, subject, text or body, [pdf], mail_id=mail_id)
         return sending
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from functools import partial
+from uuid import UUID, uuid5
 
 from google.api.httpbody_pb2 import HttpBody
 
@@ -19,6 +20,7 @@ from nexus.finance.invoice_gen.v1.faults import (
 from nexus.finance.invoice_gen.v1.invoice_pb2 import InvoiceKind, InvoiceState, Series
 from services.chassis.clock import timestamp
 from services.chassis.context import RequestContext
+from services.chassis.ids import new_id
 from services.chassis.messages import MessageOf, text_of
 from services.chassis.paging import Pager
 from services.chassis.service import Service
@@ -155,7 +157,8 @@ class InvoiceService:
 
     async def SendInvoice(self, request: pb.SendInvoiceRequest, call: RequestContext) -> pb.SendInvoiceResponse:
         row = await self._require_final(request.invoice_id)
-        sending = await self._documents.send(row, request.email, request.message)
+        mail_id = uuid5(UUID(request.invoice_id), request.request_id or new_id())
+        sending = await self._documents.send(row, str(mail_id), request.email, request.message)
         return pb.SendInvoiceResponse(send_time=timestamp(sending["send_time"]))
 
     async def ListMyInvoices(

@@ -9,7 +9,7 @@ from services.finance.invoice_gen.invoicing import Invoicing, message_of
 
 class Subscribers:
     """Documents are mailed by their own events: they say so if and only if the document is final, and are retried
-    until the mail server has taken it. A process that dies just then has sent it, and another sends it again."""
+    until the mail server has taken it. When a process dies just then, another sends the same mail again."""
 
     def __init__(self, service: Service) -> None:
         self._invoicing = service.shared(Invoicing)
@@ -26,4 +26,4 @@ class Subscribers:
         row = await self._invoicing.store.documents.require(invoice_id)
         invoice = message_of(row)
         if invoice.seller.mail_documents and invoice.content.customer.email:
-            await self._documents.send(row)
+            await self._documents.send(row, mail_id=invoice_id)
