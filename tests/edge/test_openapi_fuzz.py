@@ -7,6 +7,7 @@ a number in a query, fits every schema; and the checks of tokens, methods and he
 `unsupported_method`, …), which `test_tokens.py` and `test_requests.py` make for every route by name.
 """
 
+import itertools
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +19,7 @@ import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.generation.feedback import NO_FEEDBACK
+from schemathesis.generation.meta import CoverageScenario
 from schemathesis.pytest._test_builder import build_operation_test
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -46,6 +48,10 @@ def document() -> dict[str, Any]:
 schema = schemathesis.openapi.from_dict(document())
 # Beside the owner's token, a made-up API key would have every call refused for its two credentials.
 schema.config.generation.update(with_security_parameters=False)
+schema.config.phases.coverage.unexpected_methods = set()
+WRONG_TYPES_SENT = 4
+"""One in so many. They are the transcoder's to refuse, by the same code for each field, and Schemathesis has five or
+six for every field: this way it gets one or two, the next field another."""
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +91,13 @@ def session() -> Iterator[requests.Session]:
 def test_every_operation_keeps_to_the_document(
     operation: str, platform: Platform, owner: SignedIn, session: requests.Session
 ) -> None:
+    wrong_types = itertools.count()
+
     @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
     def keeps(case: Any) -> None:
+        is_wrong_type = getattr(case.meta.phase.data, "scenario", None) == CoverageScenario.INCORRECT_TYPE
+        if is_wrong_type and next(wrong_types) % WRONG_TYPES_SENT:
+            return
         case.call_and_validate(platform.http_url, session, owner.headers, checks=CHECKS)
 
     verb, _, path = operation.partition(" ")
