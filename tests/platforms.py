@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -21,7 +22,9 @@ import asyncpg
 import httpx
 from filelock import FileLock, Timeout
 from pydantic import SecretStr
+from typer.testing import CliRunner
 
+from mesh.cli import app
 from mesh.local.platform import connected
 from nexus.identity.user_auth.v1.user_auth_pb2 import ProvisionUserRequest
 from nexus.identity.user_auth.v1.user_auth_pb2_grpc import UserServiceStub
@@ -200,14 +203,18 @@ class Platform:
         return f"https://127.0.0.1:{self.settings.port(8443)}"
 
     def nexus(self, *arguments: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
-        """Run the `nexus` command against this platform."""
-        result = subprocess.run(
-            [sys.executable, "-m", "mesh.cli", *arguments],
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=UP_SECONDS,
-        )
+        """Run the `nexus` command against this platform: in a thread of this process, where it starts at once and has
+        an event loop of its own. What starts and stops processes is a process itself."""
+        if arguments[0] in ("up", "down"):
+            command = [sys.executable, "-m", "mesh.cli", *arguments]
+            result = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=UP_SECONDS)
+        else:
+            with ThreadPoolExecutor(1) as thread:
+                running = thread.submit(CliRunner().invoke, app, arguments, env=self.environment, prog_name="nexus")
+                ran = running.result(UP_SECONDS)
+            if ran.exception is not None and not isinstance(ran.exception, SystemExit):
+                raise ran.exception
+            result = subprocess.CompletedProcess(arguments, ran.exit_code, ran.stdout, ran.stderr)
         assert not check or result.returncode == 0, f"nexus {arguments}: {result.stdout}{result.stderr}"
         return result
 

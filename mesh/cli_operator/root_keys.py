@@ -67,7 +67,9 @@ def root_key_rotate(
 def root_key_retire(version: Annotated[int, typer.Argument(help="As `nexus root-key list` shows it.")]) -> None:
     """Take a version out of the file that no key is wrapped by any more, two days after another one has sealed.
 
-    What it has sealed opens no more: backups of before, too. Example: nexus root-key retire 1
+    What it has sealed opens no more: backups of before, too.
+
+    Example: nexus root-key retire 1
     """
     from mesh.cli_operator.operator import problem
 

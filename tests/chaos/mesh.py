@@ -15,9 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import httpx
-from typer.testing import CliRunner
 
-from mesh.cli import app
 from mesh.local.supervisor import ProcessState, read_state
 from tests.platforms import Platform, eventually
 
@@ -195,10 +193,8 @@ def send(platform: Platform, name: str, number: signal.Signals) -> int:
 
 
 def nexus(platform: Platform, *arguments: str) -> str:
-    """What the `nexus` command prints, run in this process: it starts at once here."""
-    result = CliRunner().invoke(app, arguments, env=platform.environment)
-    assert result.exit_code == 0, result.output
-    return result.stdout
+    """What the `nexus` command prints."""
+    return platform.nexus(*arguments).stdout
 
 
 async def restart(platform: Platform, name: str) -> None:

@@ -18,6 +18,7 @@ from services.chassis.config import Settings
 
 Json = dict[str, Any]
 METHODS = contract.methods()
+pytestmark = pytest.mark.xdist_group("edge bootstrap")  # it takes seconds to write as JSON
 EXTERNAL = [method for method in METHODS.values() if method.external]
 
 
