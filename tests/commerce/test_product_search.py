@@ -1,14 +1,19 @@
 """A search finds what was meant, counts what is there, and leads through all of it."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.chassis.clients import Clients
+from services.chassis.context import OPERATOR
 from services.commerce.puabo_nuki_product_catalog import search
 from tests.commerce.shops import Json, Shop
+from tests.platforms import Platform
 
 SIZES: Json = {"options": [{"name": "Size", "values": ["S", "M", "L"]}]}
 
@@ -17,9 +22,8 @@ def sizes(*values: str) -> list[Json]:
     return [{"optionValues": [value]} for value in values]
 
 
-@pytest.fixture
-async def wardrobe(shop: Shop) -> Shop:
-    """Six products and a list of prices."""
+async def furnished(shop: Shop) -> Shop:
+    """With six products and a list of prices."""
     await shop.put("/api/v1/attributes/material", {"name": "Material", "kind": "ATTRIBUTE_KIND_TEXT", "facet": True})
     prices = await shop.price_list()
     for title, brand, category, values, material, units in (
@@ -36,6 +40,15 @@ async def wardrobe(shop: Shop) -> Shop:
         await shop.set_price(prices, product, units)
     await shop.product("Häkelmütze für die Häuser", brand="Süd", language="de")
     return shop
+
+
+@pytest.fixture(scope="module")
+async def wardrobe(platform: Platform) -> AsyncIterator[Shop]:
+    """A furnished shop for all who only look."""
+    clients = Clients(platform.settings, OPERATOR, None)
+    async with httpx.AsyncClient(base_url=platform.http_url, timeout=15) as http:
+        yield await furnished(await Shop.open(platform, await platform.new_tenant(), http, clients))
+    await clients.stop()
 
 
 def counts(answer: Json, key: str) -> dict[str, int]:
@@ -144,7 +157,8 @@ async def test_pages_show_every_result_once(wardrobe: Shop, order: str, query: s
     assert len(set(seen)) == len(seen)
 
 
-async def test_a_change_is_found_and_what_was_there_is_not(wardrobe: Shop) -> None:
+async def test_a_change_is_found_and_what_was_there_is_not(shop: Shop) -> None:
+    wardrobe = await furnished(shop)
     coat = (await wardrobe.get("/api/v1/products", slug="wool-coat"))["products"][0]
     path = f"/api/v1/products/{coat['productId']}"
     await wardrobe.patch(path, {"title": "Cashmere cape", "brand": "Ost"}, "title,brand")

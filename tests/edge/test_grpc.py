@@ -19,7 +19,7 @@ from services.chassis import contract
 from services.chassis.errors import STATUS_DETAILS
 from services.chassis.spec import discover
 from tests.edge.wire import details, reason
-from tests.platforms import PASSWORD, Platform, Tenant
+from tests.platforms import PASSWORD, Platform, SignedIn, Tenant
 
 SERVICE_ONLY = [method for method in contract.methods().values() if method.access == "service_only"]
 OPERATOR = {"x-forwarded-client-cert": "URI=spiffe://nexus.local/ns/nexus/sa/operator"}
@@ -37,6 +37,12 @@ async def channel(request: pytest.FixtureRequest, platform: Platform) -> AsyncIt
         opened = grpc.aio.secure_channel(f"localhost:{platform.settings.port(8443)}", credentials)
     async with opened:
         yield opened
+
+
+@pytest.fixture(scope="module")
+async def owner(platform: Platform) -> SignedIn:
+    """May do everything in a tenant of its own."""
+    return await (await platform.new_tenant()).sign_in("owner")
 
 
 def metadata(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
@@ -108,12 +114,11 @@ async def test_an_unknown_field_of_a_newer_client_is_passed_over(channel: grpc.a
 
 @pytest.mark.parametrize("method", SERVICE_ONLY, ids=lambda method: method.full_name)
 async def test_what_is_for_services_is_unknown_to_the_edge(
-    platform: Platform, http: httpx.AsyncClient, tenant: Tenant, method: contract.Method
+    platform: Platform, http: httpx.AsyncClient, owner: SignedIn, method: contract.Method
 ) -> None:
-    user = await tenant.sign_in("owner")
     async with grpc.aio.insecure_channel(f"127.0.0.1:{platform.settings.port(8080)}") as channel:
         for forged in ({}, OPERATOR, EDGE):
-            headers = {**user.headers, **tenant.headers, **forged}
+            headers = {**owner.headers, **forged}
             refused = await refusal(channel, method.path, headers=headers)
             assert refused.code() is grpc.StatusCode.UNIMPLEMENTED
             for path in (method.path, f"/api/v1{method.path}"):
