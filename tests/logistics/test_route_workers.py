@@ -1,7 +1,6 @@
 """What computes is a process of its own: it ends when nobody waits for it, and keeps to its limits."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -96,13 +95,12 @@ async def test_a_cancelled_call_takes_its_process_along_and_frees_its_place(work
 
 async def test_the_loop_goes_on_while_a_process_computes(workers: Workers) -> None:
     call = asyncio.create_task(solve(workers, EASY))
-    longest = 0.0
+    rounds = 0
     while not call.done():
-        before = time.monotonic()
         await asyncio.sleep(0.01)
-        longest = max(longest, time.monotonic() - before)
-    await call
-    assert longest < 0.5
+        rounds += 1
+    assert (await call).routes
+    assert rounds > 5, "it takes longer than that to start the process"
 
 
 async def test_a_call_that_takes_too_long_is_ended(workers: Workers) -> None:
