@@ -1,6 +1,7 @@
 """OidcService: HTTP as the standards have it, to use cases and back."""
 
 from collections.abc import Awaitable, Callable
+from functools import wraps
 from typing import Any
 
 from authlib.oauth2 import OAuth2Error
@@ -30,13 +31,33 @@ from services.identity.auth_service_v2.pages import message
 from services.identity.auth_service_v2.registration import Registration
 from services.identity.auth_service_v2.replies import Reply, as_json, bearer_refusal, refusal
 from services.identity.auth_service_v2.sso import Upstream
-from services.identity.auth_service_v2.store import GrantStore
+from services.identity.auth_service_v2.store import Store
 from services.identity.auth_service_v2.tickets import Tickets
 
 __all__ = ["ClientService", "OidcService"]
 
 _FORGET_EXPIRED_SECONDS = 3600.0
 _CACHED = ("cache-control", "public, max-age=300")
+
+
+def _over_http(
+    use_case: Callable[["OidcService", Any, RequestContext], Awaitable[Reply]],
+) -> Callable[["OidcService", Any, RequestContext], Awaitable[HttpBody]]:
+    """An RPC that acts for the tenant in its path, and whose errors have the shape that the standards say."""
+
+    @wraps(use_case)
+    async def method(self: "OidcService", request: Any, call: RequestContext) -> HttpBody:
+        await self._tenants.require_active(request.tenant)
+        call.tenant = request.tenant
+        try:
+            reply = await use_case(self, request, call)
+        except OAuth2Error as error:
+            reply = refusal(error)
+        except CannotReturn as problem:
+            reply = message("That did not work", str(problem), 400)
+        return await reply.send(call)
+
+    return method
 
 
 class OidcService:
@@ -51,134 +72,111 @@ class OidcService:
         self._grants = Grants(service, accounts, sealed)
         self._interaction = Interaction(service, accounts, sealed, Upstream(service), self._keys)
         self._registration = Registration(service)
-        service.every(_FORGET_EXPIRED_SECONDS, GrantStore(service.database).forget_expired)
+        service.every(_FORGET_EXPIRED_SECONDS, Store(service.database).forget_expired)
 
-    async def GetDiscovery(self, request: pb.GetDiscoveryRequest, call: RequestContext) -> HttpBody:
-        async def reply() -> Reply:
-            return as_json(metadata(tenant_issuer(self._settings, request.tenant)), 200, _CACHED)
+    @_over_http
+    async def GetDiscovery(self, request: pb.GetDiscoveryRequest, call: RequestContext) -> Reply:
+        return as_json(metadata(tenant_issuer(self._settings, request.tenant)), 200, _CACHED)
 
-        return await self._answer(request, call, reply)
+    @_over_http
+    async def GetKeys(self, request: pb.GetKeysRequest, call: RequestContext) -> Reply:
+        return as_json(await self._keys(), 200, _CACHED)
 
-    async def GetKeys(self, request: pb.GetKeysRequest, call: RequestContext) -> HttpBody:
-        async def reply() -> Reply:
-            return as_json(await self._keys(), 200, _CACHED)
+    @_over_http
+    async def Authorize(self, request: pb.AuthorizeRequest, call: RequestContext) -> Reply:
+        return await self._interaction.authorize(_query(request), call)
 
-        return await self._answer(request, call, reply)
+    @_over_http
+    async def AuthorizeForm(self, request: pb.AuthorizeFormRequest, call: RequestContext) -> Reply:
+        return await self._interaction.authorize(Form(request.form), call)
 
-    async def Authorize(self, request: pb.AuthorizeRequest, call: RequestContext) -> HttpBody:
-        return await self._answer(request, call, lambda: self._interaction.authorize(_query(request), call))
+    @_over_http
+    async def SubmitSignIn(self, request: pb.SubmitSignInRequest, call: RequestContext) -> Reply:
+        return await self._interaction.sign_in(Form(request.form), call)
 
-    async def AuthorizeForm(self, request: pb.AuthorizeFormRequest, call: RequestContext) -> HttpBody:
-        return await self._answer(request, call, lambda: self._interaction.authorize(Form(request.form), call))
+    @_over_http
+    async def SubmitSecondFactor(self, request: pb.SubmitSecondFactorRequest, call: RequestContext) -> Reply:
+        return await self._interaction.second_factor(Form(request.form), call)
 
-    async def SubmitSignIn(self, request: pb.SubmitSignInRequest, call: RequestContext) -> HttpBody:
-        return await self._answer(request, call, lambda: self._interaction.sign_in(Form(request.form), call))
+    @_over_http
+    async def SubmitConsent(self, request: pb.SubmitConsentRequest, call: RequestContext) -> Reply:
+        return await self._interaction.consent(Form(request.form), call)
 
-    async def SubmitSecondFactor(self, request: pb.SubmitSecondFactorRequest, call: RequestContext) -> HttpBody:
-        return await self._answer(request, call, lambda: self._interaction.second_factor(Form(request.form), call))
+    @_over_http
+    async def Token(self, request: pb.TokenRequest, call: RequestContext) -> Reply:
+        form = Form(request.form)
+        client = await self._authenticator.client(form, call)
+        return as_json(await self._grants.token(client, form, call), 200, ("pragma", "no-cache"))
 
-    async def SubmitConsent(self, request: pb.SubmitConsentRequest, call: RequestContext) -> HttpBody:
-        return await self._answer(request, call, lambda: self._interaction.consent(Form(request.form), call))
+    @_over_http
+    async def Introspect(self, request: pb.IntrospectRequest, call: RequestContext) -> Reply:
+        form = Form(request.form)
+        await self._authenticator.client(form, call, confidential=True)
+        return as_json(await self._grants.introspect(form.require("token")))
 
-    async def Token(self, request: pb.TokenRequest, call: RequestContext) -> HttpBody:
-        async def reply() -> Reply:
-            form = Form(request.form)
-            client = await self._authenticator.client(form, call)
-            return as_json(await self._grants.token(client, form, call), 200, ("pragma", "no-cache"))
+    @_over_http
+    async def Revoke(self, request: pb.RevokeRequest, call: RequestContext) -> Reply:
+        form = Form(request.form)
+        await self._grants.revoke(await self._authenticator.client(form, call), form.require("token"))
+        return as_json({})
 
-        return await self._answer(request, call, reply)
+    @_over_http
+    async def AuthorizeDevice(self, request: pb.AuthorizeDeviceRequest, call: RequestContext) -> Reply:
+        form = Form(request.form)
+        client = await self._authenticator.client(form, call)
+        return as_json(await self._grants.start_device(client, form, call))
 
-    async def Introspect(self, request: pb.IntrospectRequest, call: RequestContext) -> HttpBody:
-        async def reply() -> Reply:
-            form = Form(request.form)
-            await self._authenticator.client(form, call, confidential=True)
-            return as_json(await self._grants.introspect(form.require("token")))
+    @_over_http
+    async def ShowDevicePage(self, request: pb.ShowDevicePageRequest, call: RequestContext) -> Reply:
+        return await self._interaction.device_page(request.user_code, call)
 
-        return await self._answer(request, call, reply)
+    @_over_http
+    async def SubmitDevicePage(self, request: pb.SubmitDevicePageRequest, call: RequestContext) -> Reply:
+        return await self._interaction.decide_device(Form(request.form), call)
 
-    async def Revoke(self, request: pb.RevokeRequest, call: RequestContext) -> HttpBody:
-        async def reply() -> Reply:
-            form = Form(request.form)
-            await self._grants.revoke(await self._authenticator.client(form, call), form.require("token"))
-            return as_json({})
+    @_over_http
+    async def GetUserInfo(self, request: pb.GetUserInfoRequest, call: RequestContext) -> Reply:
+        return await self._user_info(_bearer(call))
 
-        return await self._answer(request, call, reply)
+    @_over_http
+    async def PostUserInfo(self, request: pb.PostUserInfoRequest, call: RequestContext) -> Reply:
+        return await self._user_info(_bearer(call) or Form(request.form).get("access_token", ""))
 
-    async def AuthorizeDevice(self, request: pb.AuthorizeDeviceRequest, call: RequestContext) -> HttpBody:
-        async def reply() -> Reply:
-            form = Form(request.form)
-            client = await self._authenticator.client(form, call)
-            return as_json(await self._grants.start_device(client, form, call))
+    @_over_http
+    async def ShowLogoutPage(self, request: pb.ShowLogoutPageRequest, call: RequestContext) -> Reply:
+        return await self._interaction.sign_out_page(_query(request), call)
 
-        return await self._answer(request, call, reply)
+    @_over_http
+    async def Logout(self, request: pb.LogoutRequest, call: RequestContext) -> Reply:
+        return await self._interaction.sign_out(Form(request.form), call)
 
-    async def ShowDevicePage(self, request: pb.ShowDevicePageRequest, call: RequestContext) -> HttpBody:
-        return await self._answer(request, call, lambda: self._interaction.device_page(request.user_code, call))
+    @_over_http
+    async def RegisterClient(self, request: pb.RegisterClientRequest, call: RequestContext) -> Reply:
+        return await self._registration.register(_bearer(call), request.metadata.data, call)
 
-    async def SubmitDevicePage(self, request: pb.SubmitDevicePageRequest, call: RequestContext) -> HttpBody:
-        return await self._answer(request, call, lambda: self._interaction.decide_device(Form(request.form), call))
+    @_over_http
+    async def GetClientConfiguration(self, request: pb.GetClientConfigurationRequest, call: RequestContext) -> Reply:
+        return await self._registration.read(request.client_id, _bearer(call), call)
 
-    async def GetUserInfo(self, request: pb.GetUserInfoRequest, call: RequestContext) -> HttpBody:
-        return await self._answer(request, call, lambda: self._user_info(_bearer(call)))
-
-    async def PostUserInfo(self, request: pb.PostUserInfoRequest, call: RequestContext) -> HttpBody:
-        async def reply() -> Reply:
-            return await self._user_info(_bearer(call) or Form(request.form).get("access_token", ""))
-
-        return await self._answer(request, call, reply)
-
-    async def ShowLogoutPage(self, request: pb.ShowLogoutPageRequest, call: RequestContext) -> HttpBody:
-        return await self._answer(request, call, lambda: self._interaction.sign_out_page(_query(request), call))
-
-    async def Logout(self, request: pb.LogoutRequest, call: RequestContext) -> HttpBody:
-        return await self._answer(request, call, lambda: self._interaction.sign_out(Form(request.form), call))
-
-    async def RegisterClient(self, request: pb.RegisterClientRequest, call: RequestContext) -> HttpBody:
-        async def reply() -> Reply:
-            return await self._registration.register(_bearer(call), request.metadata.data, call)
-
-        return await self._answer(request, call, reply)
-
-    async def GetClientConfiguration(self, request: pb.GetClientConfigurationRequest, call: RequestContext) -> HttpBody:
-        return await self._answer(
-            request, call, lambda: self._registration.read(request.client_id, _bearer(call), call)
-        )
-
+    @_over_http
     async def UpdateClientConfiguration(
         self, request: pb.UpdateClientConfigurationRequest, call: RequestContext
-    ) -> HttpBody:
-        return await self._answer(
-            request,
-            call,
-            lambda: self._registration.replace(request.client_id, _bearer(call), request.metadata.data, call),
-        )
+    ) -> Reply:
+        return await self._registration.replace(request.client_id, _bearer(call), request.metadata.data, call)
 
+    @_over_http
     async def DeleteClientConfiguration(
         self, request: pb.DeleteClientConfigurationRequest, call: RequestContext
-    ) -> HttpBody:
-        return await self._answer(request, call, lambda: self._registration.remove(request.client_id, _bearer(call)))
+    ) -> Reply:
+        return await self._registration.remove(request.client_id, _bearer(call))
 
-    async def StartSso(self, request: pb.StartSsoRequest, call: RequestContext) -> HttpBody:
-        return await self._answer(
-            request, call, lambda: self._interaction.start_sso(request.provider_id, request.ticket, call)
-        )
+    @_over_http
+    async def StartSso(self, request: pb.StartSsoRequest, call: RequestContext) -> Reply:
+        return await self._interaction.start_sso(request.provider_id, request.ticket, call)
 
-    async def FinishSso(self, request: pb.FinishSsoRequest, call: RequestContext) -> HttpBody:
-        return await self._answer(
-            request, call, lambda: self._interaction.finish_sso(request.provider_id, _query(request), call)
-        )
-
-    async def _answer(self, request: Any, call: RequestContext, use_case: Callable[[], Awaitable[Reply]]) -> HttpBody:
-        """Run a use case for the tenant in the path, and give its errors the shape that the standards say."""
-        await self._tenants.require_active(request.tenant)
-        call.tenant = request.tenant
-        try:
-            reply = await use_case()
-        except OAuth2Error as error:
-            reply = refusal(error)
-        except CannotReturn as problem:
-            reply = message("That did not work", str(problem), 400)
-        return await reply.send(call)
+    @_over_http
+    async def FinishSso(self, request: pb.FinishSsoRequest, call: RequestContext) -> Reply:
+        return await self._interaction.finish_sso(request.provider_id, _query(request), call)
 
     async def _user_info(self, token: str) -> Reply:
         if not token:
