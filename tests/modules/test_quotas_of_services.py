@@ -69,6 +69,22 @@ async def test_a_registration_that_comes_to_nothing_takes_no_place(
     assert await used(http, owner, "users", lambda count: count == 2) == 2
 
 
+async def test_of_twenty_who_invite_one_address_into_the_last_place_nineteen_are_told_that_it_is_taken(
+    http: httpx.AsyncClient, tenant: Tenant, root: SignedIn
+) -> None:
+    await give_plan(http, root, tenant, quotas=[quota("users", 2, "TOTAL")])
+    owner, email = await tenant.sign_in("owner"), f"{new_id()}@example.com"
+
+    async def invite() -> httpx.Response:
+        return await http.post("/api/v1/users", headers=owner.headers, json={"email": email, "requestId": new_id()})
+
+    answers = await asyncio.gather(*(invite() for _ in range(20)))
+    refused = [answer for answer in answers if answer.status_code != 200]
+    assert [(answer.status_code, reason(answer)) for answer in refused] == [(409, "EMAIL_TAKEN")] * 19
+    found = body(await http.get("/api/v1/users", headers=owner.headers))["users"]
+    assert sorted(user["email"] for user in found) == sorted([owner.email, email])
+
+
 async def test_a_tenant_has_no_more_api_keys_than_its_plan_allows(
     http: httpx.AsyncClient, tenant: Tenant, root: SignedIn
 ) -> None:
