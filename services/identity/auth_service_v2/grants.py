@@ -6,7 +6,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from authlib.oauth2 import OAuth2Error
+from google.protobuf.timestamp_pb2 import Timestamp
 
+from nexus.identity.session_mgr.v1.session_mgr_pb2 import Session
 from nexus.identity.token_mgr.v1 import token_mgr_pb2
 from nexus.identity.token_mgr.v1.faults import (
     GrantExists,
@@ -28,7 +30,7 @@ from services.chassis.ids import hash_secret, new_id, new_secret
 from services.chassis.issuers import tenant_issuer
 from services.chassis.service import Service
 from services.identity.auth_service_v2 import clients, tickets
-from services.identity.auth_service_v2.accounts import Accounts, BrowserSession
+from services.identity.auth_service_v2.accounts import Accounts
 from services.identity.auth_service_v2.authorization import verifies
 from services.identity.auth_service_v2.clients import Client, held, permissions_in
 from services.identity.auth_service_v2.forms import Form
@@ -160,8 +162,8 @@ class Grants:
                 raise RefreshTokenInvalid()
             scope = _allowed(form.get("scope", ""), grant.scope.split()) if form.get("scope") else grant.scope
             await self._require_consent(client, grant.user_id, grant.scope)
-            session = await self._accounts.touch(grant.parent_session_id) if grant.parent_session_id else None
-            if grant.parent_session_id and session is None:
+            session = await self._accounts.touch(grant.parent_session_id) if grant.parent_session_id else Session()
+            if session is None:
                 raise RefreshTokenInvalid()
             user = await self._users.ResolveUser(ResolveUserRequest(user_id=grant.user_id))
             refreshed = await self._tokens.RefreshTokens(
@@ -170,16 +172,15 @@ class Grants:
                     client_id=client.client_id,
                     scope=scope,
                     permissions=held(scope.split(), user.permissions),
-                    assurance=session.assurance if session else "",
-                    methods=session.methods if session else [],
+                    assurance=session.assurance,
+                    methods=session.methods,
                 )
             )
         except ScopeTooWide:
             raise OAuth2Error("the scope is more than was granted", error="invalid_scope") from None
         except (RefreshTokenInvalid, RefreshTokenReused, UserNotFound, UserDisabled):
             raise OAuth2Error(_INVALID_GRANT, error="invalid_grant") from None
-        auth_time = moment(grant.auth_time)
-        return await self._answer(client, refreshed.tokens, scope, user, session=session, auth_time=auth_time)
+        return await self._answer(client, refreshed.tokens, scope, user, session, grant.auth_time)
 
     async def _act_for_itself(self, client: Client, form: Form, call: RequestContext) -> dict[str, Any]:
         permitted = permissions_in(client.scopes)
@@ -268,7 +269,7 @@ class Grants:
         session = await self._accounts.touch(session_id)
         if session is None:
             raise OAuth2Error(_INVALID_GRANT, error="invalid_grant")
-        offline = "offline_access" in names
+        offline, auth_time = "offline_access" in names, timestamp(allowed["auth_time"])
         try:
             user = await self._users.ResolveUser(ResolveUserRequest(user_id=user_id))
             issued = await self._tokens.IssueGrant(
@@ -281,17 +282,16 @@ class Grants:
                     scope=scope,
                     permissions=held(names, user.permissions),
                     audiences=client.audiences,
-                    expire_time=timestamp(now() + self._config.offline_lifetime if offline else session.expires),
+                    expire_time=timestamp(now() + self._config.offline_lifetime) if offline else session.expire_time,
                     refreshable=clients.REFRESH_TOKEN in client.grant_types,
-                    auth_time=timestamp(allowed["auth_time"]),
+                    auth_time=auth_time,
                     assurance=session.assurance,
                     methods=session.methods,
                 )
             )
         except (GrantExists, SessionEnded, UserNotFound, UserDisabled):
             raise OAuth2Error(_INVALID_GRANT, error="invalid_grant") from None
-        auth_time, nonce = allowed["auth_time"], allowed["nonce"]
-        return await self._answer(client, issued.tokens, scope, user, session=session, auth_time=auth_time, nonce=nonce)
+        return await self._answer(client, issued.tokens, scope, user, session, auth_time, allowed["nonce"])
 
     async def _require_consent(self, client: Client, user_id: str, scope: str) -> None:
         """Consent may have been taken back, and what a client is registered for may have shrunk, since."""
@@ -307,9 +307,8 @@ class Grants:
         pair: token_mgr_pb2.TokenPair,
         scope: str,
         user: ResolveUserResponse,
-        *,
-        session: BrowserSession | None,
-        auth_time: datetime,
+        session: Session,
+        auth_time: Timestamp,
         nonce: str = "",
     ) -> dict[str, Any]:
         """The tokens, with an ID token where the scope asks for one (OpenID Connect Core 1.0, section 3.1.3.3)."""
@@ -321,11 +320,11 @@ class Grants:
                     client_id=client.client_id,
                     user_id=user.user.user_id,
                     algorithm=SigningAlgorithm.Value(f"SIGNING_ALGORITHM_{client.id_token_algorithm}"),
-                    session_id=session.session_id if session else "",
-                    acr=session.assurance if session else "",
-                    amr=session.methods if session else [],
+                    session_id=session.session_id,
+                    acr=session.assurance,
+                    amr=session.methods,
                     nonce=nonce,
-                    auth_time=timestamp(auth_time),
+                    auth_time=auth_time,
                     access_token=pair.access_token,
                     email=user.user.email if "email" in names else "",
                     email_verified=user.user.email_verified,

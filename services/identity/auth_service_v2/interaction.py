@@ -14,10 +14,11 @@ from joserfc.errors import JoseError
 from joserfc.jwk import KeySet
 
 from nexus.identity.auth_service.v1.faults import ChallengeInvalid, SecondFactorMissing
+from nexus.identity.session_mgr.v1.session_mgr_pb2 import Session
 from nexus.identity.user_auth.v1.faults import CredentialsInvalid
 from nexus.identity.user_auth.v1.user_auth_pb2 import ResolveUserRequest
 from nexus.identity.user_auth.v1.user_auth_pb2_grpc import UserServiceStub
-from services.chassis.clock import now
+from services.chassis.clock import moment, now
 from services.chassis.context import RequestContext
 from services.chassis.errors import Fault
 from services.chassis.ids import new_id
@@ -28,7 +29,6 @@ from services.identity.auth_service_v2 import tickets
 from services.identity.auth_service_v2.accounts import (
     Accounts,
     AddressTaken,
-    BrowserSession,
     NoAccount,
     SecondFactor,
     browser,
@@ -86,7 +86,7 @@ class Interaction:
         hint = parameters.get("id_token_hint")
         if session is not None and hint and (await self._claims(hint, call)).get("sub") != session.user_id:
             session = None
-        if session is not None and not request.too_old(session.auth_time, now()):
+        if session is not None and not request.too_old(moment(session.auth_time), now()):
             return await self._grant(request, client, session, call)
         if "none" in request.prompt:
             return self._return_error(parameters, OAuth2Error(error="login_required"), call)
@@ -219,12 +219,12 @@ class Interaction:
             return await self._sign_in_page(state["errand"], call, problem=str(failure))
         return await self._go_on(state["errand"], signed_in, call)
 
-    async def _go_on(self, errand: Errand, signed_in: BrowserSession | SecondFactor, call: RequestContext) -> Reply:
+    async def _go_on(self, errand: Errand, signed_in: Session | SecondFactor, call: RequestContext) -> Reply:
         if isinstance(signed_in, SecondFactor):
             return self._second_factor_page(errand, signed_in, call)
         return await self._signed_in(errand, signed_in, call)
 
-    async def _signed_in(self, errand: Errand, session: BrowserSession, call: RequestContext) -> Reply:
+    async def _signed_in(self, errand: Errand, session: Session, call: RequestContext) -> Reply:
         """Go on with what the user came for. They have just proved who they are."""
         if "link" in errand:
             await self._accounts.link(**errand["link"], session=session)
@@ -240,7 +240,7 @@ class Interaction:
         return reply.with_headers(self._accounts.session_cookie(session, call))
 
     async def _grant(
-        self, request: AuthorizationRequest, client: Client, session: BrowserSession, call: RequestContext
+        self, request: AuthorizationRequest, client: Client, session: Session, call: RequestContext
     ) -> Reply:
         """The code, or the page that asks for consent first."""
         if not client.first_party:
@@ -254,7 +254,7 @@ class Interaction:
                 return await self._consent_page(tickets.CONSENT, content, client, request.scope, session, call, **shown)
         return self._return_code(request, session, call)
 
-    async def _device_consent(self, user_code: str, session: BrowserSession, call: RequestContext) -> Reply:
+    async def _device_consent(self, user_code: str, session: Session, call: RequestContext) -> Reply:
         device = await self._store.waiting_device(user_code)
         client = await self._store.client(device["client_id"]) if device is not None else None
         if device is None or client is None:
@@ -270,7 +270,7 @@ class Interaction:
         content: Mapping[str, Any],
         client: Client,
         scope: Sequence[str],
-        session: BrowserSession,
+        session: Session,
         call: RequestContext,
         *,
         action: str,
@@ -344,14 +344,14 @@ class Interaction:
             raise CannotReturn(_PAGE_IS_OLD)
         return opened
 
-    async def _same_session(self, ticket: Mapping[str, Any], call: RequestContext) -> BrowserSession:
+    async def _same_session(self, ticket: Mapping[str, Any], call: RequestContext) -> Session:
         """The session that the page was made for. Raises CannotReturn when it is not the browser's any more."""
         session = await self._accounts.session(call)
         if session is None or session.session_id != ticket["session_id"]:
             raise CannotReturn(_PAGE_IS_OLD)
         return session
 
-    def _return_code(self, request: AuthorizationRequest, session: BrowserSession, call: RequestContext) -> Reply:
+    def _return_code(self, request: AuthorizationRequest, session: Session, call: RequestContext) -> Reply:
         content = {
             "grant_id": new_id(),
             "client_id": request.client_id,
@@ -361,7 +361,7 @@ class Interaction:
             "code_challenge": request.code_challenge,
             "user_id": session.user_id,
             "session_id": session.session_id,
-            "auth_time": session.auth_time.timestamp(),
+            "auth_time": moment(session.auth_time).timestamp(),
         }
         code = self._tickets.issue(tickets.CODE, call.tenant_id, content, self._config.code_lifetime)
         issuer = tenant_issuer(self._settings, call.tenant_id)
