@@ -112,7 +112,7 @@ class Interaction:
             return await self._sign_in_page(errand, call, problem="That took too long. Sign in again.")
         except Fault as fault:
             return self._second_factor_page(errand, factor, call, problem=_answer_to(fault))
-        return await self._signed_in(errand, session, call)
+        return await self._go_on(errand, session, call)
 
     async def consent(self, form: Form, call: RequestContext) -> Reply:
         """Raises CannotReturn."""
@@ -219,13 +219,10 @@ class Interaction:
             return await self._sign_in_page(state["errand"], call, problem=str(failure))
         return await self._go_on(state["errand"], signed_in, call)
 
-    async def _go_on(self, errand: Errand, signed_in: Session | SecondFactor, call: RequestContext) -> Reply:
-        if isinstance(signed_in, SecondFactor):
-            return self._second_factor_page(errand, signed_in, call)
-        return await self._signed_in(errand, signed_in, call)
-
-    async def _signed_in(self, errand: Errand, session: Session, call: RequestContext) -> Reply:
-        """Go on with what the user came for. They have just proved who they are."""
+    async def _go_on(self, errand: Errand, session: Session | SecondFactor, call: RequestContext) -> Reply:
+        """Go on with what the user came for, once they have proved who they are."""
+        if isinstance(session, SecondFactor):
+            return self._second_factor_page(errand, session, call)
         if "link" in errand:
             await self._accounts.link(**errand["link"], session=session)
         if "device" in errand:
