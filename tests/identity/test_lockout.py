@@ -109,7 +109,7 @@ async def test_what_is_counted_names_nobody(platform: Platform, tenant: Tenant, 
 async def test_the_time_of_a_refusal_tells_nobody_who_there_is(tenant: Tenant, http: httpx.AsyncClient) -> None:
     """Medians of many, measured in turns so that a busy machine slows all alike. Each address is tried once, so that
     no lock interferes."""
-    known = [await tenant.provision() for _ in range(40)]
+    known = await asyncio.gather(*(tenant.provision() for _ in range(40)))
     unknown = [f"{new_id()}@example.com" for _ in known]
     await login(http, tenant, f"{new_id()}@example.com", WRONG)
     seconds: dict[str, list[float]] = {"known": [], "unknown": []}

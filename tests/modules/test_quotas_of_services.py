@@ -7,8 +7,11 @@ from typing import Any
 import httpx
 import pytest
 
+from nexus.identity.user_auth.v1.faults import IdentityTaken
+from services.chassis.clients import Clients
 from services.chassis.ids import new_id
 from tests.identity.people import body, reason
+from tests.identity.test_erasure import link
 from tests.modules.test_puabo_os import give_plan, quota
 from tests.platforms import PASSWORD, Platform, SignedIn, Tenant
 
@@ -58,7 +61,7 @@ async def test_a_tenant_has_no_more_users_than_its_plan_allows(
 
 
 async def test_a_registration_that_comes_to_nothing_takes_no_place(
-    http: httpx.AsyncClient, tenant: Tenant, root: SignedIn
+    http: httpx.AsyncClient, tenant: Tenant, root: SignedIn, operator: Clients
 ) -> None:
     await give_plan(http, root, tenant, quotas=[quota("users", 100, "TOTAL")])
     owner, email = await tenant.sign_in("owner"), f"{new_id()}@example.com"
@@ -67,6 +70,27 @@ async def test_a_registration_that_comes_to_nothing_takes_no_place(
     assert await used(http, owner, "users", lambda count: count == 2) == 2
     await tenant.provision(email=email)  # who is there already
     assert await used(http, owner, "users", lambda count: count == 2) == 2
+    # With an identity that is another's they are refused after they have been counted.
+    newcomers = [link(operator, tenant, "same", email=f"{new_id()}@example.com") for _ in range(4)]
+    outcomes = await asyncio.gather(*newcomers, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes].count(IdentityTaken) == 3
+    assert await used(http, owner, "users", lambda count: count == 3) == 3
+
+
+async def test_of_twenty_who_invite_one_address_into_the_last_place_nineteen_are_told_that_it_is_taken(
+    http: httpx.AsyncClient, tenant: Tenant, root: SignedIn
+) -> None:
+    await give_plan(http, root, tenant, quotas=[quota("users", 2, "TOTAL")])
+    owner, email = await tenant.sign_in("owner"), f"{new_id()}@example.com"
+
+    async def invite() -> httpx.Response:
+        return await http.post("/api/v1/users", headers=owner.headers, json={"email": email, "requestId": new_id()})
+
+    answers = await asyncio.gather(*(invite() for _ in range(20)))
+    refused = [answer for answer in answers if answer.status_code != 200]
+    assert [(answer.status_code, reason(answer)) for answer in refused] == [(409, "EMAIL_TAKEN")] * 19
+    found = body(await http.get("/api/v1/users", headers=owner.headers))["users"]
+    assert sorted(user["email"] for user in found) == sorted([owner.email, email])
 
 
 async def test_a_tenant_has_no_more_api_keys_than_its_plan_allows(

@@ -4,9 +4,8 @@ import contextlib
 import hmac
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 
@@ -21,8 +20,8 @@ from nexus.identity.auth_service.v1.auth_service_pb2 import (
 )
 from nexus.identity.auth_service.v1.auth_service_pb2_grpc import AuthServiceStub
 from nexus.identity.auth_service.v1.faults import MfaInvalid
-from nexus.identity.session_mgr.v1 import session_mgr_pb2
 from nexus.identity.session_mgr.v1.faults import SessionNotFound
+from nexus.identity.session_mgr.v1.session_mgr_pb2 import EndUserSessionsRequest, Session, TouchSessionRequest
 from nexus.identity.session_mgr.v1.session_mgr_pb2_grpc import SessionServiceStub
 from nexus.identity.user_auth.v1 import user_auth_pb2
 from nexus.identity.user_auth.v1.faults import (
@@ -66,18 +65,6 @@ class AddressTaken(NoAccount):
 
 
 @dataclass(frozen=True)
-class BrowserSession:
-    """A user who is signed in."""
-
-    session_id: str
-    user_id: str
-    auth_time: datetime
-    expires: datetime
-    assurance: str
-    methods: Sequence[str]
-
-
-@dataclass(frozen=True)
 class SecondFactor:
     """What a user who has been recognised is asked for."""
 
@@ -97,29 +84,29 @@ class Accounts:
         self._users = service.clients.stub(UserServiceStub)
         self._sessions = service.clients.stub(SessionServiceStub)
 
-    async def session(self, call: RequestContext) -> BrowserSession | None:
+    async def session(self, call: RequestContext) -> Session | None:
         """The live session that the browser's cookie stands for."""
         ticket = self._tickets.read(tickets.SESSION, call.tenant_id, cookies(call).get(SESSION_COOKIE, ""))
         if ticket is None:
             return None
         return await self.touch(ticket["session_id"])
 
-    async def touch(self, session_id: str) -> BrowserSession | None:
+    async def touch(self, session_id: str) -> Session | None:
         """A session, counted as used now; None if it has ended."""
         try:
-            answer = await self._sessions.TouchSession(session_mgr_pb2.TouchSessionRequest(session_id=session_id))
+            answer = await self._sessions.TouchSession(TouchSessionRequest(session_id=session_id))
         except SessionNotFound:
             return None
-        return _session(answer.session)
+        return answer.session
 
-    async def sign_in(self, email: str, password: str, call: RequestContext) -> BrowserSession | SecondFactor:
+    async def sign_in(self, email: str, password: str, call: RequestContext) -> Session | SecondFactor:
         """Raises user-auth's faults."""
         verified = await self._users.VerifyPassword(user_auth_pb2.VerifyPasswordRequest(email=email, password=password))
         return await self._recognized("pwd", verified, call)
 
     async def sign_in_from(
         self, issuer: str, profile: Mapping[str, Any], call: RequestContext
-    ) -> BrowserSession | SecondFactor:
+    ) -> Session | SecondFactor:
         """Sign in the user of an upstream identity, a new one if it belongs to nobody. Raises NoAccount."""
         identity = user_auth_pb2.ResolveIdentityRequest(issuer=issuer, subject=profile["sub"])
         try:
@@ -133,7 +120,7 @@ class Accounts:
         except QuotaExceeded:
             raise NoAccount("There is no room for another account here; ask whoever runs this.") from None
 
-    async def link(self, issuer: str, subject: str, session: BrowserSession) -> None:
+    async def link(self, issuer: str, subject: str, session: Session) -> None:
         """Let the user sign in by an upstream identity from now on."""
         # If it has become another's since, theirs it is.
         with contextlib.suppress(IdentityTaken):
@@ -141,7 +128,7 @@ class Accounts:
                 user_auth_pb2.LinkIdentityRequest(issuer=issuer, subject=subject, user_id=session.user_id)
             )
 
-    async def prove(self, factor: SecondFactor, *, code: str, passkey: str) -> BrowserSession:
+    async def prove(self, factor: SecondFactor, *, code: str, passkey: str) -> Session:
         """Complete a sign-in. Raises auth-service's faults."""
         proof = VerifyMfaRequest(challenge_id=factor.challenge_id)
         digits = "".join(code.split())
@@ -151,15 +138,15 @@ class Accounts:
             proof.totp_code = digits
         else:
             proof.recovery_code = code[:_MAX_CODE]
-        return _session((await self._auth.VerifyMfa(proof)).session)
+        return (await self._auth.VerifyMfa(proof)).session
 
-    async def end(self, session: BrowserSession) -> None:
+    async def end(self, session: Session) -> None:
         await self._sessions.EndUserSessions(
-            session_mgr_pb2.EndUserSessionsRequest(user_id=session.user_id, session_id=session.session_id)
+            EndUserSessionsRequest(user_id=session.user_id, session_id=session.session_id)
         )
 
-    def session_cookie(self, session: BrowserSession, call: RequestContext) -> Header:
-        lifetime = session.expires - now()
+    def session_cookie(self, session: Session, call: RequestContext) -> Header:
+        lifetime = moment(session.expire_time) - now()
         ticket = self._tickets.issue(tickets.SESSION, call.tenant_id, {"session_id": session.session_id}, lifetime)
         return _set_cookie(SESSION_COOKIE, ticket, call.tenant_id, round(lifetime.total_seconds()))
 
@@ -173,7 +160,7 @@ class Accounts:
         call: RequestContext,
         *,
         by_two_factors: bool = False,
-    ) -> BrowserSession | SecondFactor:
+    ) -> Session | SecondFactor:
         answer = await self._auth.SignInRecognized(
             SignInRecognizedRequest(
                 user_id=user.user.user_id,
@@ -185,7 +172,7 @@ class Accounts:
             )
         )
         if answer.HasField("session"):
-            return _session(answer.session)
+            return answer.session
         options = json_format.MessageToDict(answer.mfa.passkey_options)
         takes_code = bool({MFA_METHOD_TOTP, MFA_METHOD_RECOVERY_CODE} & set(answer.mfa.methods))
         return SecondFactor(answer.mfa.challenge_id, takes_code, json.dumps(options) if options else "")
@@ -256,17 +243,6 @@ def _set_cookie(name: str, value: str, tenant_id: str, max_age: int | None) -> H
     if max_age is not None:
         cookie["max-age"] = max_age
     return "set-cookie", cookie.OutputString()
-
-
-def _session(session: session_mgr_pb2.Session) -> BrowserSession:
-    return BrowserSession(
-        session.session_id,
-        session.user_id,
-        moment(session.auth_time),
-        moment(session.expire_time),
-        session.assurance,
-        tuple(session.methods),
-    )
 
 
 def _passkey(answer: str) -> Struct:

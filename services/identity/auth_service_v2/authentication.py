@@ -17,7 +17,7 @@ from services.chassis.service import Service
 from services.identity.auth_service_v2 import clients
 from services.identity.auth_service_v2.clients import Client
 from services.identity.auth_service_v2.forms import Form
-from services.identity.auth_service_v2.store import ClientStore
+from services.identity.auth_service_v2.store import Store
 
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 _LONGEST_ASSERTION = timedelta(hours=1)
@@ -30,7 +30,7 @@ class Authenticator:
 
     def __init__(self, service: Service) -> None:
         self._settings = service.settings
-        self._clients = ClientStore(service.database)
+        self._store = Store(service.database)
 
     async def client(self, form: Form, call: RequestContext, *, confidential: bool = False) -> Client:
         """The client, by the method that it is registered for. Raises OAuth2Error.
@@ -67,7 +67,10 @@ class Authenticator:
             raise OAuth2Error("the client assertion lives too long", error="invalid_client")
         # Once only, so that nobody who sees it can use it (section 3, `jti`).
         used_until = expires + timedelta(seconds=_LEEWAY_SECONDS)
-        if not await self._clients.spend_assertion(client.client_id, hash_secret(assertion_id), used_until):
+        first = await self._store.spent_assertions.insert_new(
+            client_id=client.client_id, jti_hash=hash_secret(assertion_id), expire_time=used_until
+        )
+        if first is None:
             raise OAuth2Error("the client assertion has been used before", error="invalid_client")
         return client
 
@@ -92,7 +95,7 @@ class Authenticator:
         return claims["jti"], datetime.fromtimestamp(claims["exp"], UTC)
 
     async def _registered(self, client_id: str, method: str) -> Client:
-        client = await self._clients.find(client_id) if client_id else None
+        client = await self._store.client(client_id)
         if client is None or client.authentication != method:
             raise OAuth2Error("the client is not known, or must authenticate in another way", error="invalid_client")
         return client

@@ -1,12 +1,14 @@
 """The token endpoint (RFC 6749, section 3.2) and its neighbours: what clients do without a browser."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from authlib.oauth2 import OAuth2Error
+from google.protobuf.timestamp_pb2 import Timestamp
 
+from nexus.identity.session_mgr.v1.session_mgr_pb2 import Session
 from nexus.identity.token_mgr.v1 import token_mgr_pb2
 from nexus.identity.token_mgr.v1.faults import (
     GrantExists,
@@ -28,12 +30,12 @@ from services.chassis.ids import hash_secret, new_id, new_secret
 from services.chassis.issuers import tenant_issuer
 from services.chassis.service import Service
 from services.identity.auth_service_v2 import clients, tickets
-from services.identity.auth_service_v2.accounts import Accounts, BrowserSession
+from services.identity.auth_service_v2.accounts import Accounts
 from services.identity.auth_service_v2.authorization import verifies
 from services.identity.auth_service_v2.clients import Client, held, permissions_in
 from services.identity.auth_service_v2.forms import Form
 from services.identity.auth_service_v2.spec import Config
-from services.identity.auth_service_v2.store import ClientStore, GrantStore
+from services.identity.auth_service_v2.store import Store
 from services.identity.auth_service_v2.tickets import Tickets
 
 ACCESS_TOKEN_TYPE = "urn:ietf:params:oauth:token-type:access_token"
@@ -53,8 +55,7 @@ class Grants:
         self._database = service.database
         self._accounts = accounts
         self._tickets = sealed
-        self._clients = ClientStore(service.database)
-        self._store = GrantStore(service.database)
+        self._store = Store(service.database)
         self._tokens = service.clients.stub(TokenServiceStub)
         self._users = service.clients.stub(UserServiceStub)
 
@@ -106,15 +107,17 @@ class Grants:
         device_code = new_secret()
         while True:
             user_code = "".join(secrets.choice(_USER_CODE_LETTERS) for _ in range(_USER_CODE_LENGTH))
-            if await self._store.insert_device(
-                hash_secret(device_code),
-                user_code,
+            device = await self._store.devices.insert_new(
+                device_hash=hash_secret(device_code),
+                user_code=user_code,
                 grant_id=new_id(),
                 client_id=client.client_id,
                 scope=scope,
-                interval=self._config.device_poll_interval,
-                lifetime=self._config.device_code_lifetime,
-            ):
+                poll_time=now(),
+                poll_seconds=round(self._config.device_poll_interval.total_seconds()),
+                expire_time=now() + self._config.device_code_lifetime,
+            )
+            if device is not None:
                 break
         shown = f"{user_code[:4]}-{user_code[4:]}"
         page = f"{tenant_issuer(self._settings, call.tenant_id)}/oauth2/device"
@@ -139,18 +142,11 @@ class Grants:
         expires = datetime.fromtimestamp(code["expires"], UTC)
         # A second use waits here for the first one to commit, and then finds the code spent.
         async with self._database.transaction():
-            first = await self._store.spend(code["grant_id"], expires)
-            if first:
-                answer = await self._grant(
-                    client,
-                    grant_id=code["grant_id"],
-                    user_id=code["user_id"],
-                    session_id=code["session_id"],
-                    scope=code["scope"],
-                    auth_time=datetime.fromtimestamp(code["auth_time"], UTC),
-                    nonce=code["nonce"],
-                )
-        if not first:
+            spent = await self._store.spent_codes.insert_new(code_id=code["grant_id"], expire_time=expires)
+            if spent is not None:
+                auth_time = datetime.fromtimestamp(code["auth_time"], UTC)
+                answer = await self._grant(client, {**code, "auth_time": auth_time})
+        if spent is None:
             # Somebody else has the code: nobody keeps what it gave (RFC 6749, section 4.1.2).
             await self._tokens.RevokeFamilies(token_mgr_pb2.RevokeFamiliesRequest(session_ids=[code["grant_id"]]))
             raise OAuth2Error(_INVALID_GRANT, error="invalid_grant")
@@ -166,8 +162,8 @@ class Grants:
                 raise RefreshTokenInvalid()
             scope = _allowed(form.get("scope", ""), grant.scope.split()) if form.get("scope") else grant.scope
             await self._require_consent(client, grant.user_id, grant.scope)
-            session = await self._accounts.touch(grant.parent_session_id) if grant.parent_session_id else None
-            if grant.parent_session_id and session is None:
+            session = await self._accounts.touch(grant.parent_session_id) if grant.parent_session_id else Session()
+            if session is None:
                 raise RefreshTokenInvalid()
             user = await self._users.ResolveUser(ResolveUserRequest(user_id=grant.user_id))
             refreshed = await self._tokens.RefreshTokens(
@@ -176,22 +172,15 @@ class Grants:
                     client_id=client.client_id,
                     scope=scope,
                     permissions=held(scope.split(), user.permissions),
-                    assurance=session.assurance if session else "",
-                    methods=session.methods if session else [],
+                    assurance=session.assurance,
+                    methods=session.methods,
                 )
             )
         except ScopeTooWide:
             raise OAuth2Error("the scope is more than was granted", error="invalid_scope") from None
         except (RefreshTokenInvalid, RefreshTokenReused, UserNotFound, UserDisabled):
             raise OAuth2Error(_INVALID_GRANT, error="invalid_grant") from None
-        return await self._answer(
-            client,
-            refreshed.tokens,
-            scope,
-            user,
-            session=session,
-            auth_time=moment(grant.auth_time),
-        )
+        return await self._answer(client, refreshed.tokens, scope, user, session, grant.auth_time)
 
     async def _act_for_itself(self, client: Client, form: Form, call: RequestContext) -> dict[str, Any]:
         permitted = permissions_in(client.scopes)
@@ -213,29 +202,21 @@ class Grants:
         refused = ""
         # The row stays locked, so that one question gets the tokens; what a refusal writes must commit.
         async with self._database.transaction():
-            device = await self._store.polled_device(device_hash)
+            device = await self._store.devices.get(device_hash, lock=True)
             if device is None or device["client_id"] != client.client_id or device["state"] == "redeemed":
                 refused = "invalid_grant"
             elif device["expire_time"] <= now():
                 refused = "expired_token"
             elif device["state"] == "denied":
                 refused = "access_denied"
-            elif device["early"]:
-                refused = "slow_down"
-                await self._store.next_poll(device_hash, _SLOWER_SECONDS)
-            elif device["state"] == "pending":
-                refused = "authorization_pending"
-                await self._store.next_poll(device_hash, 0)
+            elif (early := device["poll_time"] > now()) or device["state"] == "pending":
+                refused = "slow_down" if early else "authorization_pending"
+                seconds = device["poll_seconds"] + (_SLOWER_SECONDS if early else 0)
+                poll_time = now() + timedelta(seconds=seconds)
+                await self._store.devices.change(device_hash, poll_seconds=seconds, poll_time=poll_time)
             else:
-                await self._store.redeem_device(device_hash)
-                answer = await self._grant(
-                    client,
-                    grant_id=device["grant_id"],
-                    user_id=device["user_id"],
-                    session_id=device["session_id"],
-                    scope=device["scope"],
-                    auth_time=device["auth_time"],
-                )
+                await self._store.devices.change(device_hash, state="redeemed")
+                answer = await self._grant(client, {**device, "nonce": ""})
         if refused:
             raise OAuth2Error(error=refused)
         return answer
@@ -277,29 +258,23 @@ class Grants:
             "scope": exchanged.scope,
         }
 
-    async def _grant(
-        self,
-        client: Client,
-        *,
-        grant_id: str,
-        user_id: str,
-        session_id: str,
-        scope: str,
-        auth_time: datetime,
-        nonce: str = "",
-    ) -> dict[str, Any]:
-        """The first tokens of a user's grant. Raises OAuth2Error if the session, the user or the consent is gone."""
+    async def _grant(self, client: Client, allowed: Mapping[str, Any]) -> dict[str, Any]:
+        """The first tokens of what a user has allowed, by a code or for a device.
+
+        Raises OAuth2Error if the session, the user or the consent is gone.
+        """
+        user_id, session_id, scope = allowed["user_id"], allowed["session_id"], allowed["scope"]
         names = scope.split()
         await self._require_consent(client, user_id, scope)
         session = await self._accounts.touch(session_id)
         if session is None:
             raise OAuth2Error(_INVALID_GRANT, error="invalid_grant")
-        offline = "offline_access" in names
+        offline, auth_time = "offline_access" in names, timestamp(allowed["auth_time"])
         try:
             user = await self._users.ResolveUser(ResolveUserRequest(user_id=user_id))
             issued = await self._tokens.IssueGrant(
                 token_mgr_pb2.IssueGrantRequest(
-                    grant_id=grant_id,
+                    grant_id=allowed["grant_id"],
                     client_id=client.client_id,
                     user_id=user_id,
                     parent_session_id="" if offline else session_id,
@@ -307,24 +282,23 @@ class Grants:
                     scope=scope,
                     permissions=held(names, user.permissions),
                     audiences=client.audiences,
-                    expire_time=timestamp(now() + self._config.offline_lifetime if offline else session.expires),
+                    expire_time=timestamp(now() + self._config.offline_lifetime) if offline else session.expire_time,
                     refreshable=clients.REFRESH_TOKEN in client.grant_types,
-                    auth_time=timestamp(auth_time),
+                    auth_time=auth_time,
                     assurance=session.assurance,
                     methods=session.methods,
                 )
             )
         except (GrantExists, SessionEnded, UserNotFound, UserDisabled):
             raise OAuth2Error(_INVALID_GRANT, error="invalid_grant") from None
-        return await self._answer(client, issued.tokens, scope, user, session=session, auth_time=auth_time, nonce=nonce)
+        return await self._answer(client, issued.tokens, scope, user, session, auth_time, allowed["nonce"])
 
     async def _require_consent(self, client: Client, user_id: str, scope: str) -> None:
         """Consent may have been taken back, and what a client is registered for may have shrunk, since."""
         if not set(scope.split()) <= set(client.scopes):
             raise OAuth2Error(_INVALID_GRANT, error="invalid_grant")
-        if not client.first_party and not set(scope.split()) <= await self._clients.consented(
-            user_id, client.client_id
-        ):
+        consented = client.scopes if client.first_party else await self._store.consented(user_id, client.client_id)
+        if not set(scope.split()) <= set(consented):
             raise OAuth2Error(_INVALID_GRANT, error="invalid_grant")
 
     async def _answer(
@@ -333,9 +307,8 @@ class Grants:
         pair: token_mgr_pb2.TokenPair,
         scope: str,
         user: ResolveUserResponse,
-        *,
-        session: BrowserSession | None,
-        auth_time: datetime,
+        session: Session,
+        auth_time: Timestamp,
         nonce: str = "",
     ) -> dict[str, Any]:
         """The tokens, with an ID token where the scope asks for one (OpenID Connect Core 1.0, section 3.1.3.3)."""
@@ -347,11 +320,11 @@ class Grants:
                     client_id=client.client_id,
                     user_id=user.user.user_id,
                     algorithm=SigningAlgorithm.Value(f"SIGNING_ALGORITHM_{client.id_token_algorithm}"),
-                    session_id=session.session_id if session else "",
-                    acr=session.assurance if session else "",
-                    amr=session.methods if session else [],
+                    session_id=session.session_id,
+                    acr=session.assurance,
+                    amr=session.methods,
                     nonce=nonce,
-                    auth_time=timestamp(auth_time),
+                    auth_time=auth_time,
                     access_token=pair.access_token,
                     email=user.user.email if "email" in names else "",
                     email_verified=user.user.email_verified,

@@ -4,7 +4,7 @@ An errand is what a user came for; it travels inside the sealed tickets of the p
 a visitor who never comes back.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,10 +14,11 @@ from joserfc.errors import JoseError
 from joserfc.jwk import KeySet
 
 from nexus.identity.auth_service.v1.faults import ChallengeInvalid, SecondFactorMissing
+from nexus.identity.session_mgr.v1.session_mgr_pb2 import Session
 from nexus.identity.user_auth.v1.faults import CredentialsInvalid
 from nexus.identity.user_auth.v1.user_auth_pb2 import ResolveUserRequest
 from nexus.identity.user_auth.v1.user_auth_pb2_grpc import UserServiceStub
-from services.chassis.clock import now
+from services.chassis.clock import moment, now
 from services.chassis.context import RequestContext
 from services.chassis.errors import Fault
 from services.chassis.ids import new_id
@@ -28,7 +29,6 @@ from services.identity.auth_service_v2 import tickets
 from services.identity.auth_service_v2.accounts import (
     Accounts,
     AddressTaken,
-    BrowserSession,
     NoAccount,
     SecondFactor,
     browser,
@@ -47,7 +47,7 @@ from services.identity.auth_service_v2.pages import message, page
 from services.identity.auth_service_v2.replies import Reply, redirect
 from services.identity.auth_service_v2.spec import Config
 from services.identity.auth_service_v2.sso import Upstream, UpstreamFailed
-from services.identity.auth_service_v2.store import ClientStore, GrantStore, ProviderStore
+from services.identity.auth_service_v2.store import MAX_PROVIDERS, Store
 from services.identity.auth_service_v2.tickets import Tickets
 
 Errand = dict[str, Any]
@@ -72,14 +72,12 @@ class Interaction:
         self._tickets = sealed
         self._upstream = upstream
         self._key_source = key_source
-        self._clients = ClientStore(service.database)
-        self._grants = GrantStore(service.database)
-        self._providers = ProviderStore(service.database)
+        self._store = Store(service.database)
         self._users = service.clients.stub(UserServiceStub)
 
     async def authorize(self, parameters: Mapping[str, str], call: RequestContext) -> Reply:
         """Raises CannotReturn."""
-        client = require_returnable(parameters, await self._clients.find(parameters.get("client_id", "")))
+        client = require_returnable(parameters, await self._store.client(parameters.get("client_id", "")))
         try:
             request = parse(parameters, client)
         except OAuth2Error as error:
@@ -88,7 +86,7 @@ class Interaction:
         hint = parameters.get("id_token_hint")
         if session is not None and hint and (await self._claims(hint, call)).get("sub") != session.user_id:
             session = None
-        if session is not None and not request.too_old(session.auth_time, now()):
+        if session is not None and not request.too_old(moment(session.auth_time), now()):
             return await self._grant(request, client, session, call)
         if "none" in request.prompt:
             return self._return_error(parameters, OAuth2Error(error="login_required"), call)
@@ -96,7 +94,7 @@ class Interaction:
 
     async def sign_in(self, form: Form, call: RequestContext) -> Reply:
         """Raises CannotReturn."""
-        errand = self._opened(tickets.SIGN_IN, form, call)["errand"]
+        errand = self._opened(tickets.SIGN_IN, form.get("ticket", ""), call)["errand"]
         email = form.get("email", "")
         try:
             signed_in = await self._accounts.sign_in(email, form.get("password", ""), call)
@@ -106,7 +104,7 @@ class Interaction:
 
     async def second_factor(self, form: Form, call: RequestContext) -> Reply:
         """Raises CannotReturn."""
-        ticket = self._opened(tickets.SECOND_FACTOR, form, call)
+        ticket = self._opened(tickets.SECOND_FACTOR, form.get("ticket", ""), call)
         errand, factor = ticket["errand"], SecondFactor(**ticket["factor"])
         try:
             session = await self._accounts.prove(factor, code=form.get("code", ""), passkey=form.get("passkey", ""))
@@ -114,21 +112,21 @@ class Interaction:
             return await self._sign_in_page(errand, call, problem="That took too long. Sign in again.")
         except Fault as fault:
             return self._second_factor_page(errand, factor, call, problem=_answer_to(fault))
-        return await self._signed_in(errand, session, call)
+        return await self._go_on(errand, session, call)
 
     async def consent(self, form: Form, call: RequestContext) -> Reply:
         """Raises CannotReturn."""
-        ticket = self._opened(tickets.CONSENT, form, call)
+        ticket = self._opened(tickets.CONSENT, form.get("ticket", ""), call)
         session = await self._same_session(ticket, call)
         parameters = ticket["parameters"]
-        client = require_returnable(parameters, await self._clients.find(parameters["client_id"]))
+        client = require_returnable(parameters, await self._store.client(parameters["client_id"]))
         if form.get("decision") != "allow":
             return self._return_error(parameters, OAuth2Error(error="access_denied"), call)
         try:
             request = parse(parameters, client)
         except OAuth2Error as error:  # the client was changed while the page was open
             return self._return_error(parameters, error, call)
-        await self._clients.consent(session.user_id, client.client_id, request.scope)
+        await self._store.consent(session.user_id, client.client_id, request.scope)
         return self._return_code(request, session, call)
 
     async def device_page(self, user_code: str, call: RequestContext) -> Reply:
@@ -142,19 +140,21 @@ class Interaction:
 
     async def decide_device(self, form: Form, call: RequestContext) -> Reply:
         """Raises CannotReturn."""
-        ticket = self._opened(tickets.DEVICE, form, call)
+        ticket = self._opened(tickets.DEVICE, form.get("ticket", ""), call)
         session = await self._same_session(ticket, call)
         allowed = form.get("decision") == "allow"
         if allowed:
-            await self._clients.consent(session.user_id, ticket["client_id"], ticket["scope"].split())
-        waited = await self._grants.decide_device(
-            ticket["user_code"],
-            "approved" if allowed else "denied",
-            session.user_id,
-            session.session_id,
-            session.auth_time,
+            await self._store.consent(session.user_id, ticket["client_id"], ticket["scope"].split())
+        device = await self._store.waiting_device(ticket["user_code"])
+        decided = device and await self._store.devices.update(
+            device["device_hash"],
+            where={"state": "pending"},
+            state="approved" if allowed else "denied",
+            user_id=session.user_id,
+            session_id=session.session_id,
+            auth_time=session.auth_time,
         )
-        if not waited:
+        if not decided:
             return message("Too late", "The device does not wait any more. Start again there.", 410)
         return message("Done", "The device goes on by itself." if allowed else "The device was not let in.")
 
@@ -165,23 +165,17 @@ class Interaction:
         if claims and claims.get("aud") != client_id:
             raise CannotReturn("The application that sent you here is not the one that it says.")
         uri = parameters.get("post_logout_redirect_uri", "")
-        client = await self._clients.find(client_id) if uri else None
+        client = await self._store.client(client_id) if uri else None
         if uri and (client is None or uri not in client.post_logout_redirect_uris):
             raise CannotReturn("The application wants you back at an address that is not registered.")
-        mark, cookies = browser(call)
-        ticket = self._tickets.issue(
-            tickets.SIGN_OUT,
-            call.tenant_id,
-            {"browser": mark, "uri": uri, "state": parameters.get("state", "")},
-            self._config.page_lifetime,
-        )
-        return page("sign_out", returns_to=uri, base=_base(call), ticket=ticket).with_headers(*cookies)
+        content = {"uri": uri, "state": parameters.get("state", "")}
+        return self._page(tickets.SIGN_OUT, content, call, "sign_out", returns_to=uri)
 
     async def sign_out(self, form: Form, call: RequestContext) -> Reply:
         """Raises CannotReturn."""
         if "ticket" not in form:
             return await self.sign_out_page(form, call)
-        ticket = self._opened(tickets.SIGN_OUT, form, call)
+        ticket = self._opened(tickets.SIGN_OUT, form.get("ticket", ""), call)
         session = await self._accounts.session(call)
         if session is not None:
             await self._accounts.end(session)
@@ -193,10 +187,8 @@ class Interaction:
 
     async def start_sso(self, provider_id: str, ticket: str, call: RequestContext) -> Reply:
         """Raises CannotReturn, ProviderNotFound."""
-        opened = self._tickets.read(tickets.SIGN_IN, call.tenant_id, ticket)
-        if opened is None or not is_from(opened["browser"], call):
-            raise CannotReturn(_PAGE_IS_OLD)
-        provider = await self._providers.get(provider_id)
+        opened = self._opened(tickets.SIGN_IN, ticket, call)
+        provider = await self._store.providers.require(provider_id)
         try:
             trip = await self._upstream.start(provider, call.tenant_id)
             state = self._tickets.issue(
@@ -211,10 +203,10 @@ class Interaction:
 
     async def finish_sso(self, provider_id: str, parameters: Mapping[str, str], call: RequestContext) -> Reply:
         """Raises CannotReturn, ProviderNotFound."""
-        state = self._tickets.read(tickets.SSO, call.tenant_id, parameters.get("state", ""))
-        if state is None or state["provider_id"] != provider_id or not is_from(state["browser"], call):
+        state = self._opened(tickets.SSO, parameters.get("state", ""), call)
+        if state["provider_id"] != provider_id:
             raise CannotReturn(_PAGE_IS_OLD)
-        provider = await self._providers.get(provider_id)
+        provider = await self._store.providers.require(provider_id)
         try:
             profile = await self._upstream.finish(
                 provider, call.tenant_id, parameters, nonce=state["nonce"], verifier=state["verifier"]
@@ -223,26 +215,21 @@ class Interaction:
         except AddressTaken as taken:
             link = {"issuer": provider["issuer"], "subject": profile["sub"]}
             return await self._sign_in_page({**state["errand"], "link": link}, call, problem=str(taken))
-        except (UpstreamFailed, NoAccount) as failure:
+        except (UpstreamFailed, NoAccount, SecondFactorMissing) as failure:
             return await self._sign_in_page(state["errand"], call, problem=str(failure))
-        except SecondFactorMissing as missing:
-            return await self._sign_in_page(state["errand"], call, problem=missing.message)
         return await self._go_on(state["errand"], signed_in, call)
 
-    async def _go_on(self, errand: Errand, signed_in: BrowserSession | SecondFactor, call: RequestContext) -> Reply:
-        if isinstance(signed_in, SecondFactor):
-            return self._second_factor_page(errand, signed_in, call)
-        return await self._signed_in(errand, signed_in, call)
-
-    async def _signed_in(self, errand: Errand, session: BrowserSession, call: RequestContext) -> Reply:
-        """Go on with what the user came for. They have just proved who they are."""
+    async def _go_on(self, errand: Errand, session: Session | SecondFactor, call: RequestContext) -> Reply:
+        """Go on with what the user came for, once they have proved who they are."""
+        if isinstance(session, SecondFactor):
+            return self._second_factor_page(errand, session, call)
         if "link" in errand:
             await self._accounts.link(**errand["link"], session=session)
         if "device" in errand:
             reply = await self._device_consent(errand["device"], session, call)
         else:
             parameters = errand["authorize"]
-            client = require_returnable(parameters, await self._clients.find(parameters["client_id"]))
+            client = require_returnable(parameters, await self._store.client(parameters["client_id"]))
             try:
                 reply = await self._grant(parse(parameters, client), client, session, call)
             except OAuth2Error as error:
@@ -250,51 +237,37 @@ class Interaction:
         return reply.with_headers(self._accounts.session_cookie(session, call))
 
     async def _grant(
-        self, request: AuthorizationRequest, client: Client, session: BrowserSession, call: RequestContext
+        self, request: AuthorizationRequest, client: Client, session: Session, call: RequestContext
     ) -> Reply:
         """The code, or the page that asks for consent first."""
         if not client.first_party:
-            known = await self._clients.consented(session.user_id, client.client_id)
+            known = await self._store.consented(session.user_id, client.client_id)
             if "consent" in request.prompt or not set(request.scope) <= known:
                 if "none" in request.prompt:
                     error = OAuth2Error(error="consent_required")
                     return self._return_error(_parameters(request), error, call)
-                return await self._consent_page(
-                    tickets.CONSENT,
-                    {"parameters": _parameters(request)},
-                    client,
-                    request.scope,
-                    session,
-                    call,
-                    action="consent",
-                    returns_to=request.redirect_uri,
-                )
+                content = {"parameters": _parameters(request)}
+                shown = {"action": "consent", "returns_to": request.redirect_uri}
+                return await self._consent_page(tickets.CONSENT, content, client, request.scope, session, call, **shown)
         return self._return_code(request, session, call)
 
-    async def _device_consent(self, user_code: str, session: BrowserSession, call: RequestContext) -> Reply:
-        device = await self._grants.waiting_device(user_code)
-        client = await self._clients.find(device["client_id"]) if device is not None else None
+    async def _device_consent(self, user_code: str, session: Session, call: RequestContext) -> Reply:
+        device = await self._store.waiting_device(user_code)
+        client = await self._store.client(device["client_id"]) if device is not None else None
         if device is None or client is None:
             return page("device", base=_base(call), problem="No device waits with this code.")
         content = {"user_code": user_code, "client_id": client.client_id, "scope": device["scope"]}
-        return await self._consent_page(
-            tickets.DEVICE,
-            content,
-            client,
-            device["scope"].split(),
-            session,
-            call,
-            action="device",
-            shown_code=f"{user_code[:4]}-{user_code[4:]}",
-        )
+        shown = {"action": "device", "shown_code": f"{user_code[:4]}-{user_code[4:]}"}
+        scope = device["scope"].split()
+        return await self._consent_page(tickets.DEVICE, content, client, scope, session, call, **shown)
 
     async def _consent_page(
         self,
         kind: str,
         content: Mapping[str, Any],
         client: Client,
-        scope: Any,
-        session: BrowserSession,
+        scope: Sequence[str],
+        session: Session,
         call: RequestContext,
         *,
         action: str,
@@ -302,75 +275,80 @@ class Interaction:
         shown_code: str = "",
     ) -> Reply:
         resolved = await self._users.ResolveUser(ResolveUserRequest(user_id=session.user_id))
-        mark, cookies = browser(call)
-        ticket = self._tickets.issue(
+        return self._page(
             kind,
-            call.tenant_id,
-            {**content, "browser": mark, "session_id": session.session_id},
-            self._config.page_lifetime,
-        )
-        return page(
+            {**content, "session_id": session.session_id},
+            call,
             "consent",
             returns_to=returns_to,
             action=f"{_base(call)}/oauth2/{action}",
-            ticket=ticket,
             client_name=client.client_name,
             shown_code=shown_code,
             email=resolved.user.email,
             asks=[(STANDARD_SCOPES | OWN_SCOPES).get(name, f"Use your permission {name}") for name in scope],
-        ).with_headers(*cookies)
+        )
 
     async def _sign_in_page(self, errand: Errand, call: RequestContext, *, email: str = "", problem: str = "") -> Reply:
         parameters = errand.get("authorize", {})
-        client = await self._clients.find(parameters["client_id"]) if parameters else None
-        mark, cookies = browser(call)
-        ticket = self._tickets.issue(
-            tickets.SIGN_IN, call.tenant_id, {"errand": errand, "browser": mark}, self._config.page_lifetime
-        )
-        return page(
+        client = await self._store.client(parameters["client_id"]) if parameters else None
+        return self._page(
+            tickets.SIGN_IN,
+            {"errand": errand},
+            call,
             "sign_in",
-            status=400 if problem else 200,
             returns_to=parameters.get("redirect_uri", ""),
             problem=problem,
-            base=_base(call),
-            ticket=ticket,
             client_name=client.client_name if client is not None else "",
             email=email,
-            providers=await self._providers.list(),
-        ).with_headers(*cookies)
+            providers=await self._store.providers.page("", MAX_PROVIDERS),
+        )
 
     def _second_factor_page(
         self, errand: Errand, factor: SecondFactor, call: RequestContext, *, problem: str = ""
     ) -> Reply:
-        mark, cookies = browser(call)
-        content = {"errand": errand, "browser": mark, "factor": asdict(factor)}
-        ticket = self._tickets.issue(tickets.SECOND_FACTOR, call.tenant_id, content, self._config.page_lifetime)
-        return page(
+        return self._page(
+            tickets.SECOND_FACTOR,
+            {"errand": errand, "factor": asdict(factor)},
+            call,
             "second_factor",
-            status=400 if problem else 200,
             returns_to=errand.get("authorize", {}).get("redirect_uri", ""),
             problem=problem,
             script="passkey.js" if factor.passkey_options else "",
-            base=_base(call),
-            ticket=ticket,
             factor=factor,
-        ).with_headers(*cookies)
+        )
 
-    def _opened(self, kind: str, form: Form, call: RequestContext) -> dict[str, Any]:
-        """The ticket of the page that a form comes from. Raises CannotReturn if it was not made for this browser."""
-        ticket = self._tickets.read(kind, call.tenant_id, form.get("ticket", ""))
-        if ticket is None or not is_from(ticket["browser"], call):
+    def _page(
+        self,
+        kind: str,
+        content: Mapping[str, Any],
+        call: RequestContext,
+        template: str,
+        *,
+        problem: str = "",
+        **values: Any,
+    ) -> Reply:
+        """A page whose form brings a ticket with this content back, from this browser."""
+        mark, cookies = browser(call)
+        ticket = self._tickets.issue(kind, call.tenant_id, {**content, "browser": mark}, self._config.page_lifetime)
+        status = 400 if problem else 200
+        shown = page(template, status=status, problem=problem, base=_base(call), ticket=ticket, **values)
+        return shown.with_headers(*cookies)
+
+    def _opened(self, kind: str, ticket: str, call: RequestContext) -> dict[str, Any]:
+        """The content of a page's ticket. Raises CannotReturn if it was not made for this browser."""
+        opened = self._tickets.read(kind, call.tenant_id, ticket)
+        if opened is None or not is_from(opened["browser"], call):
             raise CannotReturn(_PAGE_IS_OLD)
-        return ticket
+        return opened
 
-    async def _same_session(self, ticket: Mapping[str, Any], call: RequestContext) -> BrowserSession:
+    async def _same_session(self, ticket: Mapping[str, Any], call: RequestContext) -> Session:
         """The session that the page was made for. Raises CannotReturn when it is not the browser's any more."""
         session = await self._accounts.session(call)
         if session is None or session.session_id != ticket["session_id"]:
             raise CannotReturn(_PAGE_IS_OLD)
         return session
 
-    def _return_code(self, request: AuthorizationRequest, session: BrowserSession, call: RequestContext) -> Reply:
+    def _return_code(self, request: AuthorizationRequest, session: Session, call: RequestContext) -> Reply:
         content = {
             "grant_id": new_id(),
             "client_id": request.client_id,
@@ -380,7 +358,7 @@ class Interaction:
             "code_challenge": request.code_challenge,
             "user_id": session.user_id,
             "session_id": session.session_id,
-            "auth_time": session.auth_time.timestamp(),
+            "auth_time": moment(session.auth_time).timestamp(),
         }
         code = self._tickets.issue(tickets.CODE, call.tenant_id, content, self._config.code_lifetime)
         issuer = tenant_issuer(self._settings, call.tenant_id)

@@ -16,7 +16,7 @@ from services.chassis.service import Service
 from services.identity.auth_service_v2 import clients
 from services.identity.auth_service_v2.clients import Client
 from services.identity.auth_service_v2.replies import Reply, as_json, bearer_refusal
-from services.identity.auth_service_v2.store import ClientStore
+from services.identity.auth_service_v2.store import Store
 
 _Uri = Annotated[str, Field(max_length=2048)]
 _MAX_JWKS = 16_384
@@ -99,22 +99,25 @@ class Registration:
         self._settings = service.settings
         self._database = service.database
         self._events = service.events
-        self._clients = ClientStore(service.database)
+        self._store = Store(service.database)
 
     async def register(self, token: str, body: bytes, call: RequestContext) -> Reply:
         """RFC 7591, section 3. Raises OAuth2Error."""
         async with self._database.transaction():
-            if not token or not await self._clients.use_registration_token(hash_secret(token)):
+            if not token or not await self._store.use_registration_token(hash_secret(token)):
                 return bearer_refusal(401, "invalid_token", "a registration token is needed")
             metadata = Metadata.read(body)
             secret = _new_secret_for(metadata)
             access_token = new_secret()
-            client = await self._clients.insert(
-                new_id(),
+            row = await self._store.clients.insert(
+                client_id=new_id(),
                 secret_hash=hash_secret(secret) if secret else None,
                 registration_hash=hash_secret(access_token),
+                audiences=[],
+                first_party=False,
                 **metadata.settings(),
             )
+            client = Client(**row)
             await self._events.publish(ClientCreated(client_id=client.client_id), aggregate=client.client_id)
         return as_json(self._information(client, access_token, call, secret=secret), 201)
 
@@ -126,7 +129,7 @@ class Registration:
     async def replace(self, client_id: str, token: str, body: bytes, call: RequestContext) -> Reply:
         """RFC 7592, section 2.2. Raises OAuth2Error."""
         async with self._database.transaction():
-            client = await self._managed(client_id, token)
+            client = await self._managed(client_id, token, lock=True)
             if client is None:
                 return _refusal()
             metadata = Replacement.read(body)
@@ -135,27 +138,24 @@ class Registration:
                 raise OAuth2Error("the client is another one", error=_INVALID)
             secret = "" if client.keeps_a_secret else _new_secret_for(metadata)
             kept = client.secret_hash if clients.keeps_a_secret(metadata.token_endpoint_auth_method) else None
-            renewed = await self._clients.update(
-                client_id,
-                secret_hash=hash_secret(secret) if secret else kept,
-                audiences=client.audiences,
-                first_party=client.first_party,
-                **metadata.settings(),
+            renewed = await self._store.clients.change(
+                client.client_id, secret_hash=hash_secret(secret) if secret else kept, **metadata.settings()
             )
             await self._events.publish(ClientUpdated(client_id=client.client_id), aggregate=client.client_id)
-        return as_json(self._information(renewed, token, call, secret=secret))
+        return as_json(self._information(Client(**renewed), token, call, secret=secret))
 
     async def remove(self, client_id: str, token: str) -> Reply:
         """RFC 7592, section 2.3."""
-        if await self._managed(client_id, token) is None:
-            return _refusal()
         async with self._database.transaction():
-            deleted = await self._clients.delete(client_id)
-            await self._events.publish(ClientDeleted(client_id=deleted), aggregate=deleted)
+            client = await self._managed(client_id, token, lock=True)
+            if client is None:
+                return _refusal()
+            await self._store.clients.delete(client_id=client.client_id)
+            await self._events.publish(ClientDeleted(client_id=client.client_id), aggregate=client.client_id)
         return Reply(204)
 
-    async def _managed(self, client_id: str, token: str) -> Client | None:
-        client = await self._clients.find(client_id)
+    async def _managed(self, client_id: str, token: str, *, lock: bool = False) -> Client | None:
+        client = await self._store.client(client_id, lock=lock)
         return client if client is not None and client.is_managed_by(token) else None
 
     def _information(self, client: Client, token: str, call: RequestContext, *, secret: str = "") -> dict[str, Any]:

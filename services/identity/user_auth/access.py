@@ -1,11 +1,11 @@
 """Who may do what in a tenant: roles, who has them, and who may decide about it."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Sequence
 
 from nexus.identity.user_auth.v1.faults import LastOwner, RoleBuiltIn, RoleInUse, RoleNotFound, UserChanged
 from services.chassis.context import OPERATOR_USER, User
 from services.chassis.database import Database
+from services.chassis.table import Row
 from services.identity.user_auth.roles import (
     BUILT_IN,
     EVERYTHING,
@@ -15,18 +15,15 @@ from services.identity.user_auth.roles import (
     require_known,
     require_within,
 )
-from services.identity.user_auth.store import RoleStore, UserStore
-
-Row = Mapping[str, Any]
+from services.identity.user_auth.store import Store
 
 
 class Access:
     """Rules about roles, over the rows of the call's tenant."""
 
-    def __init__(self, database: Database, users: UserStore, roles: RoleStore) -> None:
+    def __init__(self, database: Database, store: Store) -> None:
         self._database = database
-        self._users = users
-        self._roles = roles
+        self._store = store
 
     async def permissions(self, user: Row) -> list[str]:
         """What a user may do."""
@@ -44,7 +41,7 @@ class Access:
         """Raises LastOwner if the tenant's last active owner would go. Holds in a transaction that locked the
         owners before it read the user."""
         is_owner = OWNER in user["roles"] and user["state"] == "active"
-        if is_owner and not await self._users.has_other_owner(user["user_id"]):
+        if is_owner and not await self._store.has_other_owner(user["user_id"]):
             raise LastOwner()
 
     async def set_role(self, actor: User, rule: Rule, description: str, etag: str) -> Row:
@@ -54,29 +51,30 @@ class Access:
         own = await self._own(actor)
         require_within(rule, own)
         async with self._database.transaction():
-            for present in await self._roles.named([rule.name], lock="FOR UPDATE"):
+            present = await self._store.roles.get(rule.name, lock=True)
+            if present is not None:
                 require_within(_rule(present), own)
                 if etag and etag != str(present["version"]):
                     raise UserChanged()
-            return await self._roles.put(rule.name, description, list(rule.allow), list(rule.deny))
+            return await self._store.roles.put(
+                name=rule.name, description=description, allow=sorted(rule.allow), deny=sorted(rule.deny)
+            )
 
     async def delete_role(self, actor: User, name: str) -> None:
         if name in BUILT_IN:
             raise RoleBuiltIn(role=name)
         async with self._database.transaction():
-            present = await self._roles.named([name], lock="FOR UPDATE")
-            if not present:
-                raise RoleNotFound(role=name)
-            require_within(_rule(present[0]), await self._own(actor))
-            users = await self._roles.users_of(name)
+            present = await self._store.roles.require(name, lock=True)
+            require_within(_rule(present), await self._own(actor))
+            users = await self._store.count_with(name)
             if users:
                 raise RoleInUse(role=name, users=users)
-            await self._roles.delete(name)
+            await self._store.roles.delete(name=name)
 
     async def assign(self, actor: User, user: Row, names: Sequence[str]) -> Row:
         """Inside a transaction that has locked the user."""
         await self.require_may_give(actor, names)
-        return await self._users.set_roles(user["user_id"], {*user["roles"], *names})
+        return await self._store.users.change(user["user_id"], roles=sorted({*user["roles"], *names}))
 
     async def require_may_give(self, actor: User, names: Sequence[str]) -> None:
         """Raises RoleNotFound, RoleBeyondOwn. The roles stay until the transaction ends."""
@@ -93,21 +91,22 @@ class Access:
             require_within(rule, own)
         if OWNER in leaving:
             await self.require_other_owner(user)
-        return await self._users.set_roles(user["user_id"], set(user["roles"]) - leaving)
+        return await self._store.users.change(user["user_id"], roles=sorted(set(user["roles"]) - leaving))
 
     async def _own(self, actor: User) -> Collection[str]:
         """What an actor may decide on: what their roles say, whatever modules are on now. An API key or a client
         decides on no more than it was given; the operator on everything, whatever modules are on."""
         if actor.user_id == OPERATOR_USER:
             return {EVERYTHING}
-        user = None if actor.scoped else await self._users.by_id(actor.user_id)
+        user = None if actor.scoped else await self._store.users.get(actor.user_id)
         return actor.permissions if user is None else await self.permissions(user)
 
     async def _rules(self, names: Iterable[str], *, lock: str = "") -> list[Rule]:
         """Those of the roles that there are."""
-        own = {name for name in names if name not in BUILT_IN}
+        own = sorted({name for name in names if name not in BUILT_IN})
         built_in = [BUILT_IN[name] for name in names if name in BUILT_IN]
-        return built_in + [_rule(row) for row in (await self._roles.named(sorted(own), lock=lock) if own else ())]
+        rows = await self._store.roles.select(f"name = ANY($1) ORDER BY name {lock}", own) if own else []
+        return built_in + [_rule(row) for row in rows]
 
 
 def _rule(row: Row) -> Rule:

@@ -4,19 +4,17 @@ Who asks for a mail by address only leaves a request; a job looks into it a mome
 long for an unknown address as for a known one, and a request survives a crash and a mail server that is away.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 from services.chassis.clock import now
 from services.chassis.context import acting_for
-from services.chassis.database import Database
-from services.chassis.ids import hash_secret, new_secret
-from services.chassis.mail import Mailer
+from services.chassis.ids import hash_secret, new_id, new_secret
+from services.chassis.service import Service
+from services.chassis.table import Row
 from services.identity.user_auth.profiles import Profiles
 from services.identity.user_auth.spec import Config
-from services.identity.user_auth.store import UserStore
+from services.identity.user_auth.store import Store
 
 VERIFY, RECOVER, INVITE = "verify", "recover", "invite"
 SEND_SECONDS = 1.0
@@ -35,13 +33,12 @@ class _Mail:
 class CodeMailer:
     """Makes codes, keeps their hashes and mails them."""
 
-    def __init__(
-        self, database: Database, store: UserStore, profiles: Profiles, mailer: Mailer, config: Config
-    ) -> None:
-        self._database = database
+    def __init__(self, service: Service, store: Store, profiles: Profiles) -> None:
+        config: Config = service.config
+        self._database = service.database
+        self._mailer = service.mailer
         self._store = store
         self._profiles = profiles
-        self._mailer = mailer
         self._mails = {
             VERIFY: _Mail(
                 "Verify your e-mail address",
@@ -64,10 +61,17 @@ class CodeMailer:
             ),
         }
 
-    async def send(self, user: Mapping[str, Any], purpose: str) -> None:
-        """Mail the user a fresh code; earlier ones for this purpose stop working."""
+    async def request(self, email: str, purpose: str) -> None:
+        """Have a mail sent to whoever has this address, if anybody may have it."""
+        digest = self._profiles.address(email).digest
+        await self._store.mail_requests.insert(request_id=new_id(), email_digest=digest, purpose=purpose)
+
+    async def send(self, user: Row, purpose: str) -> None:
+        """Mail the user a fresh code, within a transaction; earlier ones for this purpose stop working."""
         mail, code = self._mails[purpose], new_secret()
-        await self._store.replace_code(user["user_id"], mail.redeemed_as, hash_secret(code), now() + mail.lifetime)
+        kind = {"user_id": user["user_id"], "purpose": mail.redeemed_as}
+        await self._store.codes.delete(**kind)
+        await self._store.codes.insert(code_hash=hash_secret(code), expire_time=now() + mail.lifetime, **kind)
         profile = await self._profiles.of(user)
         greeting = f"Hello{' ' + profile.display_name if profile.display_name else ''},\n\n"
         await self._mailer.send(profile.email, mail.subject, greeting + mail.body.format(code=code))
@@ -83,7 +87,7 @@ class CodeMailer:
         request = await self._store.take_mail_request(request_id)
         if request is None:
             return
-        user = await self._store.by_digest(request["email_digest"])
+        user = await self._store.users.find(email_digest=request["email_digest"])
         if user is None or user["state"] != "active":
             return
         if request["purpose"] == RECOVER or not user["email_verified"]:
