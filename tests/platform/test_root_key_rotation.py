@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import httpx
+import pytest
 
 from services.chassis.clock import now
 from services.chassis.config import Settings
@@ -17,6 +18,8 @@ from services.chassis.sealing import Sealer
 from services.chassis.spec import ServiceSpec, discover
 from services.identity.auth_service_v2.spec import PROVIDER_SECRETS
 from tests.platforms import Platform, Tenant, eventually
+
+pytestmark = pytest.mark.xdist_group("root key")  # the platform has one, and a test at a time may change it
 
 
 async def roots_of(platform: Platform, tenant: Tenant) -> set[str]:
