@@ -42,6 +42,11 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["XDG_CONFIG_HOME"] = str(Path(home) / "config")  # of platforms, for their unseal key
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are processors, for there is always a test that waits."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that start a platform of their own come first: at the end one worker would wait for the other's."""
     items.sort(key=lambda item: "own_platform" not in getattr(item, "fixturenames", ()))

@@ -27,12 +27,13 @@ from services.chassis.database import Database
 
 Row: TypeAlias = asyncpg.Record
 
+_OF_TENANT = "tenant_id = nexus.tenant_id()"
 _MessageList: Any = type(ListValue().values)
 _ValueList: Any = type(FieldMask().paths)
 
 
 class Table:
-    """One table of the service, of the tenant of the call or of `acting_for`.
+    """One table of the service: the rows of the tenant of the call or of `acting_for`.
 
     A value may be what a message has in a field: a Timestamp, a Duration, a list; other messages, lists of them and
     maps are for jsonb columns. Ids come back as text. Constraints that break come through as asyncpg's exceptions.
@@ -48,12 +49,13 @@ class Table:
         order: str = "",
         columns: str = "*",
         on_update: str = "",
+        of_tenant: bool = True,
     ) -> None:
         """`key` is the column that names a row within its tenant. `missing` is what `require` raises, made with the
         key. `order` is the column that pages go by, upwards, another in every row; without one they go by the key,
         downwards: the latest first, where keys are UUIDv7. By several columns, or downwards, a page begins where a
         filter says. `columns` are what rows come with. `on_update` is what every update sets besides, in SQL that
-        names columns with their table."""
+        names columns with their table. One that is not `of_tenant` has rows of the platform: those of all."""
         self._database = database
         self._name = name
         self._key = key
@@ -61,6 +63,7 @@ class Table:
         self._order = order
         self._columns = columns
         self._on_update = on_update
+        self._scope = _OF_TENANT if of_tenant else "true"
 
     async def get(self, key: object, /, *, lock: bool = False) -> Row | None:
         """`lock` keeps others from changing it until the transaction ends."""
@@ -76,19 +79,16 @@ class Table:
 
     async def get_all(self, keys: Iterable[object], /) -> dict[Any, Row]:
         """By key, those of the rows that there are."""
-        query = (
-            f"SELECT {self._columns} FROM {self._name} WHERE tenant_id = nexus.tenant_id() AND {self._key} = ANY($1)"
-        )
-        return {row[self._key]: row for row in await self._database.fetch(query, list(keys))}
+        return {row[self._key]: row for row in await self.select(f"{self._key} = ANY($1)", list(keys))}
 
     async def find(self, *, lock: bool = False, **equal: object) -> Row | None:
         """The row with these values, of columns that tell one row from all others."""
-        query = _select(self._name, self._columns, tuple(equal)) + (" FOR UPDATE" if lock else "")
+        query = _select(self._name, self._columns, self._scope, tuple(equal)) + (" FOR UPDATE" if lock else "")
         return await self._database.fetchrow(query, *map(stored, equal.values()))
 
     async def all(self, **equal: object) -> list[Row]:
         """In the order of their keys."""
-        query = f"{_select(self._name, self._columns, tuple(equal))} ORDER BY {self._order or self._key}"
+        query = f"{_select(self._name, self._columns, self._scope, tuple(equal))} ORDER BY {self._order or self._key}"
         return await self._database.fetch(query, *map(stored, equal.values()))
 
     async def page(
@@ -103,7 +103,7 @@ class Table:
             wanted[f"{self._order or self._key} {'>' if self._order else '<'} {{}}"] = after
         values = [value for value in wanted.values() if value is not None]
         conditions = tuple(condition for condition, value in wanted.items() if value is not None)
-        query = _page(self._name, self._columns, self._order or f"{self._key} DESC", conditions)
+        query = _page(self._name, self._columns, self._scope, self._order or f"{self._key} DESC", conditions)
         return await self._database.fetch(query, limit, *map(stored, _flat(values)))
 
     async def insert(self, **values: Any) -> Row:
@@ -149,7 +149,8 @@ class Table:
         """None if there is no row with this key, or it is not as `where` has it, or not the one whose `etag` the caller
         has seen (AIP-154; "" is any)."""
         conditions = {self._key: key, **(where or {})}
-        query = _update(self._name, self._columns, self._on_update, tuple(conditions), tuple(values), bool(etag))
+        to_update = (self._name, self._columns, self._scope, self._on_update)
+        query = _update(*to_update, tuple(conditions), tuple(values), bool(etag))
         seen = [etag] if etag else []
         return await self._database.fetchrow(query, *_stored(conditions), *_stored(values), *seen)
 
@@ -161,12 +162,13 @@ class Table:
 
     async def delete(self, **equal: object) -> int:
         """Returns how many there were."""
-        return await self._database.execute(f"DELETE FROM {self._name} WHERE {_equal(tuple(equal))}", *_stored(equal))
+        query = f"DELETE FROM {self._name} WHERE {_equal(self._scope, tuple(equal))}"
+        return await self._database.execute(query, *_stored(equal))
 
     async def select(self, condition: str, /, *values: object) -> list[Row]:
         """What no values of columns tell: rows by a condition in SQL, with $1 and so on for `values`. It may end with
         ORDER BY and LIMIT."""
-        query = f"SELECT {self._columns} FROM {self._name} WHERE tenant_id = nexus.tenant_id() AND {condition}"
+        query = f"SELECT {self._columns} FROM {self._name} WHERE {self._scope} AND {condition}"
         return await self._database.fetch(query, *map(stored, values))
 
 
@@ -196,8 +198,8 @@ def _flat(values: Iterable[object]) -> Iterator[object]:
         yield from value if isinstance(value, tuple) else (value,)
 
 
-def _equal(columns: Sequence[str]) -> str:
-    return " AND ".join(["tenant_id = nexus.tenant_id()", *_assigned(columns, 1)])
+def _equal(scope: str, columns: Sequence[str]) -> str:
+    return " AND ".join([scope, *_assigned(columns, 1)])
 
 
 def _assigned(columns: Sequence[str], first: int) -> list[str]:
@@ -205,15 +207,15 @@ def _assigned(columns: Sequence[str], first: int) -> list[str]:
 
 
 @cache
-def _select(table: str, columns: str, equal: tuple[str, ...]) -> str:
-    return f"SELECT {columns} FROM {table} WHERE {_equal(equal)}"
+def _select(table: str, columns: str, scope: str, equal: tuple[str, ...]) -> str:
+    return f"SELECT {columns} FROM {table} WHERE {_equal(scope, equal)}"
 
 
 @cache
-def _page(table: str, columns: str, order: str, conditions: tuple[str, ...]) -> str:
+def _page(table: str, columns: str, scope: str, order: str, conditions: tuple[str, ...]) -> str:
     numbers = (f"${number}" for number in count(2))
     numbered = [condition.format(*islice(numbers, condition.count("{}"))) for condition in conditions]
-    where = " AND ".join(["tenant_id = nexus.tenant_id()", *numbered])
+    where = " AND ".join([scope, *numbered])
     return f"SELECT {columns} FROM {table} WHERE {where} ORDER BY {order} LIMIT $1"
 
 
@@ -226,8 +228,14 @@ def _insert(table: str, columns: str, inserted: tuple[str, ...], conflict: str) 
 
 @cache
 def _update(
-    table: str, columns: str, always: str, where: tuple[str, ...], changed: tuple[str, ...], if_seen: bool
+    table: str,
+    columns: str,
+    scope: str,
+    always: str,
+    where: tuple[str, ...],
+    changed: tuple[str, ...],
+    if_seen: bool,
 ) -> str:
     assigned = ", ".join([*_assigned(changed, len(where) + 1), *([always] if always else [])])
     seen = f" AND etag::text = ${len(where) + len(changed) + 1}" if if_seen else ""
-    return f"UPDATE {table} SET {assigned} WHERE {_equal(where)}{seen} RETURNING {columns}"
+    return f"UPDATE {table} SET {assigned} WHERE {_equal(scope, where)}{seen} RETURNING {columns}"

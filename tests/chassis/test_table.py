@@ -12,6 +12,7 @@ from nexus.identity.user_auth.v1.faults import RoleNotFound
 from nexus.platform.backend_api.v1.backend_api_pb2 import ListRoutesRequest
 from services.chassis.config import Settings
 from services.chassis.database import Database, acting_for
+from services.chassis.ids import new_id
 from services.chassis.paging import Pager
 from services.chassis.sealing import Sealer
 from services.chassis.spec import discover
@@ -45,6 +46,15 @@ def roles(database: Database) -> Table:
 def our_tenant(tenant: Tenant) -> Iterator[None]:
     with acting_for(tenant.tenant_id):
         yield
+
+
+@pytest.fixture
+async def plans(settings: Settings) -> AsyncIterator[Table]:
+    """The platform's, as puabo-os has them."""
+    database = Database(settings, discover()["puabo-os"])
+    await database.start()
+    yield Table(database, "plans", key="plan_id", order="plan_id", of_tenant=False)
+    await database.stop()
 
 
 async def add(roles: Table, *names: str) -> None:
@@ -223,3 +233,17 @@ async def test_a_page_of_a_pager_has_the_token_of_the_next(roles: Table) -> None
         if not token:
             break
     assert seen == [["role0", "role1"], ["role2", "role3"], ["role4"]]
+
+
+async def test_rows_of_the_platform_are_there_for_every_tenant(plans: Table, other_tenant: Tenant) -> None:
+    named = {"title": "Test", "modules": [], "quotas": "[]"}
+    first, second = sorted(f"test-{new_id()}" for _ in range(2))
+    await plans.insert_all({"plan_id": plan_id, **named} for plan_id in (first, second))
+    with acting_for(other_tenant.tenant_id):
+        assert [row["plan_id"] for row in await plans.page(first, 1)] == [second]
+        assert set(await plans.get_all([first, second])) == {first, second}
+        assert await plans.update(first, title="Changed") is not None
+    assert [row["title"] for row in await plans.select("plan_id = $1", first)] == ["Changed"]
+    for plan_id in (first, second):
+        assert await plans.delete(plan_id=plan_id) == 1
+    assert await plans.get(first) is None

@@ -13,6 +13,7 @@ from nexus.modules.puabo_os.v1.faults import (
     EtagStale,
     ModuleEssential,
     ModuleNotInPlan,
+    PlanTaken,
     QuotaExceeded,
     TenantStateWrong,
     TenantTaken,
@@ -27,7 +28,15 @@ from services.chassis.signals import EVERY_TENANT, Signals
 from services.chassis.table import Row
 from services.modules.puabo_os import modules, quotas, settings, tenants
 from services.modules.puabo_os.spec import Config
-from services.modules.puabo_os.store import NO_ETAG, PlanStore, SettingStore, TenantStore, UsageStore, quotas_of
+from services.modules.puabo_os.store import (
+    NO_ETAG,
+    PlanStore,
+    SettingStore,
+    TenantStore,
+    UsageStore,
+    json_of,
+    quotas_of,
+)
 
 _FINISH_ERASURES_SECONDS = 2.0
 _FORGET_USAGE_SECONDS = 3600.0
@@ -57,14 +66,14 @@ class TenantService:
         plan_id = request.plan_id or _STANDARD_PLAN
         with acting_for(self._platform_tenant):
             async with self._database.transaction():
-                tenant = await self._store.insert(request.tenant_id, request.display_name, plan_id)
+                tenant = await self._store.insert_new(request.tenant_id, request.display_name, plan_id)
                 if tenant is not None:
                     created = events_pb2.TenantCreated(
                         tenant_id=request.tenant_id, display_name=request.display_name, plan_id=plan_id
                     )
                     await self._events.publish(created, request.tenant_id)
         if tenant is None:
-            tenant = await self._store.by_id(request.tenant_id)
+            tenant = await self._store.rows.require(request.tenant_id)
             if (tenant["display_name"], tenant["plan_id"]) != (request.display_name, plan_id):
                 raise TenantTaken(tenant_id=request.tenant_id)
         return tenants_pb2.CreateTenantResponse(tenant=await self._tenant(tenant))
@@ -72,14 +81,15 @@ class TenantService:
     async def GetTenant(
         self, request: tenants_pb2.GetTenantRequest, call: RequestContext
     ) -> tenants_pb2.GetTenantResponse:
-        tenant = await self._store.by_id(request.tenant_id)
+        tenant = await self._store.rows.require(request.tenant_id)
         return tenants_pb2.GetTenantResponse(tenant=await self._tenant(tenant))
 
     async def ListTenants(
         self, request: tenants_pb2.ListTenantsRequest, call: RequestContext
     ) -> tenants_pb2.ListTenantsResponse:
         state = text_of(tenants_pb2.TenantState, request.state).lower()
-        rows, more = await self._pager.page(request, call, partial(self._store.page, state or None), by="tenant_id")
+        fetch = partial(self._store.rows.page, state=state or None)
+        rows, more = await self._pager.page(request, call, fetch, by="tenant_id")
         return tenants_pb2.ListTenantsResponse(
             tenants=[await self._tenant(tenant) for tenant in rows], next_page_token=more
         )
@@ -153,7 +163,7 @@ class TenantService:
         """
         with acting_for(self._platform_tenant):
             async with self._database.transaction():
-                tenant = await self._store.by_id(tenant_id, lock=True)
+                tenant = await self._store.rows.require(tenant_id, lock=True)
                 changed = await change(tenant)
                 if changed is not None:
                     tenant, event = changed
@@ -242,21 +252,31 @@ class PlanService:
     async def CreatePlan(
         self, request: plans_pb2.CreatePlanRequest, call: RequestContext
     ) -> plans_pb2.CreatePlanResponse:
-        plan = request.plan
-        row = await self._store.insert(plan.plan_id, plan.title, *_contents(plan))
+        plan_id, title = request.plan.plan_id, request.plan.title
+        chosen, planned = _contents(request.plan)
+        await self._store.rows.insert_new(plan_id=plan_id, title=title, modules=chosen, quotas=json_of(planned))
+        row = await self._store.rows.require(plan_id)
+        if (row["title"], row["modules"], quotas_of(row)) != (title, chosen, planned):
+            raise PlanTaken(plan_id=plan_id)
         return plans_pb2.CreatePlanResponse(plan=_plan(row))
 
     async def GetPlan(self, request: plans_pb2.GetPlanRequest, call: RequestContext) -> plans_pb2.GetPlanResponse:
-        return plans_pb2.GetPlanResponse(plan=_plan(await self._store.by_id(request.plan_id)))
+        return plans_pb2.GetPlanResponse(plan=_plan(await self._store.rows.require(request.plan_id)))
 
     async def ListPlans(self, request: plans_pb2.ListPlansRequest, call: RequestContext) -> plans_pb2.ListPlansResponse:
-        rows, more = await self._pager.page(request, call, self._store.page, by="plan_id")
+        rows, more = await self._pager.page(request, call, self._store.rows.page, by="plan_id")
         return plans_pb2.ListPlansResponse(plans=map(_plan, rows), next_page_token=more)
 
     async def UpdatePlan(
         self, request: plans_pb2.UpdatePlanRequest, call: RequestContext
     ) -> plans_pb2.UpdatePlanResponse:
-        row = await self._store.replace(request.plan_id, request.title, *_contents(request), request.etag)
+        chosen, planned = _contents(request)
+        row = await self._store.rows.update(
+            request.plan_id, etag=request.etag, title=request.title, modules=chosen, quotas=json_of(planned)
+        )
+        if row is None:
+            await self._store.rows.require(request.plan_id)
+            raise EtagStale()
         return plans_pb2.UpdatePlanResponse(plan=_plan(row))
 
     async def DeletePlan(

@@ -1,15 +1,16 @@
 """The SQL of puabo-os."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
-from typing import Any
 
 import asyncpg
 
-from nexus.modules.puabo_os.v1.faults import EtagStale, PlanInUse, PlanTaken, PlanUnknown
+from nexus.modules.puabo_os.v1.faults import EtagStale, PlanInUse, PlanUnknown
 from nexus.type.v1.faults import TenantUnknown
+from services.chassis.clock import now
 from services.chassis.database import Database
 from services.chassis.table import Row, Table
 from services.modules.puabo_os.quotas import TOTAL, Quota
@@ -29,74 +30,45 @@ ORDER BY n.nspname
 """
 
 
+_NEW_ETAG = "etag = gen_random_uuid()"
+
+
 class TenantStore:
     """The register of tenants."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-
-    async def insert(self, tenant_id: str, display_name: str, plan_id: str) -> Row | None:
-        """The new tenant, or None when there is one of this id. Raises PlanUnknown."""
-        try:
-            return await self._database.fetchrow(
-                """
-                INSERT INTO nexus.tenants (tenant_id, display_name, plan_id) VALUES ($1, $2, $3)
-                ON CONFLICT DO NOTHING RETURNING *
-                """,
-                tenant_id,
-                display_name,
-                plan_id,
-            )
-        except asyncpg.ForeignKeyViolationError:
-            raise PlanUnknown(plan_id=plan_id) from None
-
-    async def by_id(self, tenant_id: str, *, lock: bool = False) -> Row:
-        """Raises TenantUnknown."""
-        row = await self._database.fetchrow(
-            f"SELECT * FROM nexus.tenants WHERE tenant_id = $1 {'FOR NO KEY UPDATE' if lock else ''}", tenant_id
+        self.rows = Table(
+            database,
+            "nexus.tenants",
+            key="tenant_id",
+            order="tenant_id",
+            missing=lambda tenant_id: TenantUnknown(tenant=tenant_id),
+            on_update=_NEW_ETAG,
+            of_tenant=False,
         )
-        if row is None:
-            raise TenantUnknown(tenant=tenant_id)
-        return row
 
-    async def page(self, state: str | None, after: str, limit: int) -> list[Row]:
-        return await self._database.fetch(
-            """
-            SELECT * FROM nexus.tenants WHERE tenant_id > $2 AND ($1::text IS NULL OR state = $1)
-            ORDER BY tenant_id LIMIT $3
-            """,
-            state,
-            after,
-            limit,
-        )
+    async def insert_new(self, tenant_id: str, display_name: str, plan_id: str) -> Row | None:
+        """None when there is one of this id. Raises PlanUnknown."""
+        with _plan_known(plan_id):
+            return await self.rows.insert_new(tenant_id=tenant_id, display_name=display_name, plan_id=plan_id)
 
     async def set_state(self, tenant_id: str, state: str, erase_time: datetime | None = None) -> Row:
-        return await self._update(tenant_id, "state = $2, state_time = now(), erase_time = $3", state, erase_time)
+        return await self.rows.change(tenant_id, state=state, state_time=now(), erase_time=erase_time)
 
     async def set_name_and_plan(self, tenant_id: str, display_name: str, plan_id: str) -> Row:
         """Raises PlanUnknown."""
-        try:
-            return await self._update(tenant_id, "display_name = $2, plan_id = $3", display_name, plan_id)
-        except asyncpg.ForeignKeyViolationError:
-            raise PlanUnknown(plan_id=plan_id) from None
+        with _plan_known(plan_id):
+            return await self.rows.change(tenant_id, display_name=display_name, plan_id=plan_id)
 
     async def set_erased(self, tenant_id: str) -> bool:
         """Whether it was not before."""
-        return bool(
-            await self._database.execute(
-                """
-                UPDATE nexus.tenants
-                SET state = 'erased', display_name = '', state_time = now(), etag = gen_random_uuid()
-                WHERE tenant_id = $1 AND state = 'erasing'
-                """,
-                tenant_id,
-            )
-        )
+        erasing = {"state": "erasing"}
+        erased = await self.rows.update(tenant_id, where=erasing, state="erased", display_name="", state_time=now())
+        return erased is not None
 
     async def begun_erasures(self) -> list[str]:
-        rows = await self._database.fetch(
-            "SELECT tenant_id FROM nexus.tenants WHERE state = 'erasing' AND erase_time <= now()"
-        )
+        rows = await self.rows.select("state = 'erasing' AND erase_time <= now()")
         return [row["tenant_id"] for row in rows]
 
     async def erasing_schemas(self, tenant_id: str) -> list[str]:
@@ -104,84 +76,32 @@ class TenantStore:
         has given its word."""
         return [row["nspname"] for row in await self._database.fetch(_ERASING_SCHEMAS, tenant_id)]
 
-    async def _update(self, tenant_id: str, assignments: str, *values: Any) -> Row:
-        row = await self._database.fetchrow(
-            f"""
-            UPDATE nexus.tenants SET {assignments}, etag = gen_random_uuid() WHERE tenant_id = $1 RETURNING *
-            """,
-            tenant_id,
-            *values,
-        )
-        assert row is not None
-        return row
-
 
 class PlanStore:
     """Plans, and what the call's tenant has of its own."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
-        self._enabled = Table(database, "enabled_modules", key="module_id")
-
-    async def insert(self, plan_id: str, title: str, modules: Sequence[str], quotas: Sequence[Quota]) -> Row:
-        """The new plan, or the one that is the same. Raises PlanTaken."""
-        await self._database.execute(
-            "INSERT INTO plans (plan_id, title, modules, quotas) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
-            plan_id,
-            title,
-            modules,
-            _dump(quotas),
+        self.rows = Table(
+            database,
+            "plans",
+            key="plan_id",
+            order="plan_id",
+            missing=PlanUnknown,
+            on_update=_NEW_ETAG,
+            of_tenant=False,
         )
-        row = await self.by_id(plan_id)
-        if (row["title"], row["modules"], quotas_of(row)) != (title, list(modules), list(quotas)):
-            raise PlanTaken(plan_id=plan_id)
-        return row
-
-    async def by_id(self, plan_id: str) -> Row:
-        """Raises PlanUnknown."""
-        row = await self._database.fetchrow("SELECT * FROM plans WHERE plan_id = $1", plan_id)
-        if row is None:
-            raise PlanUnknown(plan_id=plan_id)
-        return row
+        self._enabled = Table(database, "enabled_modules", key="module_id")
 
     async def of_tenant(self) -> Row:
         """The plan of the call's tenant."""
-        row = await self._database.fetchrow(
-            "SELECT * FROM plans "
-            "WHERE plan_id = (SELECT plan_id FROM nexus.tenants WHERE tenant_id = nexus.tenant_id())"
-        )
-        assert row is not None, "the register refers to plans"
-        return row
-
-    async def page(self, after: str, limit: int) -> list[Row]:
-        return await self._database.fetch(
-            "SELECT * FROM plans WHERE plan_id > $1 ORDER BY plan_id LIMIT $2", after, limit
-        )
-
-    async def replace(
-        self, plan_id: str, title: str, modules: Sequence[str], quotas: Sequence[Quota], etag: str
-    ) -> Row:
-        """Raises PlanUnknown, EtagStale."""
-        row = await self._database.fetchrow(
-            """
-            UPDATE plans SET title = $2, modules = $3, quotas = $4, etag = gen_random_uuid()
-            WHERE plan_id = $1 AND ($5 = '' OR etag::text = $5) RETURNING *
-            """,
-            plan_id,
-            title,
-            modules,
-            _dump(quotas),
-            etag,
-        )
-        if row is None:
-            await self.by_id(plan_id)
-            raise EtagStale()
+        of_tenant = "plan_id = (SELECT plan_id FROM nexus.tenants WHERE tenant_id = nexus.tenant_id())"
+        [row] = await self.rows.select(of_tenant)
         return row
 
     async def delete(self, plan_id: str) -> None:
         """Raises PlanUnknown, PlanInUse."""
         try:
-            if not await self._database.execute("DELETE FROM plans WHERE plan_id = $1", plan_id):
+            if not await self.rows.delete(plan_id=plan_id):
                 raise PlanUnknown(plan_id=plan_id)
         except asyncpg.ForeignKeyViolationError:
             raise PlanInUse(plan_id=plan_id) from None
@@ -323,5 +243,14 @@ def quotas_of(plan: Row) -> list[Quota]:
     return [Quota(**quota) for quota in json.loads(plan["quotas"])]
 
 
-def _dump(quotas: Sequence[Quota]) -> str:
+def json_of(quotas: Sequence[Quota]) -> str:
     return json.dumps(list(map(asdict, quotas)))
+
+
+@contextmanager
+def _plan_known(plan_id: str) -> Iterator[None]:
+    """Raises PlanUnknown."""
+    try:
+        yield
+    except asyncpg.ForeignKeyViolationError:
+        raise PlanUnknown(plan_id=plan_id) from None
